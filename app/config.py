@@ -1,0 +1,51 @@
+"""The app's settings, all from the environment. `docs/operate.md` lists them, and a test holds it to that."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Where the app keeps things and how it talks to the world."""
+
+    model_config = SettingsConfigDict(env_prefix="RANKLOOP_", extra="ignore")
+
+    data_dir: Path = Path(".data")
+    """Folder for artifacts, logs and, without a database address, the embedded PostgreSQL."""
+    database_url: str | None = None
+    """PostgreSQL address. `DATABASE_URL` is read as well; without either, `rankloop up` starts an embedded PostgreSQL.
+    """
+    public_url: str = "http://127.0.0.1:8000"
+    """How people reach the app; sign-in links begin with it, and cookies are `Secure` when it is https."""
+    run_lease_seconds: int = 45
+    """A worker that is silent for so long is given up, and its run goes back into the queue."""
+    max_queued_runs: int = 20
+    """Most runs that wait in one project's queue; one more is refused."""
+    max_body_bytes: int = 64 * 1024 * 1024
+    """Largest body of a request, uploads included."""
+
+    def require_database_url(self) -> str:
+        """The database's address.
+
+        Raises:
+            ValueError: none is set.
+        """
+        url = self.database_url or os.environ.get("DATABASE_URL")
+        if not url:
+            raise ValueError(
+                "No database is named. Set DATABASE_URL, or use `rankloop up`, which starts a PostgreSQL of its own."
+            )
+        return url
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """Where the files of runs and versions are kept."""
+        return self.data_dir / "artifacts"
+
+    @property
+    def has_secure_cookies(self) -> bool:
+        """Whether cookies are sent over https only."""
+        return self.public_url.startswith("https://")

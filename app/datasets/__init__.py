@@ -1,0 +1,1 @@
+"""Datasets: immutable, hashed snapshots of rankings, and their download."""

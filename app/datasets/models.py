@@ -1,0 +1,42 @@
+"""Tables of datasets: the exact lines are stored, so that exporting one twice gives the same bytes."""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import ForeignKey, Index, LargeBinary, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, Created, EmptyObject, ProjectId, UserId, UuidKey
+
+
+class Dataset(Base):
+    """An immutable, hashed snapshot of rankings with its filter and its counts."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (UniqueConstraint("project_id", "number"),)
+
+    id: Mapped[UuidKey]
+    project_id: Mapped[ProjectId]
+    number: Mapped[int]
+    filter: Mapped[EmptyObject]
+    counts: Mapped[EmptyObject]
+    num_rows: Mapped[int]
+    # Over all lines, each with its newline, in order.
+    sha256: Mapped[str]
+    # Key of the pseudonyms; deleted when they must no longer lead back to a person.
+    pseudonym_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_by: Mapped[UserId | None]
+    created_at: Mapped[Created]
+
+
+class DatasetRow(Base):
+    """One line of a dataset, and the ranking that it came from."""
+
+    __tablename__ = "dataset_rows"
+    __table_args__ = (Index("ix_dataset_rows_ranking", "ranking_id"),)
+
+    dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    ranking_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("rankings.id"))
+    line: Mapped[str]

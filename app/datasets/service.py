@@ -1,0 +1,332 @@
+"""Datasets: freeze the current rankings as hashed lines, and give those lines out again, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC
+from itertools import combinations
+from typing import Any
+
+import orjson
+from psycopg import AsyncConnection
+from sqlalchemy import Select, bindparam, func, select, text
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from app.accounts.service import audit
+from app.datasets.models import Dataset, DatasetRow
+from app.errors import Conflict, NotFound
+from app.ndjson import CHUNK_BYTES
+from app.projects.models import Project
+from app.prompts.models import Completion, Prompt, Split
+from app.rankings.models import Ranking, RankingPlace
+from app.registry.models import Version
+from app.tasks.models import Lease, Task, TaskCompletion
+
+LEARNED_FROM = (Split.TRAIN, Split.VALIDATION)
+BATCH = 500
+
+
+class NothingToFreeze(Conflict):
+    """There is nothing to freeze yet: no current ranking of a train or validation prompt. Rank some tasks first."""
+
+
+@dataclass
+class Tally:
+    """What a dataset counts while its lines are made."""
+
+    sha256: Any = field(default_factory=hashlib.sha256)
+    num_rows: int = 0
+    num_pairs: int = 0
+    num_ties: int = 0
+    prompts: set[str] = field(default_factory=set)
+    annotators: set[str] = field(default_factory=set)
+    by_split: Counter[str] = field(default_factory=Counter)
+    by_round: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Mapping[str, Any], line: str, round_number: int | None) -> None:
+        """Count one line."""
+        self.sha256.update(line.encode() + b"\n")
+        self.num_rows += 1
+        sizes = [len(cell) for cell in row["order"]]
+        self.num_pairs += sum(better * worse for better, worse in combinations(sizes, 2))
+        self.num_ties += sum(size * (size - 1) // 2 for size in sizes)
+        self.prompts.add(row["prompt_id"])
+        self.annotators.add(row["annotator"])
+        self.by_split[row["split"]] += 1
+        self.by_round["imported" if round_number is None else str(round_number)] += 1
+
+    def counts(self) -> dict[str, Any]:
+        """The counts as they are stored."""
+        return {
+            "num_rankings": self.num_rows,
+            "num_prompts": len(self.prompts),
+            "num_pairs": self.num_pairs,
+            "num_ties": self.num_ties,
+            "num_annotators": len(self.annotators),
+            **{split: self.by_split[split] for split in LEARNED_FROM},
+            "by_round": dict(self.by_round),
+        }
+
+
+# Freezing
+
+
+async def freeze(session: AsyncSession, *, project: Project, created_by: uuid.UUID | None = None) -> Dataset:
+    """Fix the current rankings of all rounds as a dataset, in the order in which they came.
+
+    Current: not superseded, not surplus, of a task and a train or validation prompt that are not withdrawn.
+
+    Raises:
+        NothingToFreeze: there is none.
+    """
+    number = await next_number(session, project.id)
+    key = secrets.token_bytes(32)
+    tally = await spool_lines(session, current_rankings(project.id), key)
+    if tally.num_rows == 0:
+        raise NothingToFreeze
+    dataset = Dataset(
+        project_id=project.id,
+        number=number,
+        filter={"splits": list(LEARNED_FROM)},
+        counts=tally.counts(),
+        num_rows=tally.num_rows,
+        sha256=tally.sha256.hexdigest(),
+        pseudonym_key=key,
+        created_by=created_by,
+    )
+    session.add(dataset)
+    await session.flush()
+    await keep_lines(session, dataset.id)
+    await audit(session, actor_id=created_by, action="dataset.freeze", subject=str(dataset.id), sha256=dataset.sha256)
+    return dataset
+
+
+async def next_number(session: AsyncSession, project_id: uuid.UUID) -> int:
+    """The number after the newest dataset's. Holds the project, so that two freezes do not take the same one."""
+    await session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
+    newest = await session.scalar(select(func.max(Dataset.number)).where(Dataset.project_id == project_id))
+    return (newest or 0) + 1
+
+
+def current_rankings(project_id: uuid.UUID) -> Select[Any]:
+    """What a dataset is made from, one row a ranking, in one statement: one instant of the database."""
+    newer = aliased(Ranking)
+    return (
+        select(
+            Ranking.id,
+            Ranking.created_at,
+            Ranking.annotator_id,
+            Ranking.annotator_name,
+            Task.round,
+            Task.prompt_id,
+            Prompt.split,
+            Prompt.language,
+            Prompt.messages,
+            Lease.display_order,
+            answers_of_ranking(),
+        )
+        .join(Task, Task.id == Ranking.task_id)
+        .join(Prompt, Prompt.id == Task.prompt_id)
+        .outerjoin(Lease, Lease.id == Ranking.lease_id)
+        .where(
+            Ranking.project_id == project_id,
+            ~Ranking.is_surplus,
+            ~select(newer.id).where(newer.supersedes_id == Ranking.id).exists(),
+            Task.withdrawn_at.is_(None),
+            Prompt.withdrawn_at.is_(None),
+            Prompt.split.in_(LEARNED_FROM),
+        )
+        .order_by(Ranking.number)
+    )
+
+
+def answers_of_ranking() -> Any:
+    """The completions of a ranking with their places, as a JSON array in the order of the task."""
+    answer = func.jsonb_build_object(
+        *("id", Completion.id, "text", Completion.text, "version_id", Completion.version_id),
+        *("finish_reason", Completion.finish_reason, "place", RankingPlace.place),
+        *("rating", RankingPlace.rating, "labels", RankingPlace.labels),
+    )
+    return (
+        select(func.jsonb_agg(aggregate_order_by(answer, TaskCompletion.position)))
+        .join_from(RankingPlace, Completion, Completion.id == RankingPlace.completion_id)
+        .join(
+            TaskCompletion,
+            (TaskCompletion.task_id == RankingPlace.task_id) & (TaskCompletion.completion_id == Completion.id),
+        )
+        .where(RankingPlace.ranking_id == Ranking.id)
+        .correlate(Ranking)
+        .scalar_subquery()
+        .label("answers")
+    )
+
+
+async def spool_lines(session: AsyncSession, query: Select[Any], key: bytes) -> Tally:
+    """Write the lines into a temporary table, some at a time: their hash is needed before the dataset can be stored."""
+    tally = Tally()
+    await session.execute(text("create temporary table frozen_rows (position int, ranking_id uuid, line text)"))
+    connection = await driver_connection(session)
+    result = await session.stream(query, execution_options={"yield_per": BATCH})
+    async for rankings in result.partitions():
+        async with (
+            connection.cursor() as cursor,
+            cursor.copy("copy frozen_rows (position, ranking_id, line) from stdin") as copy,
+        ):
+            for ranking in rankings:
+                row = dataset_row(ranking, key)
+                line = orjson.dumps(row, option=orjson.OPT_SORT_KEYS).decode()
+                await copy.write_row((tally.num_rows, ranking.id, line))
+                tally.add(row, line, ranking.round)
+    return tally
+
+
+async def keep_lines(session: AsyncSession, dataset_id: uuid.UUID) -> None:
+    """Move the lines from the temporary table to the dataset."""
+    await session.execute(
+        text(
+            "insert into dataset_rows (dataset_id, position, ranking_id, line)"
+            " select :dataset_id, position, ranking_id, line from frozen_rows order by position"
+        ).bindparams(bindparam("dataset_id", dataset_id))
+    )
+    await session.execute(text("drop table frozen_rows"))
+
+
+async def driver_connection(session: AsyncSession) -> AsyncConnection[Any]:
+    """The session's own connection as psycopg knows it, for COPY."""
+    raw = await (await session.connection()).get_raw_connection()
+    connection = raw.driver_connection
+    assert isinstance(connection, AsyncConnection)
+    return connection
+
+
+def dataset_row(ranking: Any, key: bytes) -> dict[str, Any]:
+    """One line as docs/protocol.md has it."""
+    answers = ranking.answers
+    shown = ranking.display_order or [answer["id"] for answer in answers]
+    return {
+        "ranking_id": str(ranking.id),
+        "prompt_id": str(ranking.prompt_id),
+        "split": ranking.split,
+        "language": ranking.language,
+        "messages": ranking.messages,
+        "completions": [
+            {name: answer[name] for name in ("id", "text", "version_id", "finish_reason")} for answer in answers
+        ],
+        "order": cells_of(answers),
+        "annotator": pseudonym(key, ranking),
+        "labels": {answer["id"]: answer["labels"] for answer in answers if answer["labels"]},
+        "ratings": {answer["id"]: answer["rating"] for answer in answers if answer["rating"] is not None},
+        "display_order": [str(item) for item in shown],
+        "created_at": ranking.created_at.astimezone(UTC).isoformat(),
+    }
+
+
+def cells_of(answers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The order, best first; an answer without a place is in no cell."""
+    cells: defaultdict[int, list[str]] = defaultdict(list)
+    for answer in answers:
+        if answer["place"] is not None:
+            cells[answer["place"]].append(answer["id"])
+    return [cells[place] for place in sorted(cells)]
+
+
+def pseudonym(key: bytes, ranking: Any) -> str:
+    """The same for one annotator within a dataset, and another in the next. Who was erased is nobody twice."""
+    who = ranking.annotator_id or ranking.annotator_name or ranking.id
+    return hmac.new(key, str(who).encode(), hashlib.sha256).hexdigest()[:16]
+
+
+# Reading
+
+
+async def list_datasets(
+    session: AsyncSession, project_id: uuid.UUID, *, before: int | None = None, limit: int = 50
+) -> Sequence[Dataset]:
+    """A project's datasets, newest first, from below the number `before`."""
+    query = select(Dataset).where(Dataset.project_id == project_id).order_by(Dataset.number.desc()).limit(limit)
+    if before is not None:
+        query = query.where(Dataset.number < before)
+    return (await session.scalars(query)).all()
+
+
+async def get_dataset(session: AsyncSession, dataset_id: uuid.UUID) -> Dataset:
+    """A dataset by id.
+
+    Raises:
+        NotFound: there is none.
+    """
+    dataset = await session.get(Dataset, dataset_id)
+    if dataset is None:
+        raise NotFound("There is no such dataset.")
+    return dataset
+
+
+async def get_dataset_by_number(session: AsyncSession, project_id: uuid.UUID, number: int) -> Dataset:
+    """A dataset by its number within a project.
+
+    Raises:
+        NotFound: there is none.
+    """
+    dataset = await session.scalar(select(Dataset).where(Dataset.project_id == project_id, Dataset.number == number))
+    if dataset is None:
+        raise NotFound(f"This project has no dataset {number}.")
+    return dataset
+
+
+async def count_new_rankings(session: AsyncSession, project_id: uuid.UUID) -> int:
+    """How many current rankings no dataset holds yet."""
+    is_held = select(DatasetRow.ranking_id).where(DatasetRow.ranking_id == Ranking.id).exists()
+    current = current_rankings(project_id).with_only_columns(Ranking.id).order_by(None).where(~is_held)
+    return await session.scalar(select(func.count()).select_from(current.subquery())) or 0
+
+
+async def versions_of_dataset(session: AsyncSession, dataset_id: uuid.UUID) -> Sequence[Version]:
+    """The versions that learned from a dataset, oldest first."""
+    query = select(Version).where(Version.dataset_id == dataset_id).order_by(Version.number)
+    return (await session.scalars(query)).all()
+
+
+async def first_rows(session: AsyncSession, dataset_id: uuid.UUID, *, limit: int = 10) -> list[dict[str, Any]]:
+    """The first lines, parsed, to show what they hold."""
+    lines = await session.scalars(
+        select(DatasetRow.line).where(DatasetRow.dataset_id == dataset_id).order_by(DatasetRow.position).limit(limit)
+    )
+    return [orjson.loads(line) for line in lines]
+
+
+async def datasets_of_ranking(session: AsyncSession, ranking_id: uuid.UUID) -> Sequence[Dataset]:
+    """The datasets that hold a ranking, oldest first."""
+    query = (
+        select(Dataset)
+        .join(DatasetRow, DatasetRow.dataset_id == Dataset.id)
+        .where(DatasetRow.ranking_id == ranking_id)
+        .order_by(Dataset.number)
+    )
+    return (await session.scalars(query)).all()
+
+
+async def stream_lines(session: AsyncSession, dataset_id: uuid.UUID) -> AsyncIterator[bytes]:
+    """A dataset's lines, the same bytes every time. COPY, so that memory stays flat however long it is."""
+    connection = await driver_connection(session)
+    # JSON holds no control characters: with these as delimiter and quote, CSV lets the lines through untouched.
+    statement = (
+        "copy (select line from dataset_rows where dataset_id = %s order by position)"
+        " to stdout (format csv, delimiter e'\\x01', quote e'\\x02')"
+    )
+    buffer = bytearray()
+    async with connection.cursor() as cursor, cursor.copy(statement, (dataset_id,)) as copy:
+        async for block in copy:
+            buffer += block
+            if len(buffer) >= CHUNK_BYTES:
+                yield bytes(buffer)
+                buffer.clear()
+    if buffer:
+        yield bytes(buffer)

@@ -1,0 +1,117 @@
+"""The database: the base of all tables, kinds of columns, engine and sessions. It knows no domain."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Annotated, Any, ClassVar
+
+from sqlalchemy import DateTime, ForeignKey, MetaData, Text, Uuid, func, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, mapped_column
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(column_0_N_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+SessionMaker = async_sessionmaker[AsyncSession]
+
+
+class Base(DeclarativeBase):
+    """The base of all tables."""
+
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[Any]: JSONB,
+        list[str]: ARRAY(Text),
+        list[uuid.UUID]: ARRAY(Uuid),
+    }
+
+
+UuidKey = Annotated[
+    uuid.UUID, mapped_column(primary_key=True, default=uuid.uuid4, server_default=text("gen_random_uuid()"))
+]
+Created = Annotated[datetime, mapped_column(server_default=func.now())]
+TrueByDefault = Annotated[bool, mapped_column(server_default=text("true"), default=True)]
+FalseByDefault = Annotated[bool, mapped_column(server_default=text("false"), default=False)]
+ZeroByDefault = Annotated[int, mapped_column(server_default=text("0"), default=0)]
+EmptyObject = Annotated[dict[str, Any], mapped_column(JSONB, server_default=text("'{}'"), default=dict)]
+UserId = Annotated[uuid.UUID, mapped_column(ForeignKey("users.id", ondelete="SET NULL"))]
+ProjectId = Annotated[uuid.UUID, mapped_column(ForeignKey("projects.id", ondelete="CASCADE"))]
+
+
+DURABILITY_QUERY = text(
+    "select name, setting from pg_settings where name in ('fsync', 'full_page_writes', 'synchronous_commit')"
+)
+
+
+class DatabaseUnreachable(Exception):
+    """The database cannot be reached."""
+
+
+def make_engine(url: str, **options: Any) -> AsyncEngine:
+    """An engine on psycopg 3. Statements that wait for a lock for long fail rather than hold a page."""
+    options.setdefault("pool_size", 10)
+    options.setdefault("max_overflow", 10)
+    options.setdefault("pool_pre_ping", True)
+    return create_async_engine(
+        url.replace("postgres://", "postgresql://", 1).replace("postgresql://", "postgresql+psycopg://", 1),
+        connect_args={"connect_timeout": 5, "options": "-c lock_timeout=10s -c statement_timeout=120s"},
+        **options,
+    )
+
+
+def make_sessionmaker(engine: AsyncEngine) -> SessionMaker:
+    """Sessions whose objects stay readable after the commit, as the answer is made from them."""
+    return async_sessionmaker(engine, expire_on_commit=False)
+
+
+@asynccontextmanager
+async def standalone_session(url: str) -> AsyncIterator[AsyncSession]:
+    """One transaction with an engine of its own, for commands. Commits at the end.
+
+    Raises:
+        DatabaseUnreachable: nothing answers at the address.
+    """
+    engine = make_engine(url, pool_size=1)
+    try:
+        await check_connection(engine)
+        async with make_sessionmaker(engine).begin() as session:
+            yield session
+    finally:
+        await engine.dispose()
+
+
+async def check_connection(engine: AsyncEngine) -> None:
+    """Ask the database for a sign of life and for the settings that durability rests on (design, rule 4).
+
+    Raises:
+        DatabaseUnreachable: nothing answers, or a setting would lose acknowledged rankings.
+    """
+    try:
+        async with engine.connect() as connection:
+            rows = await connection.execute(DURABILITY_QUERY)
+            settings: dict[str, str] = dict(rows.all())
+    except OperationalError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        raise DatabaseUnreachable(
+            f"The database at {where} cannot be reached: {str(error.orig).strip()}. Start it, or correct DATABASE_URL; "
+            "without DATABASE_URL, `rankloop up` starts a PostgreSQL of its own."
+        ) from error
+    unsafe = sorted(name for name, value in settings.items() if value == "off")
+    if unsafe:
+        raise DatabaseUnreachable(
+            f"The database runs with {', '.join(unsafe)} off, so that an accepted ranking could be lost. "
+            "Turn it on in postgresql.conf."
+        )

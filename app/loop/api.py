@@ -1,0 +1,92 @@
+"""The loop through the API: sample, train, evaluate, promote."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, StringConstraints
+from starlette import status
+
+from app.accounts.guards import AdminCaller, ReadCaller, WriteCaller
+from app.loop import service
+from app.loop.schemas import PlanOut, RoundOut
+from app.projects.guards import ApiProject
+from app.projects.service import get_project
+from app.registry import service as registry
+from app.registry.schemas import VersionOut
+from app.runs.schemas import RunOut
+from app.web import SessionDep, SettingsDep
+
+router = APIRouter(tags=["loop"])
+
+
+class EvaluateIn(BaseModel):
+    """Which version answers the held-out prompts; left out: the live policy."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version_id: uuid.UUID | None = None
+
+
+class PromoteIn(BaseModel):
+    """Why this version goes live."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+
+
+@router.post("/projects/{project_id}/sample", status_code=status.HTTP_201_CREATED)
+async def sample(project: ApiProject, caller: WriteCaller, session: SessionDep, settings: SettingsDep) -> RunOut:
+    """Draw answers of the round's policy to every prompt that has none in this round."""
+    run = await service.start_sampling(
+        session, project=project, actor_id=caller.user.id, max_queued=settings.max_queued_runs
+    )
+    return RunOut.model_validate(run)
+
+
+@router.post("/projects/{project_id}/train", status_code=status.HTTP_201_CREATED)
+async def train(project: ApiProject, caller: WriteCaller, session: SessionDep, settings: SettingsDep) -> RunOut:
+    """Freeze the rankings, train a reward model on them, then improve the policy against it."""
+    run = await service.start_training(
+        session, project=project, actor_id=caller.user.id, max_queued=settings.max_queued_runs
+    )
+    return RunOut.model_validate(run)
+
+
+@router.get("/projects/{project_id}/plan")
+async def plan(project: ApiProject, caller: ReadCaller, session: SessionDep) -> PlanOut:
+    """What `train` would do now, and how long that will take."""
+    return PlanOut.model_validate(await service.plan_training(session, project))
+
+
+@router.get("/projects/{project_id}/rounds")
+async def rounds(project: ApiProject, caller: ReadCaller, session: SessionDep) -> list[RoundOut]:
+    """All rounds, newest first."""
+    return [RoundOut.model_validate(item) for item in await service.list_rounds(session, project.id)]
+
+
+@router.post("/projects/{project_id}/evaluate", status_code=status.HTTP_201_CREATED)
+async def evaluate(
+    project: ApiProject, body: EvaluateIn, caller: WriteCaller, session: SessionDep, settings: SettingsDep
+) -> RunOut:
+    """Draw answers to the held-out test prompts, which nothing learns from."""
+    now = await service.current_round(session, project)
+    version = await registry.get_version(session, body.version_id or now.policy_version_id)
+    caller.require_project(version.project_id)
+    run = await service.start_evaluation(
+        session, project=project, policy=version, actor_id=caller.user.id, max_queued=settings.max_queued_runs
+    )
+    return RunOut.model_validate(run)
+
+
+@router.post("/versions/{version_id}:promote")
+async def promote(version_id: uuid.UUID, body: PromoteIn, caller: AdminCaller, session: SessionDep) -> VersionOut:
+    """Make a version the live one of its kind; a policy answers from now on."""
+    version = await registry.get_version(session, version_id)
+    caller.require_project(version.project_id)
+    project = await get_project(session, version.project_id)
+    await service.promote(session, project=project, version=version, actor_id=caller.user.id, reason=body.reason)
+    return VersionOut.model_validate(version)

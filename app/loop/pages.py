@@ -1,0 +1,120 @@
+"""Where a project is seen as a whole: home, the road of its round, versions with their lineage, and the buttons."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.guards import Admin, Annotator
+from app.accounts.models import Role, User
+from app.loop import overview, service
+from app.plots import metric_plots
+from app.projects.guards import PageProject
+from app.projects.models import Project
+from app.projects.service import list_projects
+from app.rankings.pages import ranking_context
+from app.registry import service as registry
+from app.runs import service as runs
+from app.web import SessionDep, SettingsDep, render, see_other, words
+
+router = APIRouter()
+
+
+@router.get("/")
+async def show_home(request: Request, user: Annotator, session: SessionDep) -> HTMLResponse:
+    """My projects, with what waits for me."""
+    rows = [await home_row(request, session, project, user) for project in await list_projects(session)]
+    return render(request, "home.html", projects=rows)
+
+
+async def home_row(request: Request, session: AsyncSession, project: Project, user: User) -> dict[str, Any]:
+    """One project on the first page; admins see its round's road too."""
+    steps = await overview.road(session, project=project, words=words(request)) if user.role == Role.ADMIN else []
+    return {"project": project, "steps": steps, **await overview.my_progress(session, project=project, user=user)}
+
+
+@router.get("/projects/{slug}")
+async def show_project(request: Request, project: PageProject, user: Admin, session: SessionDep) -> HTMLResponse:
+    """The current round: its road, its figures, the versions, and the next button to press."""
+    context = await overview.project_view(session, project=project, user=user, words=words(request))
+    return render(request, "projects/show.html", here="overview", project=project, **context)
+
+
+@router.post("/projects/{slug}/sample")
+async def sample(project: PageProject, user: Admin, session: SessionDep, settings: SettingsDep) -> RedirectResponse:
+    """Draw answers for the current round."""
+    run = await service.start_sampling(session, project=project, actor_id=user.id, max_queued=settings.max_queued_runs)
+    return see_other(f"/projects/{project.slug}/runs/{run.id}")
+
+
+@router.post("/projects/{slug}/train")
+async def train(project: PageProject, user: Admin, session: SessionDep, settings: SettingsDep) -> RedirectResponse:
+    """Train the reward model, then the policy."""
+    run = await service.start_training(session, project=project, actor_id=user.id, max_queued=settings.max_queued_runs)
+    return see_other(f"/projects/{project.slug}/runs/{run.id}")
+
+
+@router.get("/projects/{slug}/versions")
+async def list_versions(request: Request, project: PageProject, user: Admin, session: SessionDep) -> HTMLResponse:
+    """All versions, and how each came from others."""
+    view = await overview.versions_view(session, project)
+    drawing = overview.lineage(project, view["versions"], words=words(request))
+    return render(request, "registry/list.html", here="versions", project=project, lineage=drawing, **view)
+
+
+@router.get("/projects/{slug}/versions/{number}")
+async def show_version(
+    number: int, request: Request, project: PageProject, user: Admin, session: SessionDep
+) -> HTMLResponse:
+    """One version: what it was made from, back to the rankings, and what came of it."""
+    version = await registry.get_version_by_number(session, project_id=project.id, number=number)
+    view = await overview.versions_view(session, project)
+    files = await registry.artifacts_of(session, version.run_id)
+    base = f"/api/v1/versions/{version.id}/artifacts"
+    return render(
+        request,
+        "registry/show.html",
+        here="versions",
+        project=project,
+        version=version,
+        by_id=view["by_id"],
+        dataset=view["datasets"].get(version.dataset_id),
+        run=await runs.get_run(session, version.run_id) if version.run_id else None,
+        artifacts=[
+            {"name": item.name, "size": item.size, "sha256": item.sha256, "url": f"{base}/{item.name}"}
+            for item in files
+        ],
+        lineage=overview.lineage(project, view["versions"], words=words(request), here=version.number),
+        plots=metric_plots(await runs.list_metrics(session, version.run_id)) if version.run_id else [],
+        can_promote=not version.is_live,
+    )
+
+
+@router.post("/projects/{slug}/versions/{number}/promote")
+async def promote(
+    number: int,
+    project: PageProject,
+    user: Admin,
+    session: SessionDep,
+    reason: Annotated[str, Form(max_length=1000)] = "",
+) -> RedirectResponse:
+    """Make a version live."""
+    version = await registry.get_version_by_number(session, project_id=project.id, number=number)
+    await service.promote(
+        session, project=project, version=version, actor_id=user.id, reason=reason.strip() or "on the version's page"
+    )
+    return see_other(f"/projects/{project.slug}/versions/{number}")
+
+
+@router.get("/projects/{slug}/rankings/{ranking_id}")
+async def show_ranking(
+    ranking_id: uuid.UUID, request: Request, project: PageProject, user: Admin, session: SessionDep
+) -> HTMLResponse:
+    """One ranking, and the versions that learned from it."""
+    context = await ranking_context(session, project, ranking_id)
+    learned_by = await service.versions_of_ranking(session, ranking_id)
+    return render(request, "rankings/show.html", learned_by=learned_by, **context)

@@ -1,0 +1,192 @@
+"""The app: routers, middleware, error pages, static files. `create_app` puts it together; nothing happens at import."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import IntegrityError, OperationalError
+from starlette.exceptions import HTTPException
+
+from app.accounts import api as accounts_api
+from app.accounts import pages as accounts_pages
+from app.accounts.guards import SignInFirst
+from app.config import Settings
+from app.datasets import api as datasets_api
+from app.datasets import pages as datasets_pages
+from app.db import SessionMaker, make_engine, make_sessionmaker
+from app.errors import Conflict, FieldError, NotFound, RankloopError, Unavailable
+from app.loop import api as loop_api
+from app.loop import pages as loop_pages
+from app.loop import service as loop
+from app.projects import api as projects_api
+from app.projects import pages as projects_pages
+from app.prompts import api as prompts_api
+from app.prompts import pages as prompts_pages
+from app.rankings import api as rankings_api
+from app.rankings import import_pages
+from app.rankings import pages as rankings_pages
+from app.registry import api as registry_api
+from app.runs import api as runs_api
+from app.runs import pages as runs_pages
+from app.security import SameOrigin, SecurityHeaders
+from app.tasks import api as tasks_api
+from app.tasks import pages as tasks_pages
+from app.web import ROOT, render, see_other
+from rankloop import __version__
+
+log = logging.getLogger(__name__)
+API = "/api/v1"
+DOMAINS = [
+    accounts_api,
+    registry_api,
+    runs_api,
+    projects_api,
+    prompts_api,
+    tasks_api,
+    rankings_api,
+    datasets_api,
+    loop_api,
+]
+PAGES = [
+    accounts_pages,
+    runs_pages,
+    projects_pages,
+    prompts_pages,
+    tasks_pages,
+    rankings_pages,
+    import_pages,
+    datasets_pages,
+    loop_pages,
+]
+
+
+def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> FastAPI:
+    """Put the app together. `sessionmaker` replaces the one made from the settings' database address."""
+    app = FastAPI(
+        title="Rankloop",
+        version=__version__,
+        description="People rank what a language model answers; a reward model learns from it; PPO improves the model.",
+        openapi_url=f"{API}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.sessionmaker = sessionmaker
+    for module in DOMAINS:
+        app.include_router(module.router, prefix=API)
+    for module in PAGES:
+        app.include_router(module.router, include_in_schema=False)
+    app.add_api_route("/health", health, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=ROOT / "static"), name="static")
+    app.add_exception_handler(RankloopError, handle_refusal)
+    app.add_exception_handler(RequestValidationError, handle_invalid_request)
+    app.add_exception_handler(HTTPException, handle_http_exception)
+    app.add_exception_handler(IntegrityError, handle_integrity_error)
+    app.add_exception_handler(OperationalError, handle_database_trouble)
+    app.add_exception_handler(500, handle_bug)
+    app.add_middleware(SameOrigin)
+    app.add_middleware(SecurityHeaders)
+    loop.subscribe()
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Connect to the database, unless the sessions came from outside."""
+    if app.state.sessionmaker is not None:
+        yield
+        return
+    settings: Settings = app.state.settings
+    engine = make_engine(settings.require_database_url())
+    app.state.sessionmaker = make_sessionmaker(engine)
+    yield
+    await engine.dispose()
+
+
+async def health() -> dict[str, str]:
+    """The process is alive. It asks the database nothing: a full pool must not look like a dead process."""
+    return {"status": "ok"}
+
+
+def wants_json(request: Request) -> bool:
+    """Programs get problem+json, people get a page."""
+    return request.url.path.startswith(API) or "text/html" not in request.headers.get("accept", "text/html")
+
+
+def answer(request: Request, error: RankloopError) -> Response:
+    """A refusal as problem+json (RFC 9457), or as a page that says what to do."""
+    errors = [{"field": item.field, "rule": item.rule} for item in error.errors]
+    if wants_json(request):
+        return problem(error.status, type(error).__name__, str(error), errors)
+    return render(
+        request, "errors/error.html", status_code=error.status, status=error.status, message=str(error), errors=errors
+    )
+
+
+def problem(status: int, title: str, detail: str, errors: list[dict[str, str]]) -> JSONResponse:
+    """The JSON of RFC 9457."""
+    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail, "errors": errors}
+    return JSONResponse(body, status, media_type="application/problem+json")
+
+
+async def handle_refusal(request: Request, error: Exception) -> Response:
+    """An expected refusal. Who is not signed in is sent to do so, and comes back."""
+    assert isinstance(error, RankloopError)
+    if isinstance(error, SignInFirst) and not wants_json(request) and request.method == "GET":
+        return see_other("/sign-in")
+    return answer(request, error)
+
+
+async def handle_invalid_request(request: Request, error: Exception) -> Response:
+    """A body or parameter that doesn't fit its schema: 422 with each field's path."""
+    assert isinstance(error, RequestValidationError)
+    refusal = RankloopError("Some fields can't be taken.", errors=[field_error(item) for item in error.errors()])
+    refusal.status = 422
+    return answer(request, refusal)
+
+
+def field_error(item: dict[str, Any]) -> FieldError:
+    """Pydantic's words for one field, as ours."""
+    path = ".".join(str(part) for part in item["loc"] if part not in {"body", "query", "path", "header"})
+    return FieldError(path or "body", str(item["msg"]))
+
+
+async def handle_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework refuses: unknown addresses, wrong methods."""
+    assert isinstance(error, HTTPException)
+    refusal = (
+        NotFound("There is nothing at this address.") if error.status_code == 404 else RankloopError(str(error.detail))
+    )
+    refusal.status = error.status_code
+    return answer(request, refusal)
+
+
+async def handle_integrity_error(request: Request, error: Exception) -> Response:
+    """A rule that the database kept and no service had checked: refused, nothing is stored, and it goes to the log."""
+    log.warning("the database refused: %s", error.__cause__ or error)
+    return answer(
+        request, Conflict("This breaks a rule of the database, and was not stored. Load the page again and retry.")
+    )
+
+
+async def handle_database_trouble(request: Request, error: Exception) -> Response:
+    """The database is away, full or overrun: nothing was stored."""
+    log.error("database trouble: %s", error.__cause__ or error)
+    return answer(
+        request, Unavailable("The database can't be reached right now. Nothing was stored; try again in a moment.")
+    )
+
+
+async def handle_bug(request: Request, error: Exception) -> Response:
+    """Our own mistake. The log has it; the page does not."""
+    refusal = RankloopError("Something went wrong here, and nothing was stored. The server's log has the cause.")
+    refusal.status = 500
+    return answer(request, refusal)

@@ -1,0 +1,236 @@
+"""Series and version graphs as coordinates that a template draws as SVG. Pure functions, no HTML, no colours."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Point = tuple[float, float]
+
+PLOT_WIDTH, PLOT_HEIGHT = 380, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
+MAX_POINTS = 400
+
+NODE_WIDTH, NODE_HEIGHT = 132, 46
+COLUMN_GAP, ROW_GAP, MARGIN = 56, 26, 22
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: its position in SVG units and its text."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series: SVG path data, the text of its last value, and its rank (0 = accent, 1 = dashed)."""
+
+    name: str
+    path: str
+    last: str
+    end: Point
+    rank: int
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A line plot in SVG units, ready to draw."""
+
+    name: str
+    lines: list[Line]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    width: int = PLOT_WIDTH
+    height: int = PLOT_HEIGHT
+    left: int = LEFT
+    right: int = PLOT_WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = PLOT_HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True)
+class Node:
+    """A box of a lineage drawing. `lane` 0 is drawn above lane 1; `key` is what edges name."""
+
+    key: str
+    title: str
+    note: str = ""
+    href: str = ""
+    lane: int = 0
+    is_live: bool = False
+    is_here: bool = False
+    x: float = 0
+    y: float = 0
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Placed nodes, and edges as SVG path data, in a drawing of `width` x `height` units."""
+
+    nodes: list[Node]
+    edges: list[str] = field(default_factory=list)
+    width: int = 0
+    height: int = 0
+    node_width: int = NODE_WIDTH
+    node_height: int = NODE_HEIGHT
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """About `count` round values (1, 2, 2.5 or 5 times a power of ten) that lie within low..high."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def short_number(value: float) -> str:
+    """A number in at most five or six characters: `0.613`, `12.5`, `1,200`, `3e-05`."""
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size < 1e-3 or size >= 1e6:
+        return f"{value:.2g}".replace("-", "−", 1) if value < 0 else f"{value:.2g}"
+    text = f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def line_plot(name: str, series: Mapping[str, Sequence[Point]]) -> Plot | None:
+    """A plot of one or more series of (x, y) on common axes; None when no series has a finite point."""
+    finite = {key: _finite(points) for key, points in series.items()}
+    finite = {key: points for key, points in finite.items() if points}
+    if not finite:
+        return None
+    x_low, x_high = _span([x for points in finite.values() for x, _ in points])
+    y_low, y_high = _span([y for points in finite.values() for _, y in points], margin=0.06)
+
+    def place(point: Point) -> Point:
+        x = LEFT + (point[0] - x_low) / (x_high - x_low) * (PLOT_WIDTH - LEFT - RIGHT)
+        y = PLOT_HEIGHT - BOTTOM - (point[1] - y_low) / (y_high - y_low) * (PLOT_HEIGHT - TOP - BOTTOM)
+        return round(x, 1), round(y, 1)
+
+    lines = [
+        Line(key, path([place(p) for p in thin(points)]), short_number(points[-1][1]), place(points[-1]), rank)
+        for rank, (key, points) in enumerate(finite.items())
+    ]
+    return Plot(
+        name=name,
+        lines=lines,
+        x_ticks=[Tick(place((x, y_low))[0], short_number(x)) for x in ticks(x_low, x_high) if x == round(x)],
+        y_ticks=[Tick(place((x_low, y))[1], short_number(y)) for y in ticks(y_low, y_high)],
+    )
+
+
+def metric_plots(metrics: Mapping[str, Sequence[Point]]) -> list[Plot]:
+    """One plot a metric name, `train` and `validation` of the same quantity together; by family, in the order given."""
+    groups: dict[str, dict[str, Sequence[Point]]] = {}
+    for name, points in metrics.items():
+        stem, _, leaf = name.rpartition("/")
+        groups.setdefault(stem if leaf in ("train", "validation") else name, {})[name] = points
+    plots = [line_plot(name, series) for name, series in groups.items()]
+    return [plot for plot in plots if plot is not None]
+
+
+def path(points: Sequence[Point]) -> str:
+    """SVG path data through `points`; a single point becomes a dot (a line of no length with round ends)."""
+    if len(points) == 1:
+        points = [points[0], points[0]]
+    return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
+
+
+def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most `limit` of the points, evenly taken, the last one always among them."""
+    if len(points) <= limit:
+        return list(points)
+    step = (len(points) - 1) / (limit - 1)
+    return [points[round(index * step)] for index in range(limit)]
+
+
+def _finite(points: Iterable[Point]) -> list[Point]:
+    return sorted((float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y))
+
+
+def _span(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if low == high:
+        pad = abs(low) * 0.1 or 1.0
+        return low - pad, high + pad
+    return low - (high - low) * margin, high + (high - low) * margin
+
+
+def lineage_layout(nodes: Sequence[Node], edges: Iterable[tuple[str, str]]) -> Lineage:
+    """Places versions from left to right: a column right of all its parents', a band of rows a lane.
+
+    `edges` are (parent key, child key); those that name an unknown node are left out. Cycles cannot happen in a
+    lineage and raise ValueError.
+    """
+    known = {node.key for node in nodes}
+    pairs = [(parent, child) for parent, child in edges if parent in known and child in known]
+    columns = _columns([node.key for node in nodes], pairs)
+    rows = _rows(nodes, columns)
+    placed = [
+        Node(
+            **{
+                **node.__dict__,
+                "x": MARGIN + columns[node.key] * (NODE_WIDTH + COLUMN_GAP),
+                "y": MARGIN + rows[node.key] * (NODE_HEIGHT + ROW_GAP),
+            }
+        )
+        for node in nodes
+    ]
+    at = {node.key: node for node in placed}
+    return Lineage(
+        nodes=placed,
+        edges=[_edge(at[parent], at[child]) for parent, child in pairs],
+        width=round(max((node.x for node in placed), default=0) + NODE_WIDTH + MARGIN),
+        height=round(max((node.y for node in placed), default=0) + NODE_HEIGHT + MARGIN),
+    )
+
+
+def _columns(keys: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """The length of the longest way from a root to each node."""
+    columns = dict.fromkeys(keys, 0)
+    for _round in range(len(keys) + 1):
+        changed = False
+        for parent, child in pairs:
+            if columns[child] < columns[parent] + 1:
+                columns[child] = columns[parent] + 1
+                changed = True
+        if not changed:
+            return columns
+    raise ValueError("A version can't be its own ancestor.")
+
+
+def _rows(nodes: Sequence[Node], columns: Mapping[str, int]) -> dict[str, int]:
+    """The first free row of each node's column within its lane; a lane starts below the one above."""
+    rows: dict[str, int] = {}
+    first_row = 0
+    for lane in sorted({node.lane for node in nodes}):
+        taken: dict[int, int] = {}
+        for node in nodes:
+            if node.lane == lane:
+                rows[node.key] = first_row + taken.get(columns[node.key], 0)
+                taken[columns[node.key]] = taken.get(columns[node.key], 0) + 1
+        first_row += max(taken.values())
+    return rows
+
+
+def _edge(parent: Node, child: Node) -> str:
+    """A curve to the next column; a longer way runs between two rows, so that it never passes behind another box."""
+    x1, y1 = parent.x + NODE_WIDTH, parent.y + NODE_HEIGHT / 2
+    x2, y2 = child.x, child.y + NODE_HEIGHT / 2
+    if x2 - x1 <= COLUMN_GAP:
+        return f"M{x1:g} {y1:g}{_curve(x1, y1, x2, y2)}"
+    below = child.y > parent.y
+    channel = parent.y + NODE_HEIGHT + ROW_GAP / 2 if below else parent.y - ROW_GAP / 2
+    first, last = x1 + COLUMN_GAP, x2 - COLUMN_GAP
+    return f"M{x1:g} {y1:g}{_curve(x1, y1, first, channel)}H{last:g}{_curve(last, channel, x2, y2)}"
+
+
+def _curve(x1: float, y1: float, x2: float, y2: float) -> str:
+    middle = (x1 + x2) / 2
+    return f"C{middle:g} {y1:g} {middle:g} {y2:g} {x2:g} {y2:g}"

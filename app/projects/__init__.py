@@ -1,0 +1,1 @@
+"""Projects: guidelines, K, ties, labels, overlap, sampling settings."""

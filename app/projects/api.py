@@ -1,0 +1,59 @@
+"""Projects through the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette import status
+
+from app.accounts.guards import AdminCaller, ReadCaller
+from app.projects import service
+from app.projects.guards import ApiProject
+from app.projects.schemas import ProjectIn, ProjectOut, checked_changes
+from app.web import SessionDep
+
+router = APIRouter(tags=["projects"])
+
+
+class ProjectPage(BaseModel):
+    """All projects."""
+
+    items: list[ProjectOut]
+    next_cursor: str | None = None
+
+
+@router.get("/projects")
+async def list_projects(caller: ReadCaller, session: SessionDep) -> ProjectPage:
+    """The projects that the token reaches."""
+    projects = [
+        project
+        for project in await service.list_projects(session)
+        if caller.project_ids is None or project.id in caller.project_ids
+    ]
+    return ProjectPage(items=[ProjectOut.model_validate(project) for project in projects])
+
+
+@router.post("/projects", status_code=status.HTTP_201_CREATED)
+async def create_project(body: ProjectIn, caller: AdminCaller, session: SessionDep) -> ProjectOut:
+    """Add a project with its version 1, the SFT policy."""
+    project = await service.create_project(session, **body.model_dump(), actor_id=caller.user.id)
+    return ProjectOut.model_validate(project)
+
+
+@router.get("/projects/{project_id}")
+async def get_project(project: ApiProject, caller: ReadCaller) -> ProjectOut:
+    """One project, by id or short name."""
+    return ProjectOut.model_validate(project)
+
+
+@router.patch("/projects/{project_id}")
+async def update_project(
+    project: ApiProject, body: dict[str, Any], caller: AdminCaller, session: SessionDep
+) -> ProjectOut:
+    """Change settings. They hold for what comes after."""
+    changes = checked_changes(project, body)
+    return ProjectOut.model_validate(
+        await service.update_project(session, project=project, changes=changes, actor_id=caller.user.id)
+    )

@@ -1,0 +1,127 @@
+"""Wire and form shapes of projects."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from app.errors import FieldError, Invalid
+from app.projects.models import Project
+
+Schema = TypeVar("Schema", bound=BaseModel)
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)]
+Alias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class Sampling(BaseModel):
+    """How completions are drawn."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    temperature: float = Field(1.0, gt=0, le=5)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(128, ge=1, le=8192)
+    seed: int = Field(17, ge=0, lt=2**31)
+
+
+class Label(BaseModel):
+    """What an annotator may mark on an answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
+    en: Text
+    zh: Text
+
+
+class Training(BaseModel):
+    """Overrides of the trainer's defaults; the worker refuses a key that it does not know, by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reward: dict[str, Any] = {}
+    ppo: dict[str, Any] = {}
+
+
+class ProjectSettings(BaseModel):
+    """What can be changed later."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+    guidelines: Annotated[str, StringConstraints(max_length=100_000)] = ""
+    k: int = Field(4, ge=2, le=9)
+    ties_allowed: bool = True
+    partial_allowed: bool = False
+    labels: list[Label] | None = None
+    overlap: int = Field(1, ge=1, le=100)
+    lease_minutes: int = Field(60, ge=1, le=1440)
+    sampling: Sampling = Sampling()
+    training: Training = Training()
+    train_threshold: int | None = Field(None, ge=1)
+    is_paused: bool = False
+
+
+class ProjectIn(ProjectSettings):
+    """A new project."""
+
+    slug: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")] | None = None
+    model_alias: Alias
+    validation_share: float = Field(0.15, ge=0, lt=1)
+    test_share: float = Field(0.1, ge=0, lt=1)
+    seed: int = Field(17, ge=0, lt=2**31)
+
+
+class ProjectOut(BaseModel):
+    """A project as the API shows it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: uuid.UUID
+    slug: str
+    name: str
+    model_alias: str
+    guidelines: str
+    k: int
+    ties_allowed: bool
+    partial_allowed: bool
+    labels: list[Label]
+    overlap: int
+    lease_minutes: int
+    sampling: Sampling
+    training: Training
+    train_threshold: int | None
+    validation_share: float
+    test_share: float
+    seed: int
+    is_paused: bool
+    created_at: datetime
+
+
+def checked(schema: type[Schema], values: Mapping[str, Any]) -> Schema:
+    """Values as the schema has them.
+
+    Raises:
+        Invalid: a field is unknown or breaks its rule; each is named.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        fields = [FieldError(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
+        raise Invalid("; ".join(f"{item.field}: {item.rule}" for item in fields), errors=fields) from error
+
+
+def checked_changes(project: Project, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a project's settings, those that these values change.
+
+    Raises:
+        Invalid: a field is unknown, can't be changed later, or breaks its rule.
+    """
+    names = list(ProjectSettings.model_fields)
+    before = ProjectSettings.model_validate({name: getattr(project, name) for name in names}).model_dump()
+    after = checked(ProjectSettings, before | dict(values)).model_dump()
+    return {name: after[name] for name in names if after[name] != before[name]}

@@ -1,0 +1,1 @@
+"""Prompts: prompts, completions, demonstrations, and their import."""

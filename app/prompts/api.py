@@ -1,0 +1,144 @@
+"""Prompts and completions for trainers (import, reading) and workers (what a run works on, what it delivers)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.guards import ReadCaller, WriteCaller
+from app.errors import BadRequest
+from app.ndjson import MEDIA_TYPE, read_lines, write_lines
+from app.projects.guards import ApiProject, find_project
+from app.prompts import service
+from app.prompts.importing import ImportRefused
+from app.prompts.lines import ImportReport
+from app.prompts.models import Prompt, Split
+from app.prompts.schemas import CompletionsIn, CompletionsStoredOut, PromptOut, PromptPage
+from app.runs.api import HeldRun, PeekedRun
+from app.web import SessionDep, SettingsDep, stream
+
+router = APIRouter(tags=["prompts"])
+# What an import takes is JSON lines, read as they come; the framework must not read the body first.
+NDJSON_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}
+}
+Partial = Annotated[bool, Query(description="Take the good lines where others are refused.")]
+DryRun = Annotated[bool, Query(description="Store nothing; say what would be taken.")]
+
+
+@router.post("/projects/{project_id}/prompts:import", openapi_extra=NDJSON_BODY)
+async def import_prompts(
+    project: ApiProject,
+    caller: WriteCaller,
+    request: Request,
+    session: SessionDep,
+    settings: SettingsDep,
+    partial: Partial = False,
+    dry_run: DryRun = False,
+) -> ImportReport:
+    """Take prompts: one JSON object a line, `{"messages": [...]}` or `{"prompt": "..."}`."""
+    lines = read_lines(request.stream(), max_bytes=settings.max_body_bytes)
+    report = await service.import_prompts(
+        session, lines, project=project, partial=partial, dry_run=dry_run, actor_id=caller.user.id
+    )
+    return ImportRefused.unless_stored(report)
+
+
+@router.post("/projects/{project_id}/completions:import", openapi_extra=NDJSON_BODY)
+async def import_completions(
+    project: ApiProject,
+    caller: WriteCaller,
+    request: Request,
+    session: SessionDep,
+    settings: SettingsDep,
+    partial: Partial = False,
+    dry_run: DryRun = False,
+) -> ImportReport:
+    """Take ready answers: one JSON object a line, a prompt and its `completions` (or `responses`)."""
+    lines = read_lines(request.stream(), max_bytes=settings.max_body_bytes)
+    report = await service.import_completions(
+        session, lines, project=project, partial=partial, dry_run=dry_run, actor_id=caller.user.id
+    )
+    return ImportRefused.unless_stored(report)
+
+
+@router.get("/projects/{project_id}/prompts")
+async def list_prompts(
+    project: ApiProject,
+    caller: ReadCaller,
+    session: SessionDep,
+    split: Split | None = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> PromptPage:
+    """A project's prompts, in the order in which they came."""
+    rows = await service.list_prompts(session, project.id, split=split, after=parse_cursor(cursor), limit=limit)
+    following = str(rows[-1].Prompt.number) if len(rows) == limit else None
+    return PromptPage(items=[prompt_out(row) for row in rows], next_cursor=following)
+
+
+@router.get("/runs/{run_id}/prompts", response_class=StreamingResponse)
+async def get_run_prompts(run: PeekedRun, request: Request) -> StreamingResponse:
+    """The frozen prompts of the run that this worker holds, in order."""
+
+    async def chunks(session: AsyncSession) -> AsyncIterator[bytes]:
+        async for chunk in write_lines(service.stream_run_prompts(session, run.id)):
+            yield chunk
+
+    return stream(request, chunks)
+
+
+@router.post("/runs/{run_id}/completions")
+async def store_completions(run: HeldRun, body: CompletionsIn, session: SessionDep) -> CompletionsStoredOut:
+    """Deliver answers. The same (prompt, index) again is harmless."""
+    version_id = run.config.get("policy", {}).get("version_id")
+    stored, repeated = await service.store_completions(
+        session, run=run, version_id=uuid.UUID(version_id) if version_id else None, items=body.completions
+    )
+    return CompletionsStoredOut(stored=stored, repeated=repeated)
+
+
+@router.get("/completions", response_class=StreamingResponse)
+async def get_completions(
+    project_id: str,
+    caller: ReadCaller,
+    session: SessionDep,
+    request: Request,
+    version_id: uuid.UUID | None = None,
+    split: Split | None = None,
+) -> StreamingResponse:
+    """A project's completions with their prompts, as JSON lines."""
+    project = await find_project(session, project_id)
+    caller.require_project(project.id)
+
+    async def chunks(session: AsyncSession) -> AsyncIterator[bytes]:
+        rows = service.stream_completions(session, project.id, version_id=version_id, split=split)
+        async for chunk in write_lines(rows):
+            yield chunk
+
+    return stream(request, chunks)
+
+
+def parse_cursor(cursor: str | None) -> int | None:
+    """The number after which to go on.
+
+    Raises:
+        BadRequest: it is none of ours.
+    """
+    if cursor is None:
+        return None
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise BadRequest("cursor: take it from the answer before, unchanged")
+    return int(cursor)
+
+
+def prompt_out(row: Row[Prompt, int]) -> PromptOut:
+    """A prompt with its count, as the API shows it."""
+    values = {name: getattr(row.Prompt, name) for name in PromptOut.model_fields if name != "num_completions"}
+    return PromptOut(**values, num_completions=row.num_completions)

@@ -1,0 +1,1 @@
+"""Rankings: the answer: checked, immutable, superseded; drafts."""

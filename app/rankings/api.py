@@ -1,0 +1,149 @@
+"""Rankings through the API: answers go in, and all of them come out as a list or as a stream of lines."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette import status
+
+from app.accounts.guards import AnnotateCaller, ReadCaller, WriteCaller
+from app.db import SessionMaker
+from app.errors import BadRequest
+from app.ndjson import read_lines
+from app.projects.guards import ApiProject, find_project
+from app.prompts.importing import ImportRefused
+from app.prompts.lines import ImportReport
+from app.rankings import service
+from app.rankings.importing import import_rankings
+from app.rankings.schemas import RankingIn, RankingOut, RankingPage
+from app.tasks.service import get_lease, project_of
+from app.web import SessionDep, SettingsDep
+
+router = APIRouter(tags=["rankings"])
+NDJSON = "application/x-ndjson"
+STREAM_PAGE = 500
+
+
+@router.post(
+    "/leases/{lease_id}/ranking",
+    status_code=status.HTTP_201_CREATED,
+    responses={
+        200: {"description": "The same answer was stored before."},
+        409: {"description": "Another answer was stored before, or the task was skipped."},
+    },
+)
+async def submit_ranking(
+    lease_id: uuid.UUID, body: RankingIn, caller: AnnotateCaller, session: SessionDep, response: Response
+) -> RankingOut:
+    """Answer a lease. The lease is the idempotency key: send the same again for as long as no answer comes back."""
+    lease = await get_lease(session, lease_id=lease_id, annotator=caller.user)
+    caller.require_project((await project_of(session, lease)).id)
+    ranking, is_new = await service.submit_or_repeat(
+        session, lease_id=lease_id, annotator=caller.user, answer=body.answer(), source="api"
+    )
+    if not is_new:
+        response.status_code = status.HTTP_200_OK
+    return RankingOut.of(await service.get_ranking(session, ranking.id))
+
+
+@router.post("/rankings/{ranking_id}:revise", status_code=status.HTTP_201_CREATED)
+async def revise_ranking(
+    ranking_id: uuid.UUID, body: RankingIn, caller: AnnotateCaller, session: SessionDep
+) -> RankingOut:
+    """A change of mind: a new ranking that supersedes this one. The same again gives the one that was stored."""
+    caller.require_project((await service.get_ranking(session, ranking_id)).ranking.project_id)
+    ranking = await service.revise(
+        session, ranking_id=ranking_id, annotator=caller.user, answer=body.answer(), source="api"
+    )
+    return RankingOut.of(await service.get_ranking(session, ranking.id))
+
+
+@router.get(
+    "/rankings",
+    response_model=RankingPage,
+    responses={200: {"content": {NDJSON: {"schema": {"type": "string"}}}}},
+)
+async def list_rankings(
+    project_id: str,
+    caller: ReadCaller,
+    session: SessionDep,
+    request: Request,
+    cursor: Annotated[str | None, Query(max_length=60)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> RankingPage | Response:
+    """A project's rankings in the order in which they were stored, superseded ones too.
+
+    With `Accept: application/x-ndjson`, all of them, one a line. The cursor of the last one read, sent later as
+    `cursor`, gives what came after it, and skips nothing that was committed late.
+    """
+    project = await find_project(session, project_id)
+    caller.require_project(project.id)
+    after = read_cursor(cursor)
+    if NDJSON in request.headers.get("accept", ""):
+        lines = stream_rankings(request.app.state.sessionmaker, project.id, after)
+        return StreamingResponse(lines, media_type=NDJSON)
+    views = await service.follow_rankings(session, project_id=project.id, after=after, limit=limit)
+    following = views[-1].cursor if views else cursor
+    return RankingPage(items=[RankingOut.of(view) for view in views], next_cursor=following)
+
+
+def read_cursor(cursor: str | None) -> tuple[int, int] | None:
+    """The transaction and the number that a cursor stands for.
+
+    Raises:
+        BadRequest: it is none of ours.
+    """
+    if not cursor:
+        return None
+    try:
+        transaction_id, number = (int(part) for part in cursor.split("."))
+    except ValueError as error:
+        raise BadRequest("cursor: take it from the answer before, unchanged") from error
+    return transaction_id, number
+
+
+async def stream_rankings(
+    sessionmaker: SessionMaker, project_id: uuid.UUID, after: tuple[int, int] | None
+) -> AsyncIterator[str]:
+    """All rankings as lines, page by page: a slow reader holds no transaction open."""
+    while True:
+        async with sessionmaker() as session:
+            views = await service.follow_rankings(session, project_id=project_id, after=after, limit=STREAM_PAGE)
+        for view in views:
+            yield RankingOut.of(view).model_dump_json() + "\n"
+        if len(views) < STREAM_PAGE:
+            return
+        after = (views[-1].ranking.transaction_id, views[-1].ranking.number)
+
+
+@router.get("/rankings/{ranking_id}")
+async def get_ranking(ranking_id: uuid.UUID, caller: ReadCaller, session: SessionDep) -> RankingOut:
+    """One ranking."""
+    view = await service.get_ranking(session, ranking_id)
+    caller.require_project(view.ranking.project_id)
+    return RankingOut.of(view)
+
+
+@router.post(
+    "/projects/{project_id}/rankings:import",
+    openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
+)
+async def import_made_elsewhere(
+    project: ApiProject,
+    caller: WriteCaller,
+    request: Request,
+    session: SessionDep,
+    settings: SettingsDep,
+    partial: Annotated[bool, Query(description="Take the good lines where others are refused.")] = False,
+    dry_run: Annotated[bool, Query(description="Store nothing; say what would be taken.")] = False,
+) -> ImportReport:
+    """Take rankings that were made elsewhere: one JSON object a line, a prompt with answers and orders of them."""
+    lines = read_lines(request.stream(), max_bytes=settings.max_body_bytes)
+    report = await import_rankings(
+        session, lines, project=project, partial=partial, dry_run=dry_run, actor_id=caller.user.id
+    )
+    return ImportRefused.unless_stored(report)

@@ -1,0 +1,83 @@
+"""Tables of rankings. Triggers make them immutable and hold them to the completions of their task (design, rules 2 and
+3).
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    LargeBinary,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, Created, FalseByDefault, ProjectId, UserId, UuidKey
+
+
+class Ranking(Base):
+    """An ordered partition of a task's completions. Never edited: a change is a new row that supersedes the old one."""
+
+    __tablename__ = "rankings"
+    __table_args__ = (
+        # The lease is the idempotency key: it yields one ranking; what supersedes that has its own key.
+        Index("uq_rankings_lease", "lease_id", unique=True, postgresql_where=text("supersedes_id is null")),
+        Index("ix_rankings_project", "project_id", "number"),
+        Index("ix_rankings_stream", "project_id", "transaction_id", "number"),
+        Index("ix_rankings_task", "task_id"),
+        Index("ix_rankings_annotator", "annotator_id"),
+        UniqueConstraint("id", "task_id"),
+        CheckConstraint("source in ('page', 'api', 'import')", name="source"),
+        # Only a ranking that was made elsewhere has no lease.
+        CheckConstraint("(lease_id is null) = (source = 'import')", name="has_lease"),
+    )
+
+    id: Mapped[UuidKey]
+    # The order in which rankings came in, and the transaction that brought them: together a cursor that skips nothing.
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
+    transaction_id: Mapped[int] = mapped_column(BigInteger, server_default=text("(pg_current_xact_id()::text)::bigint"))
+    project_id: Mapped[ProjectId]
+    task_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
+    lease_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("leases.id"))
+    annotator_id: Mapped[UserId | None]
+    # Who made an imported ranking, as its file says.
+    annotator_name: Mapped[str | None]
+    source: Mapped[str]
+    supersedes_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("rankings.id"), unique=True)
+    # Came after its lease had gone to someone else: kept, but outside overlap and datasets.
+    is_surplus: Mapped[FalseByDefault]
+    rationale: Mapped[str] = mapped_column(server_default="", default="")
+    # SHA-256 of what was sent: the same again is a retry, another is a conflict.
+    body_hash: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[Created]
+
+
+class RankingPlace(Base):
+    """The place of one completion in one ranking; 1 is best, two with the same place are tied."""
+
+    __tablename__ = "ranking_places"
+    __table_args__ = (
+        ForeignKeyConstraint(["ranking_id", "task_id"], ["rankings.id", "rankings.task_id"], ondelete="CASCADE"),
+        # A ranking names completions of its own task only.
+        ForeignKeyConstraint(
+            ["task_id", "completion_id"], ["task_completions.task_id", "task_completions.completion_id"]
+        ),
+        CheckConstraint("place is null or place between 1 and 9", name="place"),
+        CheckConstraint("rating is null or rating between 1 and 7", name="rating"),
+        Index("ix_ranking_places_completion", "completion_id"),
+    )
+
+    ranking_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    completion_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    task_id: Mapped[uuid.UUID]
+    # Null: left out of a partial ranking; it is missing, not last.
+    place: Mapped[int | None]
+    rating: Mapped[int | None]
+    labels: Mapped[list[str]] = mapped_column(server_default="{}", default=list)

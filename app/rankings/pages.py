@@ -1,0 +1,253 @@
+"""The ranking page, and the admins' pages of one task, of rankings and of one ranking."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import markdown
+from app.accounts.guards import Admin, Annotator
+from app.accounts.models import User
+from app.errors import NotFound
+from app.projects.guards import PageProject
+from app.projects.models import Project
+from app.prompts.models import Prompt
+from app.rankings import service
+from app.rankings.answers import AnswerError, RankingAnswer
+from app.rankings.schemas import read_form
+from app.rankings.service import AnswerRefused, RankingView
+from app.runs.models import RunKind
+from app.runs.service import OPEN_STATES, list_runs
+from app.tasks import lists
+from app.tasks import service as tasks
+from app.tasks.models import Lease
+from app.tasks.service import LETTERS, Sheet
+from app.web import SessionDep, render, see_other, words
+
+router = APIRouter()
+PAGE_SIZE = 50
+
+
+# Ranking
+
+
+@router.get("/projects/{slug}/rank")
+async def show_next_task(
+    request: Request, project: PageProject, annotator: Annotator, session: SessionDep
+) -> HTMLResponse:
+    """The task in hand, or the next one. Loading the page again gives the same task."""
+    now = datetime.now(UTC)
+    lease = await tasks.next_lease(session, project=project, annotator=annotator, now=now)
+    if lease is not None:
+        sheet = await tasks.get_sheet(session, lease)
+        return await show_sheet(request, session, sheet, annotator, answer=read_draft(lease))
+    progress = {"done_today": await count_today(session, project, annotator)}
+    newest = await list_runs(session, project_id=project.id, kind=RunKind.SAMPLE, limit=1)
+    is_sampling = any(run.state in OPEN_STATES for run in newest)
+    return render(request, "rankings/done.html", project=project, progress=progress, is_sampling=is_sampling)
+
+
+@router.post("/leases/{lease_id}", response_model=None)
+async def submit_ranking(
+    lease_id: uuid.UUID, request: Request, annotator: Annotator, session: SessionDep
+) -> RedirectResponse | HTMLResponse:
+    """Store the answer and go on to the next task. What can't be taken comes back as filled in, with the reasons."""
+    form = await request.form()
+    lease = await tasks.get_lease(session, lease_id=lease_id, annotator=annotator)
+    fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+    sent = read_form(fields, num_places=len(lease.display_order))
+    try:
+        if sent.errors:
+            raise AnswerRefused(sent.errors)
+        await service.submit(session, lease_id=lease_id, annotator=annotator, answer=sent.answer, source="page")
+    except AnswerRefused as refused:
+        sheet = await tasks.get_sheet(session, lease)
+        return await show_sheet(request, session, sheet, annotator, answer=sent.answer, errors=refused.errors)
+    project = await tasks.project_of(session, lease)
+    return see_other(f"/projects/{project.slug}/rank")
+
+
+async def show_sheet(
+    request: Request,
+    session: AsyncSession,
+    sheet: Sheet,
+    annotator: User,
+    *,
+    answer: RankingAnswer,
+    errors: Sequence[Any] = (),
+) -> HTMLResponse:
+    """The ranking page with what was placed so far. With errors it is a 422 that names each card."""
+    lease, project = sheet.lease, sheet.project
+    now = datetime.now(UTC)
+    told = [{"field": anchor(error), "rule": sentence(request, error)} for error in errors]
+    waiting = await tasks.waiting_counts(session, [project.id], annotator, now)
+    return render(
+        request,
+        "rankings/rank.html",
+        status_code=422 if errors else 200,
+        project=asked(project),
+        lease={"id": lease.id, "expires_in_seconds": max(0.0, (lease.expires_at - now).total_seconds())},
+        prompt={"turns": [{"role": turn["role"], "html": markdown.render(turn["content"])} for turn in sheet.messages]},
+        k=len(sheet.cards),
+        cards=cards_of(sheet, answer, {error["field"]: error["rule"] for error in told}),
+        rationale=answer.rationale,
+        progress={"done_today": await count_today(session, project, annotator), "num_open": waiting[project.id]},
+        errors=told,
+        draft_saved_at=lease.draft_saved_at,
+        submit_url=f"/leases/{lease.id}",
+        skip_url=f"/leases/{lease.id}/skip",
+        draft_url=f"/leases/{lease.id}/draft",
+    )
+
+
+def asked(project: Project) -> dict[str, Any]:
+    """What an annotator may know of a project."""
+    names = ("slug", "name", "ties_allowed", "partial_allowed", "labels")
+    guidelines = markdown.render(project.guidelines) if project.guidelines.strip() else ""
+    return {name: getattr(project, name) for name in names} | {"guidelines_html": guidelines}
+
+
+def cards_of(sheet: Sheet, answer: RankingAnswer, errors: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The answers as the template draws them. Nothing here tells who wrote them."""
+    return [
+        {
+            "letter": card.letter,
+            "completion_id": card.id,
+            "html": markdown.render(card.text),
+            "place": answer.places.get(card.id),
+            "rating": answer.ratings.get(card.id),
+            "flags": set(answer.labels.get(card.id, ())),
+            "error": errors.get(f"card-{card.id}"),
+        }
+        for card in sheet.cards
+    ]
+
+
+def anchor(error: Any) -> str:
+    """Where on the page a refused field is: its card, or the reasons."""
+    _, _, completion_id = error.field.partition(".")
+    return f"card-{completion_id}" if completion_id else str(error.field)
+
+
+def sentence(request: Request, error: Any) -> str:
+    """A rule in the reader's language."""
+    translate = words(request)["_"]
+    return str(translate(error.text, **error.values) if isinstance(error, AnswerError) else translate(error.rule))
+
+
+def read_draft(lease: Lease) -> RankingAnswer:
+    """What was placed before; nothing at first."""
+    draft = lease.draft or {}
+    return RankingAnswer(
+        places={uuid.UUID(key): place for key, place in (draft.get("places") or {}).items()},
+        ratings={uuid.UUID(key): rating for key, rating in (draft.get("ratings") or {}).items() if rating},
+        labels={uuid.UUID(key): keys for key, keys in (draft.get("labels") or {}).items()},
+        rationale=draft.get("rationale") or "",
+    )
+
+
+async def count_today(session: AsyncSession, project: Project, annotator: User) -> int:
+    """How many tasks this annotator ranked since midnight, UTC."""
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return await service.count_done_since(session, project_id=project.id, annotator_id=annotator.id, since=midnight)
+
+
+# For admins
+
+
+@router.get("/projects/{slug}/tasks/{task_id}")
+async def show_task(
+    task_id: uuid.UUID, request: Request, project: PageProject, user: Admin, session: SessionDep
+) -> HTMLResponse:
+    """One task: its answers with who wrote them, who had it, and what they said."""
+    task = await tasks.get_task(session, project_id=project.id, task_id=task_id)
+    completions = await lists.list_completions(session, task_id)
+    letters = {completion.id: letter for letter, (completion, _) in zip(LETTERS, completions, strict=False)}
+    views = await service.list_rankings(session, project_id=project.id, task_id=task_id, limit=500)
+    return render(
+        request,
+        "tasks/show.html",
+        here="tasks",
+        project=project,
+        task=task,
+        prompt=await session.get_one(Prompt, task.prompt_id),
+        completions=completions,
+        leases=await lists.list_leases(session, task_id=task_id),
+        rankings=[ranking_row(view) | {"order": view.order_in(letters)} for view in reversed(views)],
+    )
+
+
+@router.get("/projects/{slug}/rankings")
+async def list_rankings(
+    request: Request,
+    project: PageProject,
+    user: Admin,
+    session: SessionDep,
+    before: Annotated[int | None, Query(ge=0)] = None,
+) -> HTMLResponse:
+    """A project's rankings, newest first."""
+    views = await service.list_rankings(session, project_id=project.id, before=before, limit=PAGE_SIZE + 1)
+    shown = views[:PAGE_SIZE]
+    prompts = await lists.prompts_of_tasks(session, [view.ranking.task_id for view in shown])
+    return render(
+        request,
+        "rankings/list.html",
+        here="rankings",
+        project=project,
+        rows=[ranking_row(view) | {"prompt": prompts[view.ranking.task_id]} for view in shown],
+        num_all=await service.count_rankings(session, project.id),
+        next_url=f"?before={shown[-1].ranking.number}" if len(views) > PAGE_SIZE else None,
+        is_first=before is None,
+    )
+
+
+def ranking_row(view: RankingView) -> dict[str, Any]:
+    """A ranking in a list, its order in the letters that its annotator saw."""
+    return {"ranking": view.ranking, "name": view.annotator, "order": view.letter_order, "is_current": view.is_current}
+
+
+async def ranking_context(session: AsyncSession, project: Project, ranking_id: uuid.UUID) -> dict[str, Any]:
+    """All on the page of one ranking but `learned_by`, which `app.loop` knows.
+
+    Raises:
+        NotFound: the project has no such ranking.
+    """
+    view = await service.get_ranking(session, ranking_id)
+    if view.ranking.project_id != project.id:
+        raise NotFound("There is no such ranking in this project.")
+    task = await tasks.get_task(session, project_id=project.id, task_id=view.ranking.task_id)
+    chain = {other.ranking.id: other.ranking for other in await service.history_of(session, view.ranking)}
+    return {
+        "here": "rankings",
+        "project": project,
+        "ranking": view.ranking,
+        "name": view.annotator,
+        "task": task,
+        "prompt": await session.get_one(Prompt, task.prompt_id),
+        "order": view.letter_order,
+        "cards": await admin_cards(session, view),
+        "supersedes": chain.get(view.ranking.supersedes_id) if view.ranking.supersedes_id else None,
+        "superseded_by": chain.get(view.superseded_by) if view.superseded_by else None,
+    }
+
+
+async def admin_cards(session: AsyncSession, view: RankingView) -> list[dict[str, Any]]:
+    """The answers in the order that the annotator saw, with who wrote them."""
+    found = {pair[0].id: pair for pair in await lists.list_completions(session, view.ranking.task_id)}
+    return [
+        {
+            "letter": view.letters[completion_id],
+            "completion": found[completion_id][0],
+            "version": found[completion_id][1],
+            "place": view.places[completion_id].place,
+            "rating": view.places[completion_id].rating,
+            "labels": view.places[completion_id].labels,
+        }
+        for completion_id in view.display_order
+    ]

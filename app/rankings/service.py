@@ -1,0 +1,366 @@
+"""The answer: checked, stored once, immutable, superseded by a change of mind. Drafts are kept by `app.tasks`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, text, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from app.accounts.models import User
+from app.errors import Conflict, Invalid, NotFound
+from app.events import events
+from app.projects.models import Project
+from app.rankings.answers import AnswerError, Order, RankingAnswer, Rules, body_hash, errors_of, order_of, tidy
+from app.rankings.models import Ranking, RankingPlace
+from app.tasks import service as tasks
+from app.tasks.models import Lease, LeaseState, Task, TaskCompletion
+from app.tasks.service import LETTERS, LeaseReleased
+
+
+class AlreadyAnswered(Conflict):
+    """You have ranked this task already, in another way. To change your mind, revise that ranking."""
+
+
+class AlreadySuperseded(Conflict):
+    """This ranking was revised already. Revise the newest one instead."""
+
+
+class RankingNotFound(NotFound):
+    """There is no such ranking, or it is not yours."""
+
+
+class AnswerRefused(Invalid):
+    """This ranking can't be taken as it is."""
+
+    def __init__(self, errors: Sequence[AnswerError]) -> None:
+        super().__init__(" ".join(error.rule for error in errors[:3]), errors=errors)
+
+
+@dataclass(frozen=True)
+class RankingStored:
+    """A ranking was stored, or one superseded another."""
+
+    project_id: uuid.UUID
+    ranking_id: uuid.UUID
+
+
+# Storing
+
+
+async def submit(
+    session: AsyncSession, *, lease_id: uuid.UUID, annotator: User, answer: RankingAnswer, source: str
+) -> Ranking:
+    """Store the answer to a lease. The lease is the idempotency key: the same answer again gives the stored ranking.
+
+    From an expired lease it is taken while a place is free, else kept as surplus.
+
+    Raises:
+        LeaseNotFound: the lease is not this annotator's.
+        AlreadyAnswered: the lease has another answer.
+        LeaseReleased: the task was skipped or withdrawn.
+        AnswerRefused: the answer breaks a rule; it names each field.
+    """
+    return (await submit_or_repeat(session, lease_id=lease_id, annotator=annotator, answer=answer, source=source))[0]
+
+
+async def submit_or_repeat(
+    session: AsyncSession, *, lease_id: uuid.UUID, annotator: User, answer: RankingAnswer, source: str
+) -> tuple[Ranking, bool]:
+    """As `submit`; tells as well whether the ranking is new."""
+    lease = await tasks.lock_lease(session, lease_id=lease_id, annotator=annotator)
+    answer = tidy(answer)
+    stored = await session.scalar(select(Ranking).where(Ranking.lease_id == lease.id, Ranking.supersedes_id.is_(None)))
+    if stored is not None:
+        if stored.body_hash != body_hash(answer):
+            raise AlreadyAnswered
+        return stored, False
+    if lease.state == LeaseState.RELEASED:
+        raise LeaseReleased
+    project = await tasks.project_of(session, lease)
+    require_fine(answer, rules_of(project, lease.display_order))
+    task = await tasks.lock_task(session, lease.task_id)
+    is_surplus = await _close_lease(session, lease, task)
+    ranking = Ranking(
+        project_id=project.id,
+        task_id=task.id,
+        lease_id=lease.id,
+        annotator_id=annotator.id,
+        source=source,
+        is_surplus=is_surplus,
+    )
+    return await _store(session, ranking, answer, lease.display_order), True
+
+
+async def _close_lease(session: AsyncSession, lease: Lease, task: Task) -> bool:
+    """Settle the place of a lease that was answered; returns whether its ranking is surplus."""
+    has_place = lease.state == LeaseState.OPEN or (task.num_taken < task.overlap and task.withdrawn_at is None)
+    # A surplus answer takes no place, and its annotator does not get the task again: that is a released lease.
+    lease.state = LeaseState.ANSWERED if has_place else LeaseState.RELEASED
+    lease.draft = None
+    await session.flush()
+    return not has_place
+
+
+async def revise(
+    session: AsyncSession, *, ranking_id: uuid.UUID, annotator: User, answer: RankingAnswer, source: str = "page"
+) -> Ranking:
+    """A change of mind: a new row that supersedes the old one and takes no further place. The same again is harmless.
+
+    Raises:
+        RankingNotFound: there is none, or it is somebody else's.
+        AlreadySuperseded: it was revised in another way.
+        AnswerRefused: the answer breaks a rule; it names each field.
+    """
+    await tasks.lock_annotator(session, annotator.id)
+    old = await session.scalar(
+        select(Ranking).where(
+            Ranking.id == ranking_id, Ranking.annotator_id == annotator.id, Ranking.lease_id.is_not(None)
+        )
+    )
+    if old is None or old.lease_id is None:
+        raise RankingNotFound
+    answer = tidy(answer)
+    newer = await session.scalar(select(Ranking).where(Ranking.supersedes_id == old.id))
+    if (newer or old).body_hash == body_hash(answer):
+        return newer or old
+    if newer is not None:
+        raise AlreadySuperseded
+    lease = await tasks.get_lease(session, lease_id=old.lease_id, annotator=annotator)
+    require_fine(answer, rules_of(await tasks.project_of(session, lease), lease.display_order))
+    ranking = Ranking(
+        project_id=old.project_id,
+        task_id=old.task_id,
+        lease_id=old.lease_id,
+        annotator_id=annotator.id,
+        source=source,
+        supersedes_id=old.id,
+        is_surplus=old.is_surplus,
+    )
+    return await _store(session, ranking, answer, lease.display_order)
+
+
+async def _store(
+    session: AsyncSession, ranking: Ranking, answer: RankingAnswer, display_order: Sequence[uuid.UUID]
+) -> Ranking:
+    """Write the ranking with a place for every completion, and tell whoever listens."""
+    ranking.rationale = answer.rationale
+    ranking.body_hash = body_hash(answer)
+    session.add(ranking)
+    await session.flush()
+    session.add_all(
+        RankingPlace(
+            ranking_id=ranking.id,
+            completion_id=completion_id,
+            task_id=ranking.task_id,
+            place=answer.places.get(completion_id),
+            rating=answer.ratings.get(completion_id),
+            labels=list(answer.labels.get(completion_id, ())),
+        )
+        for completion_id in display_order
+    )
+    await session.flush()
+    await events.publish(session, RankingStored(project_id=ranking.project_id, ranking_id=ranking.id))
+    return ranking
+
+
+def rules_of(project: Project, display_order: Sequence[uuid.UUID]) -> Rules:
+    """What the project asks of an answer to these completions."""
+    return Rules(
+        letters=dict(zip(display_order, LETTERS, strict=False)),
+        ties_allowed=project.ties_allowed,
+        partial_allowed=project.partial_allowed,
+        label_keys=frozenset(label["key"] for label in project.labels),
+    )
+
+
+def require_fine(answer: RankingAnswer, rules: Rules) -> None:
+    """Refuse an answer that breaks a rule.
+
+    Raises:
+        AnswerRefused: it names each field.
+    """
+    errors = errors_of(answer, rules)
+    if errors:
+        raise AnswerRefused(errors)
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class RankingView:
+    """A ranking with what belongs to it. `display_order` is the one its annotator saw."""
+
+    ranking: Ranking
+    places: Mapping[uuid.UUID, RankingPlace]
+    display_order: Sequence[uuid.UUID]
+    superseded_by: uuid.UUID | None
+    annotator: str | None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it counts: nothing supersedes it, and it was in time."""
+        return self.superseded_by is None and not self.ranking.is_surplus
+
+    @cached_property
+    def letters(self) -> dict[uuid.UUID, str]:
+        """The letters that the annotator saw."""
+        return dict(zip(self.display_order, LETTERS, strict=False))
+
+    @cached_property
+    def order(self) -> Order:
+        """The cells, best first."""
+        return order_of({completion_id: self.places[completion_id].place for completion_id in self.display_order})
+
+    @property
+    def letter_order(self) -> list[list[str]]:
+        """The cells as the letters that the annotator saw, best first."""
+        return self.order_in(self.letters)
+
+    def order_in(self, letters: Mapping[uuid.UUID, str]) -> list[list[str]]:
+        """The cells as these letters, best first."""
+        return [sorted(letters[completion_id] for completion_id in cell) for cell in self.order]
+
+    @property
+    def cursor(self) -> str:
+        """Where this ranking stands in the stream of all."""
+        return f"{self.ranking.transaction_id}.{self.ranking.number}"
+
+
+def is_current() -> ColumnElement[bool]:
+    """Rankings that count: nothing supersedes them, and they are not surplus."""
+    newer = aliased(Ranking)
+    return and_(~Ranking.is_surplus, ~exists().where(newer.supersedes_id == Ranking.id))
+
+
+async def get_ranking(session: AsyncSession, ranking_id: uuid.UUID) -> RankingView:
+    """One ranking.
+
+    Raises:
+        RankingNotFound: there is none.
+    """
+    ranking = await session.get(Ranking, ranking_id)
+    if ranking is None:
+        raise RankingNotFound
+    return (await _views(session, [ranking]))[0]
+
+
+async def list_rankings(
+    session: AsyncSession,
+    *,
+    project_id: uuid.UUID,
+    before: int | None = None,
+    limit: int = 50,
+    only_current: bool = False,
+    task_id: uuid.UUID | None = None,
+) -> list[RankingView]:
+    """A project's rankings, newest first: those with a number below `before`."""
+    query = select(Ranking).where(Ranking.project_id == project_id)
+    if before is not None:
+        query = query.where(Ranking.number < before)
+    if only_current:
+        query = query.where(is_current())
+    if task_id is not None:
+        query = query.where(Ranking.task_id == task_id)
+    return await _views(session, (await session.scalars(query.order_by(Ranking.number.desc()).limit(limit))).all())
+
+
+async def follow_rankings(
+    session: AsyncSession, *, project_id: uuid.UUID, after: tuple[int, int] | None = None, limit: int = 500
+) -> list[RankingView]:
+    """A project's rankings in the order of the stream, those after the cursor `(transaction, number)`.
+
+    A transaction that commits late has an older number than others that were read already. So those that are not yet
+    older than every open transaction are held back, and the next page begins with them: nothing is ever skipped.
+    """
+    settled = or_(
+        Ranking.transaction_id < text("(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint"),
+        Ranking.transaction_id == text("(pg_current_xact_id_if_assigned()::text)::bigint"),
+    )
+    query = select(Ranking).where(Ranking.project_id == project_id, settled)
+    if after is not None:
+        query = query.where(tuple_(Ranking.transaction_id, Ranking.number) > tuple_(*after))
+    rows = await session.scalars(query.order_by(Ranking.transaction_id, Ranking.number).limit(limit))
+    return await _views(session, rows.all())
+
+
+async def history_of(session: AsyncSession, ranking: Ranking) -> list[RankingView]:
+    """All that one annotator said about one task, oldest first: each supersedes the one before."""
+    if ranking.lease_id is None:
+        return await _views(session, [ranking])
+    rows = await session.scalars(select(Ranking).where(Ranking.lease_id == ranking.lease_id).order_by(Ranking.number))
+    return await _views(session, rows.all())
+
+
+async def _views(session: AsyncSession, rankings: Sequence[Ranking]) -> list[RankingView]:
+    ids = [ranking.id for ranking in rankings]
+    places = await _places_of(session, ids)
+    orders = await _display_orders(session, rankings)
+    newer = await session.execute(select(Ranking.supersedes_id, Ranking.id).where(Ranking.supersedes_id.in_(ids)))
+    superseded = {old: new for old, new in newer}
+    people = await session.execute(select(User.id, User.name).where(User.id.in_({r.annotator_id for r in rankings})))
+    names = {user_id: name for user_id, name in people}
+    return [
+        RankingView(
+            ranking=ranking,
+            places=places[ranking.id],
+            display_order=orders[ranking.id],
+            superseded_by=superseded.get(ranking.id),
+            annotator=names.get(ranking.annotator_id) if ranking.annotator_id else ranking.annotator_name,
+        )
+        for ranking in rankings
+    ]
+
+
+async def _places_of(session: AsyncSession, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, dict[uuid.UUID, RankingPlace]]:
+    found: dict[uuid.UUID, dict[uuid.UUID, RankingPlace]] = {ranking_id: {} for ranking_id in ids}
+    for place in await session.scalars(select(RankingPlace).where(RankingPlace.ranking_id.in_(ids))):
+        found[place.ranking_id][place.completion_id] = place
+    return found
+
+
+async def _display_orders(session: AsyncSession, rankings: Sequence[Ranking]) -> dict[uuid.UUID, list[uuid.UUID]]:
+    """The order that each annotator saw; that of the task where a ranking was made elsewhere."""
+    leases = await session.execute(
+        select(Lease.id, Lease.display_order).where(Lease.id.in_({r.lease_id for r in rankings if r.lease_id}))
+    )
+    seen = {lease_id: order for lease_id, order in leases}
+    made: dict[uuid.UUID, list[uuid.UUID]] = {}
+    task_ids = {r.task_id for r in rankings if not r.lease_id}
+    completions = await session.scalars(
+        select(TaskCompletion).where(TaskCompletion.task_id.in_(task_ids)).order_by(TaskCompletion.position)
+    )
+    for completion in completions:
+        made.setdefault(completion.task_id, []).append(completion.completion_id)
+    return {r.id: seen[r.lease_id] if r.lease_id else made[r.task_id] for r in rankings}
+
+
+async def count_rankings(session: AsyncSession, project_id: uuid.UUID, *, since: datetime | None = None) -> int:
+    """How many rankings of a project are current; those stored at or after `since`."""
+    query = select(func.count()).select_from(Ranking).where(Ranking.project_id == project_id, is_current())
+    if since is not None:
+        query = query.where(Ranking.created_at >= since)
+    return await session.scalar(query) or 0
+
+
+async def count_done_since(
+    session: AsyncSession, *, project_id: uuid.UUID, annotator_id: uuid.UUID, since: datetime
+) -> int:
+    """How many tasks of a project this annotator ranked since then; a change of mind is not counted again."""
+    query = (
+        select(func.count())
+        .select_from(Ranking)
+        .where(
+            Ranking.project_id == project_id,
+            Ranking.annotator_id == annotator_id,
+            Ranking.supersedes_id.is_(None),
+            Ranking.created_at >= since,
+        )
+    )
+    return await session.scalar(query) or 0

@@ -1,0 +1,1 @@
+"""Registry: model versions, their lineage, which one is live."""

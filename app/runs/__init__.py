@@ -1,0 +1,1 @@
+"""Runs: the queue of work for workers; it knows no run's meaning."""

@@ -1,0 +1,15 @@
+"""All tables in one import, for migrations and for `create_all` comparisons."""
+
+from app.accounts import models as accounts
+from app.datasets import models as datasets
+from app.db import Base
+from app.loop import models as loop
+from app.projects import models as projects
+from app.prompts import models as prompts
+from app.rankings import models as rankings
+from app.registry import models as registry
+from app.runs import models as runs
+from app.tasks import models as tasks
+
+__all__ = ["Base", "accounts", "datasets", "loop", "projects", "prompts", "rankings", "registry", "runs", "tasks"]
+metadata = Base.metadata

@@ -1,0 +1,1 @@
+"""Tasks: which task next, leases, skip, expiry, display order, overlap."""

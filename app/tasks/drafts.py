@@ -1,0 +1,50 @@
+"""Drafts: what an annotator placed so far. A draft lives with its lease and ends with its ranking."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.models import User
+from app.errors import Invalid, TooLarge
+from app.tasks.models import Lease
+from app.tasks.service import check_text, extend_lease
+
+MAX_DRAFT_BYTES = 64 * 1024
+
+
+async def save_draft(
+    session: AsyncSession, *, lease_id: uuid.UUID, annotator: User, draft: Mapping[str, Any], now: datetime
+) -> Lease:
+    """Keep what was placed so far, and the lease with it. An expired lease keeps its draft for when it is reopened.
+
+    `draft`: `{"places": {id: int | None}, "ratings": {…}, "labels": {id: [key]}, "rationale": str}`.
+
+    Raises:
+        LeaseNotFound, LeaseAnswered, LeaseReleased: it can't be worked on.
+        Invalid: it names an answer of another task.
+        TooLarge: over 64 kB.
+    """
+    lease = await extend_lease(session, lease_id=lease_id, annotator=annotator, now=now)
+    check_draft(lease, draft)
+    lease.draft = dict(draft)
+    lease.draft_saved_at = now
+    await session.flush()
+    return lease
+
+
+def check_draft(lease: Lease, draft: Mapping[str, Any]) -> None:
+    """Refuse a draft that is too large, or names an answer of another task."""
+    if len(json.dumps(draft).encode()) > MAX_DRAFT_BYTES:
+        raise TooLarge(f"A draft takes at most {MAX_DRAFT_BYTES // 1024} kB. Shorten the rationale.")
+    known = {str(completion_id) for completion_id in lease.display_order}
+    for field in ("places", "ratings", "labels"):
+        for completion_id in draft.get(field) or {}:
+            if completion_id not in known:
+                raise Invalid.field(f"{field}.{completion_id}", "is no answer of this task")
+    check_text("rationale", draft.get("rationale") or "", MAX_DRAFT_BYTES)

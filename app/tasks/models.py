@@ -1,0 +1,97 @@
+"""Tables of tasks and leases. Triggers keep `num_taken` true and never let it exceed `overlap` (design, rule 1)."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, Created, ProjectId, UuidKey, ZeroByDefault
+
+
+class LeaseState(StrEnum):
+    """Where a lease stands. `open` and `answered` leases take a place of their task."""
+
+    OPEN = "open"  # -> answered, released, expired
+    ANSWERED = "answered"
+    RELEASED = "released"  # skipped: this person does not get the task again
+    EXPIRED = "expired"  # -> open (its owner comes back while a place is free), answered (a late ranking)
+
+
+class Task(Base):
+    """2..9 completions of one prompt that wait for `overlap` rankings."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        Index(
+            "ix_tasks_waiting",
+            "project_id",
+            text("priority desc"),
+            "number",
+            postgresql_where=text("num_taken < overlap"),
+        ),
+        Index("ix_tasks_prompt", "prompt_id"),
+        CheckConstraint("overlap between 1 and 100", name="overlap"),
+        CheckConstraint("num_taken >= 0", name="num_taken"),
+    )
+
+    id: Mapped[UuidKey]
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
+    project_id: Mapped[ProjectId]
+    prompt_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
+    run_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("runs.id"))
+    # Written by `loop`.
+    round: Mapped[int | None]
+    priority: Mapped[ZeroByDefault]
+    overlap: Mapped[int]
+    # Open leases and current rankings; written by triggers alone.
+    num_taken: Mapped[ZeroByDefault]
+    withdrawn_at: Mapped[datetime | None]
+    created_at: Mapped[Created]
+
+
+class TaskCompletion(Base):
+    """One of the completions that a task compares."""
+
+    __tablename__ = "task_completions"
+    __table_args__ = (
+        UniqueConstraint("task_id", "position"),
+        CheckConstraint("position between 0 and 8", name="position"),
+    )
+
+    task_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
+    completion_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("completions.id"), primary_key=True)
+    position: Mapped[int]
+
+
+class Lease(Base):
+    """One annotator's time-limited right to answer one task, with the display order it saw."""
+
+    __tablename__ = "leases"
+    __table_args__ = (
+        # Nobody gets a task twice.
+        UniqueConstraint("task_id", "annotator_id"),
+        # One open lease a person, in however many tabs.
+        Index("uq_leases_open", "annotator_id", unique=True, postgresql_where=text("state = 'open'")),
+        Index("ix_leases_annotator", "annotator_id", "state"),
+        Index("ix_leases_expiry", "expires_at", postgresql_where=text("state = 'open'")),
+        CheckConstraint("state in ('open', 'answered', 'released', 'expired')", name="state"),
+    )
+
+    id: Mapped[UuidKey]
+    task_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
+    annotator_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    state: Mapped[str] = mapped_column(server_default="open", default=LeaseState.OPEN)
+    # The completions as this annotator sees them, and the seed that shuffled them.
+    display_order: Mapped[list[uuid.UUID]]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[Created]
+    expires_at: Mapped[datetime]
+    skip_reason: Mapped[str | None]
+    draft: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    draft_saved_at: Mapped[datetime | None]

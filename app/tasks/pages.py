@@ -1,0 +1,77 @@
+"""What the ranking page sends besides its answer (skip, draft), and the admins' list of tasks."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Form, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from app.accounts.guards import Admin, Annotator
+from app.projects.guards import PageProject
+from app.tasks import drafts, lists, service
+from app.tasks.schemas import DraftIn, DraftOut
+from app.web import SessionDep, render, see_other
+
+router = APIRouter()
+PAGE_SIZE = 50
+
+
+@router.post("/leases/{lease_id}/skip")
+async def skip_task(
+    lease_id: uuid.UUID,
+    annotator: Annotator,
+    session: SessionDep,
+    reason: Annotated[str, Form(max_length=service.MAX_REASON_LENGTH)] = "",
+) -> RedirectResponse:
+    """Give a task back for good, and go on to the next one."""
+    lease = await service.release_lease(session, lease_id=lease_id, annotator=annotator, reason=reason)
+    project = await service.project_of(session, lease)
+    return see_other(f"/projects/{project.slug}/rank")
+
+
+@router.post("/leases/{lease_id}/draft")
+async def save_draft(lease_id: uuid.UUID, draft: DraftIn, annotator: Annotator, session: SessionDep) -> DraftOut:
+    """Keep what was placed so far, and the lease with it."""
+    now = datetime.now(UTC)
+    lease = await drafts.save_draft(session, lease_id=lease_id, annotator=annotator, draft=draft.stored(), now=now)
+    return DraftOut.of(lease, now)
+
+
+@router.get("/projects/{slug}/tasks")
+async def list_tasks(
+    request: Request,
+    project: PageProject,
+    user: Admin,
+    session: SessionDep,
+    state: Literal["", "waiting", "done"] = "",
+    after: Annotated[int | None, Query(ge=0)] = None,
+) -> HTMLResponse:
+    """A project's tasks, oldest first."""
+    is_waiting = {"waiting": True, "done": False}.get(state)
+    rows = await lists.list_tasks(
+        session, project_id=project.id, after=after, limit=PAGE_SIZE + 1, is_waiting=is_waiting
+    )
+    num_all, num_waiting = await lists.count_tasks(session, project_id=project.id)
+    following = f"?state={state}&after={rows[PAGE_SIZE - 1].task.number}" if len(rows) > PAGE_SIZE else None
+    return render(
+        request,
+        "tasks/list.html",
+        here="tasks",
+        project=project,
+        rows=rows[:PAGE_SIZE],
+        num_all=num_all,
+        num_waiting=num_waiting,
+        state=state,
+        next_url=following,
+        is_first=after is None,
+    )
+
+
+@router.post("/projects/{slug}/tasks/{task_id}/withdraw")
+async def withdraw_task(task_id: uuid.UUID, project: PageProject, user: Admin, session: SessionDep) -> RedirectResponse:
+    """Hand a task out no more."""
+    await service.withdraw_task(session, project_id=project.id, task_id=task_id, actor_id=user.id)
+    return see_other(f"/projects/{project.slug}/tasks/{task_id}")

@@ -1,0 +1,515 @@
+"""Which task next, and whose it is: tasks, leases, skips, expiry, display order.
+
+Locks are taken in one order everywhere, so that nobody waits in a circle: the annotator, the lease, its task. Whatever
+belongs to somebody else (overdue leases, waiting tasks) is locked with SKIP LOCKED and never waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.models import User
+from app.accounts.service import audit
+from app.errors import Conflict, Invalid, NotFound, Unavailable
+from app.projects.models import Project
+from app.prompts.models import Completion, Prompt
+from app.tasks.models import Lease, LeaseState, Task, TaskCompletion
+
+MIN_COMPLETIONS = 2
+MAX_COMPLETIONS = 9
+LETTERS = "ABCDEFGHI"
+MAX_REASON_LENGTH = 500
+# When every waiting task is locked by someone for a moment, look again after these seconds.
+RETRY_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+# As many overdue leases are cleared up by one request; a clean-up by itself takes more.
+EXPIRE_AT_ONCE = 20
+
+
+class LeaseNotFound(NotFound):
+    """There is no such task for you. Open the next one."""
+
+
+class LeaseAnswered(Conflict):
+    """You have ranked this task already."""
+
+
+class LeaseReleased(Conflict):
+    """This task was skipped or withdrawn, and takes no ranking any more. Open the next one."""
+
+
+class TasksContended(Unavailable):
+    """Many people are taking tasks at this very moment. Try again in a few seconds."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One answer as an annotator sees it: nothing here tells who wrote it."""
+
+    id: uuid.UUID
+    letter: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """All that the ranking page and its API show of one lease. `cards` are in the order of display."""
+
+    lease: Lease
+    project: Project
+    messages: Sequence[Mapping[str, Any]]
+    cards: Sequence[Card]
+
+
+# Making tasks
+
+
+async def create_task(
+    session: AsyncSession,
+    *,
+    project: Project,
+    prompt_id: uuid.UUID,
+    completion_ids: Sequence[uuid.UUID],
+    run_id: uuid.UUID | None = None,
+    round: int | None = None,
+    overlap: int | None = None,
+    priority: int | None = None,
+) -> Task:
+    """Let completions of one prompt wait to be ranked. `priority` is the round by default: the newest come first.
+
+    Raises:
+        Invalid: not 2 to 9 completions, two with the same text, or one that answers another prompt.
+    """
+    await _check_completions(session, project=project, prompt_id=prompt_id, completion_ids=completion_ids)
+    task = Task(
+        project_id=project.id,
+        prompt_id=prompt_id,
+        run_id=run_id,
+        round=round,
+        overlap=overlap or project.overlap,
+        priority=(round or 0) if priority is None else priority,
+    )
+    session.add(task)
+    await session.flush()
+    session.add_all(
+        TaskCompletion(task_id=task.id, completion_id=completion_id, position=position)
+        for position, completion_id in enumerate(completion_ids)
+    )
+    await session.flush()
+    return task
+
+
+async def _check_completions(
+    session: AsyncSession, *, project: Project, prompt_id: uuid.UUID, completion_ids: Sequence[uuid.UUID]
+) -> None:
+    if not MIN_COMPLETIONS <= len(completion_ids) <= MAX_COMPLETIONS:
+        raise Invalid.field(
+            "completion_ids",
+            f"a task compares {MIN_COMPLETIONS} to {MAX_COMPLETIONS} answers, not {len(completion_ids)}",
+        )
+    if len(set(completion_ids)) < len(completion_ids):
+        raise Invalid.field("completion_ids", "names an answer twice")
+    texts = (
+        await session.scalars(
+            select(Completion.text)
+            .join(Prompt, Prompt.id == Completion.prompt_id)
+            .where(
+                Completion.id.in_(completion_ids), Completion.prompt_id == prompt_id, Prompt.project_id == project.id
+            )
+        )
+    ).all()
+    if len(texts) < len(completion_ids):
+        raise Invalid.field("completion_ids", f"holds an answer that does not belong to prompt {prompt_id}")
+    if len(set(texts)) < len(texts):
+        raise Invalid.field("completion_ids", "holds two answers with the same text, which nobody could tell apart")
+
+
+async def withdraw_task(
+    session: AsyncSession, *, project_id: uuid.UUID, task_id: uuid.UUID, actor_id: uuid.UUID | None = None
+) -> Task:
+    """Hand a task out no more, and take it back from those who have it. What was ranked stays. Twice is harmless.
+
+    Raises:
+        NotFound: the project has no such task.
+    """
+    task = await get_task(session, project_id=project_id, task_id=task_id, for_update=True)
+    if task.withdrawn_at is not None:
+        return task
+    task.withdrawn_at = datetime.now(UTC)
+    await session.flush()
+    # A lease that is locked is being answered at this moment: its ranking is taken.
+    held = (
+        select(Lease.id)
+        .where(Lease.task_id == task_id, Lease.state.in_([LeaseState.OPEN, LeaseState.EXPIRED]))
+        .with_for_update(skip_locked=True)
+    )
+    await session.execute(
+        update(Lease)
+        .where(Lease.id.in_(held.scalar_subquery()))
+        .values(state=LeaseState.RELEASED)
+        .execution_options(synchronize_session="fetch")
+    )
+    await audit(session, actor_id=actor_id, action="task.withdraw", subject=str(task_id))
+    return task
+
+
+# Taking tasks
+
+
+async def next_lease(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease | None:
+    """The task that this annotator works on: the one in hand, one that was left, or a new one. None: nothing waits.
+
+    Asking again gives the same lease. An open lease in another project is given back; its draft waits there.
+
+    Raises:
+        TasksContended: tasks wait, and all of them stayed locked by others for seconds.
+    """
+    await lock_annotator(session, annotator.id)
+    held = await _held_lease(session, annotator)
+    if held is not None:
+        held_lease, project_id = held
+        if project_id == project.id and held_lease.expires_at > now:
+            return held_lease
+        held_lease.state = LeaseState.EXPIRED
+        await session.flush()
+    if project.is_paused or project.archived_at is not None:
+        return None
+    for pause in (*RETRY_PAUSES, None):
+        await _expire_for(session, project=project, annotator=annotator, now=now)
+        lease = await _reopen_lease(session, project=project, annotator=annotator, now=now)
+        lease = lease or await _take_task(session, project=project, annotator=annotator, now=now)
+        if lease is not None or not await _is_any_waiting(session, project, annotator, now):
+            return lease
+        if pause is not None:
+            await asyncio.sleep(pause)
+    raise TasksContended
+
+
+async def lock_annotator(session: AsyncSession, annotator_id: uuid.UUID) -> None:
+    """One annotator's requests take turns, in however many tabs. Held to the end of the transaction."""
+    await session.execute(select(User.id).where(User.id == annotator_id).with_for_update(key_share=True))
+
+
+async def _held_lease(session: AsyncSession, annotator: User) -> tuple[Lease, uuid.UUID] | None:
+    """The annotator's one open lease, locked, and its project."""
+    row = (
+        await session.execute(
+            select(Lease, Task.project_id)
+            .join(Task, Task.id == Lease.task_id)
+            .where(Lease.annotator_id == annotator.id, Lease.state == LeaseState.OPEN)
+            .with_for_update(of=Lease)
+            .execution_options(populate_existing=True)
+        )
+    ).one_or_none()
+    return None if row is None else (row.Lease, row.project_id)
+
+
+def _had_by(annotator: User) -> ColumnElement[bool]:
+    """Whether this annotator has, or ever had, a lease on the task."""
+    return exists().where(Lease.task_id == Task.id, Lease.annotator_id == annotator.id)
+
+
+def _is_handed_out(project_ids: Sequence[uuid.UUID]) -> ColumnElement[bool]:
+    return and_(Task.project_id.in_(project_ids), Task.withdrawn_at.is_(None))
+
+
+def has_place() -> ColumnElement[bool]:
+    """Tasks that wait for somebody, or would if they were not withdrawn."""
+    return Task.num_taken < Task.overlap
+
+
+async def _reopen_lease(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease | None:
+    """The annotator's own expired lease, the last one first, with its order and draft, while its task has a place."""
+    lease = await session.scalar(
+        select(Lease)
+        .join(Task, Task.id == Lease.task_id)
+        .where(
+            Lease.annotator_id == annotator.id,
+            Lease.state == LeaseState.EXPIRED,
+            _is_handed_out([project.id]),
+            has_place(),
+        )
+        .order_by(Lease.expires_at.desc(), Lease.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    )
+    if lease is not None:
+        lease.state = LeaseState.OPEN
+        lease.expires_at = now + timedelta(minutes=project.lease_minutes)
+        await session.flush()
+    return lease
+
+
+async def _take_task(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease | None:
+    """A new lease on the first waiting task that nobody else is taking at this moment."""
+    task_id = await session.scalar(
+        select(Task.id)
+        .where(_is_handed_out([project.id]), has_place(), ~_had_by(annotator))
+        .order_by(Task.priority.desc(), Task.number)
+        .limit(1)
+        .with_for_update(skip_locked=True, key_share=True, of=Task)
+    )
+    if task_id is None:
+        return None
+    seed = secrets.randbits(63)
+    lease = Lease(
+        task_id=task_id,
+        annotator_id=annotator.id,
+        state=LeaseState.OPEN,
+        display_order=shuffle(await completion_ids(session, task_id), seed),
+        seed=seed,
+        expires_at=now + timedelta(minutes=project.lease_minutes),
+    )
+    session.add(lease)
+    await session.flush()
+    return lease
+
+
+def shuffle(ids: Sequence[uuid.UUID], seed: int) -> list[uuid.UUID]:
+    """The order of display: the same for the same seed."""
+    return random.Random(seed).sample(list(ids), k=len(ids))
+
+
+def _is_overdue(now: datetime) -> ColumnElement[bool]:
+    return and_(Lease.state == LeaseState.OPEN, Lease.expires_at <= now)
+
+
+async def _is_any_waiting(session: AsyncSession, project: Project, annotator: User, now: datetime) -> bool:
+    """Whether there is a place for this annotator, locked or not."""
+    own = exists().where(
+        Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.EXPIRED
+    )
+    overdue = exists().where(Lease.task_id == Task.id, _is_overdue(now))
+    mine_or_new = or_(own, ~_had_by(annotator))
+    found = await session.scalar(
+        select(exists().where(_is_handed_out([project.id]), or_(has_place(), overdue), mine_or_new))
+    )
+    return bool(found)
+
+
+# Giving back
+
+
+async def expire_leases(session: AsyncSession, *, now: datetime | None = None, limit: int = 1000) -> int:
+    """Take back leases that are overdue; returns how many. Drafts stay. What is locked is in use, and left alone."""
+    return await _expire(session, _is_overdue(now or datetime.now(UTC)), limit)
+
+
+async def _expire_for(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> None:
+    """Take back what this annotator could have instead.
+
+    Nothing else: who holds the lock of a task must be able to take it, or two could wait for each other's.
+    """
+    own = exists().where(
+        Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state != LeaseState.EXPIRED
+    )
+    condition = and_(_is_overdue(now), _is_handed_out([project.id]), ~own.correlate(Task))
+    await _expire(session, condition, EXPIRE_AT_ONCE)
+
+
+async def _expire(session: AsyncSession, condition: ColumnElement[bool], limit: int) -> int:
+    ids = (
+        await session.scalars(
+            select(Lease.id)
+            .join(Task, Task.id == Lease.task_id)
+            .where(condition)
+            .order_by(Lease.expires_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+    ).all()
+    if ids:
+        await session.execute(
+            update(Lease)
+            .where(Lease.id.in_(ids))
+            .values(state=LeaseState.EXPIRED)
+            .execution_options(synchronize_session="fetch")
+        )
+    return len(ids)
+
+
+async def lock_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User) -> Lease:
+    """The annotator's lease, locked together with the annotator.
+
+    Raises:
+        LeaseNotFound: there is none, or it is somebody else's.
+    """
+    await lock_annotator(session, annotator.id)
+    lease = await session.scalar(
+        select(Lease)
+        .where(Lease.id == lease_id, Lease.annotator_id == annotator.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if lease is None:
+        raise LeaseNotFound
+    return lease
+
+
+async def release_lease(
+    session: AsyncSession, *, lease_id: uuid.UUID, annotator: User, reason: str | None = None
+) -> Lease:
+    """Skip: someone else gets the task, and this annotator not again. Twice is harmless.
+
+    Raises:
+        LeaseNotFound: it is not this annotator's.
+        LeaseAnswered: it was ranked already.
+        Invalid: the reason is too long, or no plain text.
+    """
+    lease = await lock_lease(session, lease_id=lease_id, annotator=annotator)
+    if lease.state == LeaseState.ANSWERED:
+        raise LeaseAnswered
+    if lease.state != LeaseState.RELEASED:
+        lease.state = LeaseState.RELEASED
+        lease.skip_reason = check_text("reason", reason or "", MAX_REASON_LENGTH) or None
+        await session.flush()
+    return lease
+
+
+async def extend_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User, now: datetime) -> Lease:
+    """A sign of life: an open lease runs from now again.
+
+    Raises:
+        LeaseNotFound, LeaseAnswered, LeaseReleased: it can't be worked on.
+    """
+    lease = await lock_lease(session, lease_id=lease_id, annotator=annotator)
+    require_workable(lease)
+    if lease.state == LeaseState.OPEN:
+        project = await project_of(session, lease)
+        lease.expires_at = max(lease.expires_at, now + timedelta(minutes=project.lease_minutes))
+        await session.flush()
+    return lease
+
+
+def check_text(field: str, text: str, max_length: int) -> str:
+    """A text that a person typed, without space around it.
+
+    Raises:
+        Invalid: it is too long, or holds what no database stores.
+    """
+    if len(text) > max_length:
+        raise Invalid.field(field, f"takes at most {max_length} characters; this has {len(text)}")
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise Invalid.field(field, "must not hold NUL or half of a surrogate pair")
+    return text.strip()
+
+
+def require_workable(lease: Lease) -> None:
+    """Refuse what can't be worked on any more.
+
+    Raises:
+        LeaseAnswered: it was ranked.
+        LeaseReleased: it was skipped or withdrawn.
+    """
+    if lease.state == LeaseState.ANSWERED:
+        raise LeaseAnswered
+    if lease.state == LeaseState.RELEASED:
+        raise LeaseReleased
+
+
+# Looking
+
+
+async def get_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User) -> Lease:
+    """The annotator's lease, not locked.
+
+    Raises:
+        LeaseNotFound: there is none, or it is somebody else's.
+    """
+    lease = await session.scalar(select(Lease).where(Lease.id == lease_id, Lease.annotator_id == annotator.id))
+    if lease is None:
+        raise LeaseNotFound
+    return lease
+
+
+async def project_of(session: AsyncSession, lease: Lease) -> Project:
+    """The project of a lease's task."""
+    return (
+        await session.scalars(select(Project).join(Task, Task.project_id == Project.id).where(Task.id == lease.task_id))
+    ).one()
+
+
+async def get_sheet(session: AsyncSession, lease: Lease) -> Sheet:
+    """What the holder of this lease sees."""
+    messages = await session.scalar(
+        select(Prompt.messages).join(Task, Task.prompt_id == Prompt.id).where(Task.id == lease.task_id)
+    )
+    cards = await cards_of(session, lease.display_order)
+    return Sheet(lease=lease, project=await project_of(session, lease), messages=messages or [], cards=cards)
+
+
+async def cards_of(session: AsyncSession, display_order: Sequence[uuid.UUID]) -> list[Card]:
+    """The answers with their letters, in this order."""
+    rows = await session.execute(select(Completion.id, Completion.text).where(Completion.id.in_(display_order)))
+    texts = {row.id: row.text for row in rows}
+    return [
+        Card(id=completion_id, letter=letter, text=texts[completion_id])
+        for letter, completion_id in zip(LETTERS, display_order, strict=False)
+    ]
+
+
+async def completion_ids(session: AsyncSession, task_id: uuid.UUID) -> list[uuid.UUID]:
+    """The completions of a task, in the order in which it was made."""
+    return list(
+        await session.scalars(
+            select(TaskCompletion.completion_id)
+            .where(TaskCompletion.task_id == task_id)
+            .order_by(TaskCompletion.position)
+        )
+    )
+
+
+async def waiting_counts(
+    session: AsyncSession, project_ids: Sequence[uuid.UUID], annotator: User, now: datetime | None = None
+) -> dict[uuid.UUID, int]:
+    """How many tasks this annotator could rank, for each project: the one in hand and those left are among them."""
+    mine = exists().where(Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.OPEN)
+    left = exists().where(
+        Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.EXPIRED
+    )
+    overdue = exists().where(Lease.task_id == Task.id, _is_overdue(now or datetime.now(UTC)))
+    free = and_(or_(has_place(), overdue), or_(left, ~_had_by(annotator)))
+    rows = await session.execute(
+        select(Task.project_id, func.count())
+        .join(Project, Project.id == Task.project_id)
+        .where(_is_handed_out(project_ids), or_(mine, and_(~Project.is_paused, free)))
+        .group_by(Task.project_id)
+    )
+    counts = {project_id: count for project_id, count in rows}
+    return {project_id: counts.get(project_id, 0) for project_id in project_ids}
+
+
+async def get_task(
+    session: AsyncSession, *, project_id: uuid.UUID, task_id: uuid.UUID, for_update: bool = False
+) -> Task:
+    """A task of a project.
+
+    Raises:
+        NotFound: it has no such task.
+    """
+    query = select(Task).where(Task.id == task_id, Task.project_id == project_id)
+    if for_update:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    task = await session.scalar(query)
+    if task is None:
+        raise NotFound("There is no such task in this project.")
+    return task
+
+
+async def lock_task(session: AsyncSession, task_id: uuid.UUID) -> Task:
+    """A task that is there, locked; its counter as it is at this moment."""
+    return (
+        await session.scalars(
+            select(Task).where(Task.id == task_id).with_for_update().execution_options(populate_existing=True)
+        )
+    ).one()

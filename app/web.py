@@ -1,0 +1,128 @@
+"""What all pages and API routes share: the session of a request, paging, rendering, and where the files of the package
+lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette import status
+
+from app import i18n, markdown
+from app.config import Settings
+from app.db import SessionMaker
+from app.ndjson import MEDIA_TYPE
+
+ROOT = Path(__file__).resolve().parent.parent
+LANGUAGE_COOKIE = "rl_language"
+
+
+async def open_session(request: Request) -> AsyncIterator[AsyncSession]:
+    """The transaction of a request. It is committed before the answer is sent: a failed commit is a 500, never a false
+    success.
+    """
+    async with request.app.state.sessionmaker.begin() as session:
+        yield session
+
+
+def get_settings(request: Request) -> Settings:
+    """The settings that the app was created with."""
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+SessionDep = Annotated[AsyncSession, Depends(open_session, scope="function")]
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+
+
+@lru_cache
+def static_version(name: str) -> str:
+    """A short hash of a static file's content, so that browsers may keep it for ever."""
+    return hashlib.sha256((ROOT / "static" / name).read_bytes()).hexdigest()[:10]
+
+
+def static_url(name: str) -> str:
+    """The address of a static file, new whenever its content is."""
+    return f"/static/{name}?v={static_version(name)}"
+
+
+@lru_cache
+def environment() -> Environment:
+    """The templates. An undefined name is an error, and everything is escaped."""
+    jinja = Environment(
+        loader=FileSystemLoader(ROOT / "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.globals["static_url"] = static_url
+    jinja.globals["markdown"] = markdown.render
+    return jinja
+
+
+def request_language(request: Request) -> str:
+    """`en` or `zh`, from the cookie, else from what the browser prefers."""
+    return i18n.pick_language(request.cookies.get(LANGUAGE_COOKIE), request.headers.get("accept-language"))
+
+
+def words(request: Request) -> dict[str, Any]:
+    """The reader's language as functions: `_`, `n_`, `number` and the other words of `app.i18n.template_words`."""
+    return i18n.template_words(request_language(request))
+
+
+def render(request: Request, template: str, *, status_code: int = 200, **context: Any) -> HTMLResponse:
+    """A page in the reader's language. `user` is who is signed in, or None."""
+    language = request_language(request)
+    html = (
+        environment()
+        .get_template(template)
+        .render(
+            request=request,
+            user=getattr(request.state, "user", None),
+            now=datetime.now(UTC),
+            **words(request),
+            **context,
+        )
+    )
+    return HTMLResponse(html, status_code)
+
+
+def see_other(url: str) -> RedirectResponse:
+    """The answer to a form that was taken: look there."""
+    return RedirectResponse(url, status.HTTP_303_SEE_OTHER)
+
+
+def stream(
+    request: Request, chunks: Callable[[AsyncSession], AsyncIterator[bytes]], **headers: str
+) -> StreamingResponse:
+    """JSON lines, from a session of their own: that of the request ends before the first chunk is sent."""
+    sessionmaker: SessionMaker = request.app.state.sessionmaker
+
+    async def body() -> AsyncIterator[bytes]:
+        async with sessionmaker.begin() as session:
+            async for chunk in chunks(session):
+                yield chunk
+
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return StreamingResponse(body(), media_type=MEDIA_TYPE, headers=names)
+
+
+def local_path(url: str | None, default: str = "/") -> str:
+    """An address on this origin, whatever was asked for: no scheme, no host, no backslash that a browser takes for a
+    slash.
+    """
+    if not url or not url.startswith("/") or url.startswith("//") or "\\" in url or any(ord(c) < 0x20 for c in url):
+        return default
+    parts = urlsplit(url)
+    return default if parts.scheme or parts.netloc else url

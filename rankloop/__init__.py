@@ -1,0 +1,3 @@
+"""The program `rankloop`: a thin door to the commands of `app` and `trainer`, which never import each other."""
+
+__version__ = "0.1.0"

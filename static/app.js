@@ -1,0 +1,102 @@
+// Every page: dialogs, colours, confirmations, live fragments, sign-in links. All pages work without it, only less comfortably.
+"use strict";
+(() => {
+  const on = (type, selector, act) => document.addEventListener(type, (event) => {
+    const found = event.target.closest?.(selector);
+    if (found) act(event, found);
+  });
+
+  // A link to a dialog opens it in place.
+  on("click", "a[data-dialog]", (event, link) => {
+    event.preventDefault();
+    document.getElementById(link.dataset.dialog).showModal();
+  });
+  on("click", "a[data-close]", (event, link) => {
+    const dialog = link.closest("dialog");
+    if (!dialog.open) return;
+    event.preventDefault();
+    dialog.close();
+  });
+  on("click", "dialog", (event, dialog) => { if (event.target === dialog) dialog.close(); });
+
+  // A menu closes when one looks elsewhere.
+  document.addEventListener("click", (event) => {
+    for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+  });
+  document.addEventListener("keydown", (event) => {
+    const menu = event.key === "Escape" && document.querySelector("details.menu[open]");
+    if (!menu) return;
+    menu.open = false;
+    menu.querySelector("summary").focus();
+  });
+
+  // Colours change at once, without a new page.
+  on("submit", "form[data-theme-form]", (event, form) => {
+    event.preventDefault();
+    const theme = event.submitter.value;
+    if (theme === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    for (const button of form.querySelectorAll("button")) button.setAttribute("aria-pressed", String(button === event.submitter));
+    document.cookie = `rl_theme=${theme}; path=/; max-age=31536000; samesite=lax`;
+  });
+
+  // What can't be undone is asked twice; what was sent once is not sent again by a double click.
+  on("submit", "form[data-confirm]", (event, form) => { if (!confirm(form.dataset.confirm)) event.preventDefault(); });
+  on("submit", "form[method=post]:not(#rank, [data-theme-form])", (event, form) => {
+    if (event.defaultPrevented) return;
+    if (form.dataset.sent) event.preventDefault();
+    form.dataset.sent = "yes";
+  });
+  window.addEventListener("pageshow", () => document.querySelectorAll("form[data-sent]").forEach((form) => delete form.dataset.sent));
+
+  // A filter is applied when it is chosen.
+  on("change", "form[data-filter]", (event, form) => form.requestSubmit());
+
+  // A fragment that asks for itself again while it lives: it is replaced whole, and says itself whether to go on.
+  const refresh = async () => {
+    const fragment = document.querySelector("[data-refresh-url]");
+    if (!fragment) return;
+    const wait = Number(fragment.dataset.refreshSeconds || 2) * 1000;
+    if (!document.hidden) await replace(fragment);
+    setTimeout(refresh, wait);
+  };
+  const replace = async (fragment) => {
+    try {
+      const answer = await fetch(fragment.dataset.refreshUrl, { headers: { Accept: "text/html" } });
+      if (!answer.ok) return;
+      const html = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const fresh = html.getElementById(fragment.id);
+      if (!fresh || fragment.contains(document.activeElement) && document.activeElement !== fragment) return;
+      const scrolled = fragment.querySelector(".log")?.scrollTop;
+      fragment.replaceWith(fresh);
+      makeScrollable();
+      const log = fresh.querySelector(".log");
+      if (log && scrolled) log.scrollTop = scrolled;
+    } catch { /* the connection is away: the next try is in a moment */ }
+  };
+  setTimeout(refresh, 2000);
+
+  const later = document.querySelector("[data-reload-after]");
+  if (later) setInterval(() => { if (!document.hidden) location.reload(); }, later.dataset.reloadAfter * 1000);
+
+  // A one-time link carries its secret behind the #, where no log sees it: it goes into the form, and out of the address.
+  const secret = document.querySelector("input[data-from-fragment]");
+  if (secret && location.hash.length > 1) {
+    secret.value = decodeURIComponent(location.hash.slice(1));
+    secret.closest(".field").hidden = true;
+    history.replaceState(null, "", location.pathname + location.search);
+    secret.form.querySelector("button").focus();
+  }
+
+  // What scrolls sideways can be scrolled by keyboard too.
+  const makeScrollable = () => {
+    for (const box of document.querySelectorAll("pre, .scroll, .lineage, .log")) {
+      if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
+    }
+  };
+  makeScrollable();
+  window.addEventListener("resize", makeScrollable);
+  document.querySelector(".tabs [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
+  document.querySelector("[data-focus]")?.focus();
+})();

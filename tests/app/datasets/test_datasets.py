@@ -1,0 +1,224 @@
+"""Freezing: which rankings, in which order, as which bytes; and that nothing changes afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import uuid
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.datasets import service
+from app.datasets.models import Dataset, DatasetRow
+from app.datasets.service import NothingToFreeze
+from app.db import make_engine, make_sessionmaker
+from app.projects.models import Project
+from app.prompts.models import Completion, Prompt
+from app.tasks.models import Task
+from tests.factories import completion_ids_of, make_project, make_prompt, make_ranking, make_task, make_user
+
+
+@pytest.fixture
+async def project(session: AsyncSession) -> Project:
+    return await make_project(session)
+
+
+async def make_ranked(session: AsyncSession, project: Project, *, split: str = "train", **values: Any) -> Any:
+    """A ranking of a task of this project."""
+    task = await make_task(session, await make_prompt(session, project, split=split), k=3)
+    return await make_ranking(session, task, **values)
+
+
+async def content_of(session: AsyncSession, dataset: Dataset) -> bytes:
+    return b"".join([chunk async for chunk in service.stream_lines(session, dataset.id)])
+
+
+async def rows_of(session: AsyncSession, dataset: Dataset) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (await content_of(session, dataset)).splitlines()]
+
+
+async def test_a_row_is_as_the_protocol_has_it(session: AsyncSession, project: Project) -> None:
+    prompt = await make_prompt(session, project, language="zh", messages=[{"role": "user", "content": '\\n "哪个"？'}])
+    task = await make_task(session, prompt, k=4)
+    ranking = await make_ranking(session, task, places=[2, 1, 2, None])
+    shown = [str(key) for key in await completion_ids_of(session, task)]
+    texts = {str(key): value for key, value in await session.execute(select(Completion.id, Completion.text))}
+    (row,) = await rows_of(session, await service.freeze(session, project=project))
+    assert row.pop("annotator") != str(ranking.annotator_id)
+    assert row == {
+        "ranking_id": str(ranking.id),
+        "prompt_id": str(prompt.id),
+        "split": "train",
+        "language": "zh",
+        "messages": prompt.messages,
+        "completions": [{"id": key, "text": texts[key], "version_id": None, "finish_reason": None} for key in shown],
+        "order": [[shown[1]], [shown[0], shown[2]]],
+        "labels": {},
+        "ratings": {},
+        "display_order": list(reversed(shown)),
+        "created_at": ranking.created_at.isoformat(),
+    }
+
+
+async def test_labels_and_ratings_are_named_by_completion(session: AsyncSession, project: Project) -> None:
+    task = await make_task(session, await make_prompt(session, project), k=2)
+    first, second = await completion_ids_of(session, task)
+    ranking = await make_ranking(session, task, marks={first: {"labels": ["opinion"]}, second: {"rating": 6}})
+    (row,) = await rows_of(session, await service.freeze(session, project=project))
+    assert row["ranking_id"] == str(ranking.id)
+    assert (row["labels"], row["ratings"]) == ({str(first): ["opinion"]}, {str(second): 6})
+
+
+async def test_the_hash_is_that_of_the_bytes_and_the_bytes_are_the_same_every_time(
+    session: AsyncSession, project: Project
+) -> None:
+    for _ in range(3):
+        await make_ranked(session, project)
+    dataset = await service.freeze(session, project=project)
+    content = await content_of(session, dataset)
+    assert hashlib.sha256(content).hexdigest() == dataset.sha256
+    await make_ranked(session, project)
+    await session.execute(update(Prompt).values(source="elsewhere", withdrawn_at=func.now()))
+    assert await content_of(session, dataset) == content
+    assert content.count(b"\n") == dataset.num_rows == 3
+
+
+async def test_rows_stand_in_the_order_in_which_the_rankings_came(session: AsyncSession, project: Project) -> None:
+    rankings = [await make_ranked(session, project) for _ in range(5)]
+    rows = await rows_of(session, await service.freeze(session, project=project))
+    assert [row["ranking_id"] for row in rows] == [str(ranking.id) for ranking in rankings]
+
+
+async def test_only_current_rankings_of_what_may_be_learned_from_are_taken(
+    session: AsyncSession, project: Project
+) -> None:
+    kept = await make_ranked(session, project, split="validation")
+    await make_ranked(session, project, split="test")
+    await make_ranked(session, project, is_surplus=True)
+    await make_ranked(session, await make_project(session))
+    withdrawn = await make_ranked(session, project)
+    await session.execute(update(Task).where(Task.id == withdrawn.task_id).values(withdrawn_at=func.now()))
+    forgotten = await make_ranked(session, project)
+    task = await session.get_one(Task, forgotten.task_id)
+    await session.execute(update(Prompt).where(Prompt.id == task.prompt_id).values(withdrawn_at=func.now()))
+    rows = await rows_of(session, await service.freeze(session, project=project))
+    assert [(row["ranking_id"], row["split"]) for row in rows] == [(str(kept.id), "validation")]
+
+
+async def test_a_change_of_mind_takes_the_place_of_the_old_ranking(session: AsyncSession, project: Project) -> None:
+    old = await make_ranked(session, project)
+    task = await session.get_one(Task, old.task_id)
+    annotator = await make_user(session)
+    new = await make_ranking(
+        session, task, annotator=annotator, lease_id=old.lease_id, supersedes_id=old.id, places=[3, 2, 1]
+    )
+    rows = await rows_of(session, await service.freeze(session, project=project))
+    assert [row["ranking_id"] for row in rows] == [str(new.id)]
+
+
+async def test_the_counts_are_those_of_the_rows(session: AsyncSession, project: Project) -> None:
+    annotator = await make_user(session)
+    prompt = await make_prompt(session, project, split="validation")
+    one = await make_task(session, prompt, k=4, round=1)
+    two = await make_task(session, prompt, k=3, round=2)
+    three = await make_task(session, await make_prompt(session, project), k=2)
+    # 1 > 2 = 3, the fourth missing: 2 pairs and a tie; all three apart: 3 pairs; a tie of two: none.
+    await make_ranking(session, one, annotator=annotator, places=[1, 2, 2, None])
+    await make_ranking(session, two, annotator=annotator, places=[3, 1, 2])
+    await make_ranking(session, three, places=[1, 1])
+    dataset = await service.freeze(session, project=project)
+    assert dataset.counts == {
+        "num_rankings": 3,
+        "num_prompts": 2,
+        "num_pairs": 5,
+        "num_ties": 2,
+        "num_annotators": 2,
+        "train": 1,
+        "validation": 2,
+        "by_round": {"1": 1, "2": 1, "imported": 1},
+    }
+
+
+async def test_a_pseudonym_is_one_person_within_a_dataset_and_another_in_the_next(
+    session: AsyncSession, project: Project
+) -> None:
+    ann, ben = await make_user(session), await make_user(session)
+    for annotator in (ann, ben, ann):
+        await make_ranked(session, project, annotator=annotator)
+    first, second = [
+        [row["annotator"] for row in await rows_of(session, await service.freeze(session, project=project))]
+        for _ in range(2)
+    ]
+    assert first[0] == first[2] != first[1]
+    assert not set(first) & set(second)
+    assert all(len(name) == 16 for name in first)
+
+
+async def test_datasets_of_a_project_are_numbered_from_one(session: AsyncSession, project: Project) -> None:
+    await make_ranked(session, project)
+    assert [(await service.freeze(session, project=project)).number for _ in range(2)] == [1, 2]
+    newest, oldest = await service.list_datasets(session, project.id)
+    assert (newest.number, oldest.number) == (2, 1)
+    assert await service.list_datasets(session, project.id, before=2) == [oldest]
+
+
+async def test_there_must_be_something_to_freeze(session: AsyncSession, project: Project) -> None:
+    await make_ranked(session, project, split="test")
+    with pytest.raises(NothingToFreeze, match="Rank some tasks first"):
+        await service.freeze(session, project=project)
+    assert await service.list_datasets(session, project.id) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        update(DatasetRow).values(line="{}"),
+        delete(DatasetRow),
+        update(Dataset).values(sha256="0"),
+        update(Dataset).values(counts={}),
+        delete(Dataset),
+    ],
+)
+async def test_nothing_of_a_dataset_can_be_changed(session: AsyncSession, project: Project, change: Any) -> None:
+    await make_ranked(session, project)
+    await service.freeze(session, project=project)
+    with pytest.raises(IntegrityError, match="never changed or deleted"):
+        await session.execute(change)
+
+
+async def test_the_key_of_the_pseudonyms_can_be_deleted(session: AsyncSession, project: Project) -> None:
+    await make_ranked(session, project)
+    await service.freeze(session, project=project)
+    await session.execute(update(Dataset).values(pseudonym_key=None))
+    assert (await session.scalars(select(Dataset.pseudonym_key))).all() == [None]
+
+
+async def test_a_ranking_knows_the_datasets_that_hold_it(session: AsyncSession, project: Project) -> None:
+    ranking = await make_ranked(session, project)
+    assert await service.count_new_rankings(session, project.id) == 1
+    dataset = await service.freeze(session, project=project)
+    await make_ranked(session, project)
+    assert await service.datasets_of_ranking(session, ranking.id) == [dataset]
+    assert await service.datasets_of_ranking(session, uuid.uuid4()) == []
+    assert await service.count_new_rankings(session, project.id) == 1
+
+
+@pytest.mark.real_commits
+async def test_two_freezes_at_once_take_two_numbers(fresh_database_url: str) -> None:
+    engine = make_engine(fresh_database_url)
+    sessions = make_sessionmaker(engine)
+    async with sessions.begin() as session:
+        project = await make_project(session)
+        await make_ranked(session, project)
+
+    async def freeze() -> int:
+        async with sessions.begin() as session:
+            return (await service.freeze(session, project=project)).number
+
+    assert sorted(await asyncio.gather(*(freeze() for _ in range(4)))) == [1, 2, 3, 4]
+    await engine.dispose()

@@ -1,0 +1,208 @@
+"""The arrows of the loop: from answers to tasks, from rankings to a reward model, to a policy, to the next round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from app.errors import RankloopError
+from app.loop import service as loop
+from app.prompts.models import Prompt, RunPrompt, Split
+from app.registry import service as registry
+from app.registry.models import VersionKind
+from app.runs import service as runs
+from app.runs.models import Run, RunKind, RunState
+from app.tasks.models import Task
+from tests.app.loop.conftest import Loop
+
+REWARD_RESULT = {"num_rankings": 6, "accuracy": None, "seconds": 12.0}
+PPO_RESULT = {"num_episodes": 8, "kl": 0.5, "reward": {"first": 0.0, "last": 1.0}, "seconds": 30.0}
+
+
+async def splits_of(turned: Loop, run: Run) -> set[str]:
+    query = select(Prompt.split).join(RunPrompt).where(RunPrompt.run_id == run.id)
+    return set((await turned.session.scalars(query)).all())
+
+
+async def tasks_of(turned: Loop) -> Sequence[Task]:
+    return (await turned.session.scalars(select(Task).where(Task.project_id == turned.project.id))).all()
+
+
+async def whole_round(turned: Loop) -> None:
+    await turned.sample()
+    await turned.rank_all()
+    await loop.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+
+
+async def test_a_new_project_begins_with_its_model(turned: Loop) -> None:
+    base = await registry.base_version(turned.session, turned.project.id)
+    assert (base.number, base.kind, base.alias, base.is_live) == (1, VersionKind.POLICY, "pocket", True)
+    assert (await loop.current_round(turned.session, turned.project)).policy_version_id == base.id
+
+
+async def test_tasks_appear_as_answers_come_in(turned: Loop) -> None:
+    await loop.start_sampling(turned.session, project=turned.project)
+    run = await turned.claim()
+    first = await turned.session.scalar(select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id).limit(1))
+    assert first is not None
+    await turned.answer(run, first, ["a", "b", "c"])
+    assert [(task.prompt_id, task.round) for task in await tasks_of(turned)] == [(first, 1)]
+
+
+async def test_equal_answers_are_one_and_a_single_one_makes_no_task(turned: Loop) -> None:
+    await loop.start_sampling(turned.session, project=turned.project)
+    run = await turned.claim()
+    ids = (await turned.session.scalars(select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id))).all()
+    await turned.answer(run, ids[0], ["same", "same", "same"])
+    assert await tasks_of(turned) == []
+    await turned.answer(run, ids[1], ["same", "other", "same"])
+    assert len(await tasks_of(turned)) == 1
+
+
+async def test_test_prompts_are_not_sampled_for_ranking(turned: Loop) -> None:
+    run = await loop.start_sampling(turned.session, project=turned.project)
+    assert await splits_of(turned, run) == {Split.TRAIN, Split.VALIDATION}
+
+
+async def test_evaluation_takes_test_prompts_and_makes_no_task(turned: Loop) -> None:
+    base = await registry.base_version(turned.session, turned.project.id)
+    await loop.start_evaluation(turned.session, project=turned.project, policy=base)
+    run = await turned.claim()
+    assert await splits_of(turned, run) == {Split.TEST}
+    (prompt_id,) = (await turned.session.scalars(select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id))).all()
+    await turned.answer(run, prompt_id, ["a", "b", "c"])
+    assert await tasks_of(turned) == []
+
+
+async def test_sampling_again_takes_only_what_has_no_task(turned: Loop) -> None:
+    await turned.sample()
+    with pytest.raises(loop.NothingToSample):
+        await loop.start_sampling(turned.session, project=turned.project)
+
+
+async def test_one_sampling_at_a_time(turned: Loop) -> None:
+    await loop.start_sampling(turned.session, project=turned.project)
+    with pytest.raises(loop.SamplingUnderWay):
+        await loop.start_sampling(turned.session, project=turned.project)
+
+
+async def test_training_needs_a_ranking(turned: Loop) -> None:
+    with pytest.raises(RankloopError, match=r"Rank some tasks first"):
+        await loop.start_training(turned.session, project=turned.project)
+
+
+async def test_one_training_at_a_time(turned: Loop) -> None:
+    await turned.sample()
+    await turned.rank_all()
+    await loop.start_training(turned.session, project=turned.project)
+    with pytest.raises(loop.TrainingUnderWay):
+        await loop.start_training(turned.session, project=turned.project)
+
+
+async def test_a_round_leads_to_the_next(turned: Loop) -> None:
+    await whole_round(turned)
+    now = await loop.current_round(turned.session, turned.project)
+    policy = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.POLICY)
+    reward = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.REWARD)
+    assert policy is not None
+    assert reward is not None
+    assert (now.number, now.policy_version_id) == (2, policy.id)
+    assert (reward.number, policy.number) == (2, 3)
+    assert policy.reward_version_id == reward.id
+    assert policy.dataset_id == reward.dataset_id
+    sampling = await turned.claim()
+    assert (sampling.kind, sampling.config["policy"]["version_id"]) == (RunKind.SAMPLE, str(policy.id))
+
+
+async def test_the_reward_model_starts_from_sft_and_the_policy_from_the_rounds(turned: Loop) -> None:
+    await whole_round(turned)
+    await turned.work_off_sampling()
+    await turned.rank_all()
+    base = await registry.base_version(turned.session, turned.project.id)
+    policy = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.POLICY)
+    assert policy is not None
+    reward_run = await loop.start_training(turned.session, project=turned.project)
+    assert reward_run.config["sft"]["version_id"] == str(base.id)
+    assert reward_run.config["dataset"]["num_rows"] == 12, "the rankings of both rounds"
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    ppo = await turned.claim()
+    assert ppo.config["sft"]["version_id"] == str(base.id)
+    assert ppo.config["policy"]["version_id"] == str(policy.id)
+    assert await splits_of(turned, ppo) == {Split.TRAIN}
+
+
+async def test_a_later_round_draws_with_other_seeds(turned: Loop) -> None:
+    first = await turned.sample()
+    await turned.rank_all()
+    await loop.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    second = await turned.claim()
+    assert first.config["sampling"]["seed"] != second.config["sampling"]["seed"]
+
+
+async def test_the_threshold_starts_one_training(turned: Loop) -> None:
+    turned.project.train_threshold = 4
+    await turned.sample()
+    assert await turned.rank_all() == 6
+    waiting = (await turned.session.scalars(select(Run).where(Run.state == RunState.QUEUED))).all()
+    assert [(run.kind, run.is_triggered) for run in waiting] == [(RunKind.REWARD, True)]
+    assert waiting[0].config["dataset"]["num_rows"] == 4
+    assert await loop.num_new_rankings(turned.session, turned.project.id) == 2
+
+
+async def test_a_ranking_lists_every_version_that_learned_from_it(turned: Loop) -> None:
+    await whole_round(turned)
+    policy = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.POLICY)
+    assert policy is not None
+    rows = await turned.session.scalars(
+        select(loop.DatasetRow.ranking_id).where(loop.DatasetRow.dataset_id == policy.dataset_id)
+    )
+    versions = await loop.versions_of_ranking(turned.session, rows.all()[0])
+    assert [(version.number, version.kind) for version in versions] == [(2, "reward"), (3, "policy")]
+
+
+async def test_finishing_again_registers_no_second_version(turned: Loop) -> None:
+    await turned.sample()
+    await turned.rank_all()
+    await loop.start_training(turned.session, project=turned.project)
+    run = await turned.claim()
+    await turned.finish(run, REWARD_RESULT)
+    await loop.reward_finished(turned.session, run)
+    assert len(await registry.list_versions(turned.session, turned.project.id)) == 2
+
+
+async def test_no_test_prompt_reaches_a_training_run(turned: Loop) -> None:
+    run = await runs.enqueue(turned.session, project_id=turned.project.id, kind=RunKind.PPO, config={})
+    held_out = await turned.session.scalar(select(Prompt.id).where(Prompt.split == Split.TEST))
+    assert held_out is not None
+    turned.session.add(RunPrompt(run_id=run.id, position=0, prompt_id=held_out))
+    with pytest.raises(IntegrityError, match="may not go to run"):
+        await turned.session.flush()
+
+
+async def test_promoting_an_older_policy_begins_a_round_with_it(turned: Loop) -> None:
+    await whole_round(turned)
+    base = await registry.base_version(turned.session, turned.project.id)
+    await loop.promote(turned.session, project=turned.project, version=base, reason="people liked it better")
+    now = await loop.current_round(turned.session, turned.project)
+    assert (now.number, now.policy_version_id) == (3, base.id)
+
+
+async def test_the_plan_is_measured_on_earlier_runs(turned: Loop) -> None:
+    assert (await loop.plan_training(turned.session, turned.project)).seconds is None
+    await turned.sample()
+    await turned.rank_all()
+    forecast = await loop.plan_training(turned.session, turned.project)
+    assert forecast.num_rankings == forecast.num_new_rankings == 6
+    assert forecast.seconds is not None
+    await loop.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    measured = await loop.plan_training(turned.session, turned.project)
+    assert (measured.num_new_rankings, measured.seconds) == (0, 12.0 + 30.0)

@@ -1,0 +1,69 @@
+"""Settings of projects: what is refused, and by which name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.errors import Invalid
+from app.projects.models import Project
+from app.projects.schemas import ProjectIn, checked, checked_changes
+from app.projects.service import DEFAULT_SAMPLING, INSTRUCTGPT_LABELS
+
+GOOD: dict[str, Any] = {"name": "Tone", "model_alias": "tiny"}
+
+
+@pytest.mark.parametrize("k", [1, 10, 0, -4])
+def test_k_outside_2_to_9_is_refused(k: int) -> None:
+    with pytest.raises(Invalid, match="k: ") as refusal:
+        checked(ProjectIn, GOOD | {"k": k})
+    assert [item.field for item in refusal.value.errors] == ["k"]
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"colour": "red"}, "colour"),
+        ({"sampling": {"temperature": 0}}, "sampling.temperature"),
+        ({"sampling": {"top_k": 5}}, "sampling.top_k"),
+        ({"model_alias": "../../etc"}, "model_alias"),
+        ({"model_alias": "https://example.org/model"}, "model_alias"),
+        ({"overlap": 0}, "overlap"),
+        ({"name": "  "}, "name"),
+        ({"training": {"dpo": {}}}, "training.dpo"),
+    ],
+)
+def test_the_field_is_named(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        checked(ProjectIn, GOOD | values)
+    assert [item.field for item in refusal.value.errors] == [field]
+
+
+def make_project() -> Project:
+    return Project(
+        name="Tone",
+        slug="tone",
+        model_alias="tiny",
+        guidelines="",
+        k=4,
+        ties_allowed=True,
+        partial_allowed=False,
+        labels=INSTRUCTGPT_LABELS,
+        overlap=1,
+        lease_minutes=60,
+        sampling=DEFAULT_SAMPLING,
+        training={},
+        train_threshold=None,
+        is_paused=False,
+    )
+
+
+def test_only_what_differs_is_a_change() -> None:
+    assert checked_changes(make_project(), {"k": 4, "overlap": 3}) == {"overlap": 3}
+
+
+def test_what_a_project_was_made_from_stays() -> None:
+    with pytest.raises(Invalid) as refusal:
+        checked_changes(make_project(), {"model_alias": "other"})
+    assert [item.field for item in refusal.value.errors] == ["model_alias"]

@@ -1,0 +1,179 @@
+"""Two languages: every sentence on a page has its Chinese one, and numbers, dates and durations read right in both."""
+
+from __future__ import annotations
+
+import ast
+import string
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from jinja2 import Environment, nodes
+
+from app.i18n import (
+    catalogue,
+    format_ago,
+    format_bytes,
+    format_datetime,
+    format_duration,
+    format_number,
+    format_ordinal,
+    format_percent,
+    pick_language,
+    template_words,
+    translate,
+    translate_count,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+
+
+def sentences_of_templates() -> Iterator[tuple[str, str]]:
+    """(file, sentence) of every `_("…")` and every many-form of `n_("…", "…", n)`."""
+    environment = Environment(autoescape=True)
+    for file in sorted((ROOT / "templates").rglob("*.html")):
+        for call in environment.parse(file.read_text(encoding="utf-8")).find_all(nodes.Call):
+            if isinstance(call.node, nodes.Name) and call.node.name in {"_", "n_"}:
+                text = call.args[0 if call.node.name == "_" else 1]
+                if isinstance(text, nodes.Const):
+                    yield file.name, text.value
+
+
+def sentences_of_code() -> Iterator[tuple[str, str]]:
+    """(file, sentence) of every `words["_"]("…")` and `words["n_"]("…", "…", n)` in the app."""
+    for file in sorted((ROOT / "app").rglob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Subscript):
+                name = ast.literal_eval(call.func.slice) if isinstance(call.func.slice, ast.Constant) else None
+                if name in {"_", "n_"} and isinstance(text := call.args[0 if name == "_" else 1], ast.Constant):
+                    yield file.name, str(text.value)
+
+
+def fields(sentence: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(sentence) if name}
+
+
+def test_templates_hold_sentences() -> None:
+    assert len(set(sentences_of_templates())) > 300
+
+
+def test_every_sentence_of_a_page_has_its_chinese_one() -> None:
+    known = catalogue("zh")
+    found = [*sentences_of_templates(), *sentences_of_code()]
+    assert sorted({f"{file}: {text}" for file, text in found if text not in known}) == []
+
+
+def test_both_languages_fill_the_same_gaps() -> None:
+    assert {
+        english: chinese for english, chinese in catalogue("zh").items() if fields(english) != fields(chinese)
+    } == {}
+
+
+def test_every_chinese_sentence_says_something() -> None:
+    assert [english for english, chinese in catalogue("zh").items() if not chinese.strip()] == []
+
+
+def test_a_sentence_is_translated_and_filled() -> None:
+    assert translate("zh", "Answer {letter}", letter="A") == "回答 A"
+
+
+def test_an_unknown_sentence_stays_english() -> None:
+    assert translate("zh", "No such sentence.") == "No such sentence."
+
+
+def test_one_and_many() -> None:
+    counted = [translate_count("en", "{n} answer", "{n} answers", count) for count in (0, 1, 2, 1200)]
+    assert counted == ["0 answers", "1 answer", "2 answers", "1,200 answers"]
+    assert translate_count("zh", "{n} answer", "{n} answers", 1) == "1 个回答"
+
+
+@pytest.mark.parametrize(
+    ("cookie", "header", "language"),
+    [
+        ("zh", "en", "zh"),
+        ("en", "zh-CN", "en"),
+        ("xx", "zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        (None, "en-GB,zh;q=0.5", "en"),
+        (None, "de,zh-TW;q=0.7,en;q=0.3", "zh"),
+        (None, "zh;q=0.2, en;q=0.4", "en"),
+        (None, "zh;q=0", "en"),
+        (None, "de", "en"),
+        (None, "zh;q=nonsense", "en"),
+        (None, "," * 5000, "en"),
+        (None, "", "en"),
+        (None, None, "en"),
+    ],
+)
+def test_the_language_is_the_cookies_else_the_browsers(cookie: str | None, header: str | None, language: str) -> None:
+    assert pick_language(cookie, header) == language
+
+
+@pytest.mark.parametrize(
+    ("seconds", "english", "chinese"),
+    [
+        (-5, "just now", "刚刚"),
+        (59, "just now", "刚刚"),
+        (60, "1 minute ago", "1 分钟前"),
+        (3599, "59 minutes ago", "59 分钟前"),
+        (7200, "2 hours ago", "2 小时前"),
+        (86400 * 3, "3 days ago", "3 天前"),
+    ],
+)
+def test_how_long_ago(seconds: int, english: str, chinese: str) -> None:
+    moment = NOON - timedelta(seconds=seconds)
+    assert (format_ago("en", moment, NOON), format_ago("zh", moment, NOON)) == (english, chinese)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "english", "chinese"),
+    [
+        (0, "0 s", "0 秒"),
+        (89, "89 s", "89 秒"),
+        (91, "2 min", "2 分钟"),
+        (600, "10 min", "10 分钟"),
+        (7500, "2 h 05 min", "2 小时 05 分"),
+    ],
+)
+def test_how_long(seconds: float, english: str, chinese: str) -> None:
+    assert (format_duration("en", seconds), format_duration("zh", seconds)) == (english, chinese)
+
+
+def test_dates() -> None:
+    assert format_datetime("en", NOON) == "21 Nov 2026, 12:00 UTC"
+    assert format_datetime("zh", NOON) == "2026年11月21日 12:00 UTC"
+
+
+def test_numbers() -> None:
+    assert format_number("en", 1200) == "1,200"
+    assert format_number("en", -0.5, 2) == "−0.50"
+    assert format_percent("en", 0.7341) == "73.4 %"
+    assert format_percent("zh", 0.7341) == "73.4%"
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (93_100_000, "93.1 MB"),
+        (10**16, "10,000.0 TB"),
+    ],
+)
+def test_sizes(num_bytes: int, text: str) -> None:
+    assert format_bytes("en", num_bytes) == text
+
+
+def test_what_is_not_known_is_a_dash() -> None:
+    words = template_words("en")
+    assert {words[name](None) for name in ("number", "percent", "filesize", "when", "ago", "duration")} == {"–"}
+
+
+def test_places() -> None:
+    assert [format_ordinal("en", place) for place in (1, 2, 3, 4, 11, 12, 13, 21)] == [
+        "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st",
+    ]  # fmt: skip
+    assert format_ordinal("zh", 2) == "第 2"

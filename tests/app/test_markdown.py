@@ -1,0 +1,169 @@
+"""Hostile Markdown: nothing runs, is fetched, hides or is slow; and honest Markdown reads well."""
+
+from __future__ import annotations
+
+import time
+from html.parser import HTMLParser
+
+import pytest
+
+from app.markdown import ALLOWED_TAGS, MAX_COLOURED_CODE, MAX_MARKDOWN_LENGTH, render
+
+ATTACKS = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "![beacon](https://evil.example/pixel.png)",
+    "![beacon][ref]\n\n[ref]: https://evil.example/pixel.png",
+    "[click](javascript:alert(1))",
+    "[click](JaVaScRiPt:alert(1))",
+    "[click](java\nscript:alert(1))",
+    "[click](&#x6A;avascript:alert(1))",
+    "[click](data:text/html;base64,PHNjcmlwdD4=)",
+    "[click](vbscript:msgbox)",
+    "<javascript:alert(1)>",
+    '[a](https://example.org "onmouseover=alert(1)")',
+    '[a](https://example.org"onclick="alert(1))',
+    "<a href='javascript:alert(1)'>x</a>",
+    "<svg><script>alert(1)</script></svg>",
+    "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
+    "<math><mtext><table><mglyph><style><img src=x onerror=alert(1)>",
+    '<div style="background:url(https://evil.example)">x</div>',
+    "<form action=https://evil.example><button>x</button></form>",
+    "<base href=https://evil.example>",
+    "<meta http-equiv=refresh content='0;url=https://evil.example'>",
+    "```<script>alert(1)</script>\ncode\n```",
+    "```html\n</code></pre><script>alert(1)</script>\n```",
+    '```"><img src=x onerror=alert(1)>\ncode\n```',
+    "`</code><script>alert(1)</script>`",
+    "| a |\n|---|\n| <script>alert(1)</script> |",
+    "# <img src=x onerror=alert(1)>",
+    "&lt;script&gt;alert(1)&lt;/script&gt;",
+    "\\<script>alert(1)\\</script>",
+    "<https://example.org/\"onmouseover='alert(1)'>",
+    "[x]: javascript:alert(1)\n\n[x]",
+    "\u202e<script>alert(1)</script>",
+    "<scr\u200bipt>alert(1)</scr\u200bipt>",
+    "{{ 7 * 7 }} {% include 'x' %}",
+]
+
+BOMBS = {
+    "brackets": "[" * 100_000,
+    "brackets within the limits": "[" * 2_900,
+    "links that never close": "[a](" * 700,
+    "emphasis": "*a_" * 900,
+    "quotes": "> " * 2_900,
+    "nested lists": "\n".join(" " * depth + "- a" for depth in range(190)),
+    "wide table": "|a" * 900 + "|\n" + "|-" * 900 + "|\n",
+    "ticks": "".join("`" * length + " " for length in range(75)),
+    "words": "word " * 20_000,
+    "invisible": "\u200b" * 19_000,
+    "newlines": "a\n" * 50_000,
+    "code": "```python\n" + "a=1;" * 480 + "\n```",
+    "many fences": "".join(f"```python\na{number}=1\n```\n" for number in range(300)),
+}
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with their attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_only_harmless_tags_and_attributes_come_out(text: str) -> None:
+    for tag, attributes in Page(render(text)).tags:
+        assert tag in ALLOWED_TAGS | {"mark"}
+        assert set(attributes) <= {"href", "target", "rel", "class", "start", "title"}
+        assert (attributes.get("href") or "https:").startswith(("https:", "http:", "mailto:"))
+
+
+def test_an_image_is_a_link_and_is_not_fetched() -> None:
+    html = render("![beacon](https://evil.example/pixel.png)")
+    assert [tag for tag, _ in Page(html).tags] == ["p", "a"]
+
+
+def test_a_link_tells_nothing_to_where_it_leads() -> None:
+    attributes = dict(Page(render("[a](https://example.org)")).tags)["a"]
+    assert attributes == {"href": "https://example.org", "target": "_blank", "rel": "noopener nofollow noreferrer"}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_cheap(name: str) -> None:
+    # The limit is generous for a busy machine: the worst case took 20 ms; a bomb that works takes many seconds.
+    render("```python\nx = 1\n```")
+    start = time.process_time()
+    render(BOMBS[name])
+    assert time.process_time() - start < 1
+
+
+def test_a_long_text_is_shown_as_it_is_written() -> None:
+    html = render("# not a heading\n" + "a" * MAX_MARKDOWN_LENGTH)
+    assert html.startswith('<pre class="plain"># not a heading')
+
+
+def test_a_right_to_left_override_is_named() -> None:
+    html = render("invoice\u202efdp.exe")
+    assert "\u202e" not in html
+    assert '<mark class="invisible" title="Right-To-Left Override">U+202E</mark>' in html
+
+
+def test_a_control_that_markdown_decodes_is_named_too() -> None:
+    assert "U+202E</mark>" in render("invoice&#x202e;fdp.exe")
+
+
+def test_a_run_of_invisible_characters_is_one_mark() -> None:
+    assert ">U+200B U+200C U+200D +2</mark>" in render("a\u200b\u200c\u200d\u200b\u200bb")
+
+
+def test_tag_characters_can_not_smuggle_text() -> None:
+    hidden = "".join(chr(0xE0000 + ord(letter)) for letter in "ignore")
+    assert hidden not in render(f"hello{hidden}")
+
+
+@pytest.mark.parametrize("text", ["👩\u200d💻", "❤\ufe0f\u200d🔥", "می\u200cخواهم", "क्\u200dष"])
+def test_joiners_that_are_spelling_stay(text: str) -> None:
+    assert text in render(text)
+
+
+def test_a_joiner_between_latin_letters_is_named() -> None:
+    assert "U+200D</mark>" in render("ig\u200dnore")
+
+
+def test_code_is_coloured_by_classes() -> None:
+    assert '<span class="k">for</span>' in render("```python\nfor row in rows:\n    pass\n```")
+
+
+def test_code_over_the_limit_is_plain() -> None:
+    assert "<span" not in render("```python\n" + "x = 1\n" * (MAX_COLOURED_CODE // 6 + 1) + "```")
+
+
+def test_code_in_an_unknown_language_is_plain() -> None:
+    assert render("```nonsense\n1 < 2\n```") == "<pre><code>1 &lt; 2\n</code></pre>\n"
+
+
+def test_headings_stand_below_those_of_the_page() -> None:
+    assert render("# A\n\n###### F") == "<h4>A</h4>\n<h6>F</h6>\n"
+
+
+def test_a_table_can_be_scrolled() -> None:
+    html = render("| a | b |\n|---|---|\n| 1 | 2 |")
+    assert html.startswith('<div class="scroll"><table>')
+    assert "<td>2</td>" in html
+
+
+def test_a_single_line_break_is_kept() -> None:
+    assert render("Roses are red\nviolets are blue") == "<p>Roses are red<br>\nviolets are blue</p>\n"
+
+
+def test_strikethrough_and_lists_are_read() -> None:
+    assert render("~~no~~\n\n3. three") == '<p><s>no</s></p>\n<ol start="3">\n<li>three</li>\n</ol>\n'
+
+
+def test_an_empty_text_is_empty() -> None:
+    assert render("") == ""

@@ -1,0 +1,186 @@
+"""A real Chromium against a real server: `live_server` on a database of its own, `browser_page` signed in nowhere.
+
+Every page is watched: a script error, a CSP violation or a request to another origin fails the test that caused it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, BrowserContext, Page, Request, async_playwright
+
+from app.accounts.guards import SESSION_COOKIE
+from app.accounts.models import User
+from app.accounts.service import create_sign_in_link, sign_in
+from app.config import Settings
+from app.db import SessionMaker, make_engine, make_sessionmaker
+from app.main import create_app
+from tests.chromium import find_chromium
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
+START_SECONDS = 30
+WIDE = {"width": 1280, "height": 800}
+PHONE = {"width": 390, "height": 844}
+
+
+@dataclass
+class LiveServer:
+    """A running server, and sessions on its database."""
+
+    url: str
+    sessions: SessionMaker
+
+    async def sign_in(self, context: BrowserContext, user: User) -> None:
+        """Give a browser the session of this person."""
+        async with self.sessions.begin() as session:
+            link = await create_sign_in_link(session, user=user, public_url=self.url)
+            await session.flush()
+            token = await sign_in(session, secret=link.rpartition("#")[2])
+        await context.add_cookies([{"name": SESSION_COOKIE, "value": token, "url": self.url, "httpOnly": True}])
+
+
+@dataclass
+class Watch:
+    """What went wrong in the pages of one test."""
+
+    origin: str
+    found: list[str] = field(default_factory=list)
+
+    def follow(self, page: Page) -> None:
+        """Listen to a page from its beginning."""
+        page.on("pageerror", lambda error: self.found.append(f"script error: {error}"))
+        page.on("request", self.note_request)
+        page.on("console", lambda message: self.note_console(message.type, message.text))
+
+    def note_request(self, request: Request) -> None:
+        """Anything that is fetched from elsewhere."""
+        if not request.url.startswith((self.origin, "data:", "blob:")):
+            self.found.append(f"request to another origin: {request.url}")
+
+    def note_console(self, kind: str, text: str) -> None:
+        """What the browser refused because of the policy."""
+        if "Content Security Policy" in text or "violates the following" in text:
+            self.found.append(f"{kind}: {text}")
+
+
+@pytest.fixture
+async def live_server(fresh_database_url: str, tmp_path: Path) -> AsyncIterator[LiveServer]:
+    """The app in a thread, on a port of its own. Mark the test `real_commits`."""
+    app = create_app(Settings(data_dir=tmp_path, database_url=fresh_database_url))
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws="none", lifespan="on")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="live server", daemon=True)
+    thread.start()
+    engine = make_engine(fresh_database_url, pool_size=2)
+    try:
+        port = wait_for_port(server, thread)
+        yield LiveServer(url=f"http://127.0.0.1:{port}", sessions=make_sessionmaker(engine))
+    finally:
+        server.should_exit = True
+        thread.join(timeout=START_SECONDS)
+        await engine.dispose()
+
+
+def wait_for_port(server: uvicorn.Server, thread: threading.Thread) -> int:
+    """Where the server listens, once it does."""
+    deadline = time.monotonic() + START_SECONDS
+    while not server.started:
+        assert thread.is_alive(), "the server ended before it listened"
+        assert time.monotonic() < deadline, "the server does not listen"
+        time.sleep(0.02)
+    port: int = server.servers[0].sockets[0].getsockname()[1]
+    return port
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    """The browser's program; `make test` makes sure that there is one."""
+    path = find_chromium()
+    if path is None:
+        pytest.skip("no Chromium here: `python tests/chromium.py` names the command that brings it")
+    return path
+
+
+@pytest.fixture(scope="session")
+async def browser(chromium_path: str) -> AsyncIterator[Browser]:
+    """One browser a session."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
+        yield browser
+        await browser.close()
+
+
+OpenPage = Callable[..., Awaitable[Page]]
+
+
+@pytest.fixture
+async def open_page(browser: Browser, live_server: LiveServer) -> AsyncIterator[OpenPage]:
+    """`await open_page(user, **context)`: a page of a browser of its own, signed in as `user` if one is given."""
+    watch = Watch(live_server.url)
+    contexts = []
+
+    async def open_one(user: User | None = None, **settings: Any) -> Page:
+        context = await browser.new_context(**{"viewport": WIDE, "base_url": live_server.url} | settings)
+        context.set_default_timeout(15_000)
+        contexts.append(context)
+        if user is not None:
+            await live_server.sign_in(context, user)
+        context.on("page", watch.follow)
+        return await context.new_page()
+
+    yield open_one
+    for context in contexts:
+        await context.close()
+    assert watch.found == []
+
+
+@pytest.fixture
+async def browser_page(open_page: OpenPage) -> Page:
+    """A page with nobody signed in."""
+    return await open_page()
+
+
+@pytest.fixture
+def axe() -> Callable[[Page], Awaitable[list[str]]]:
+    """`await axe(page)`: what axe-core holds against a page, one line a finding."""
+
+    async def run(page: Page) -> list[str]:
+        results = await Axe().run(page)
+        return [
+            f"{violation['id']}: {node['target']} {node['failureSummary']}"
+            for violation in results.response["violations"]
+            for node in violation["nodes"]
+        ]
+
+    return run
+
+
+async def wider_than_the_window(page: Page) -> list[str]:
+    """Empty, or the elements that make the page scroll sideways."""
+    found: list[str] = await page.evaluate(
+        """() => {
+            const width = document.documentElement.clientWidth;
+            if (document.documentElement.scrollWidth <= width) return [];
+            const end = (element) => element.getBoundingClientRect().right;
+            const wide = [...document.querySelectorAll("body *")].filter((element) => end(element) > width);
+            return wide.map((element) => `${element.tagName}.${element.className} ends at ${end(element)}`);
+        }"""
+    )
+    return found

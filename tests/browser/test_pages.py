@@ -1,0 +1,165 @@
+"""Every page but the ranking page, after a whole round: nothing for axe, nothing too wide, and the ways between."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+from playwright.async_api import Page, expect
+
+from app.accounts.models import Role, User
+from app.accounts.service import create_sign_in_link, create_token
+from app.loop import service as loop
+from app.prompts.models import Split
+from app.runs import service as runs
+from tests.app.loop.conftest import Loop
+from tests.browser.conftest import PHONE, WIDE, LiveServer, OpenPage, wider_than_the_window
+from tests.factories import make_project, make_prompt, make_user
+
+pytestmark = [pytest.mark.browser, pytest.mark.real_commits]
+
+AxeRun = Callable[[Page], Awaitable[list[str]]]
+SLUG = "tone"
+ACCURACY = {"value": 0.698, "low": 0.66, "high": 0.73, "num_pairs": 612, "num_prompts": 98}
+REWARD_RESULT = {"num_rankings": 6, "num_pairs": 18, "accuracy": ACCURACY, "loss": 0.6, "seconds": 12.0, "refused": []}
+PPO_RESULT = {"num_episodes": 8, "kl": 0.5, "reward": {"first": 0.0, "last": 1.0}, "seconds": 30.0, "refused": []}
+CURVES = [
+    (step, name, value * step)
+    for step in range(5)
+    for name, value in (("objective/kl", 0.1), ("accuracy/train", 0.2), ("accuracy/validation", 0.1))
+]
+LISTS = ("", "/prompts", "/tasks", "/rankings", "/datasets", "/runs", "/versions")
+
+
+@dataclass
+class Site:
+    """A server with one project, an admin and an open run."""
+
+    server: LiveServer
+    admin: User
+    open_run: uuid.UUID
+
+
+@pytest.fixture
+async def site(live_server: LiveServer) -> Site:
+    """A project after one round, whose next sampling run is queued."""
+    async with live_server.sessions.begin() as session:
+        project = await make_project(session, name="Tone", slug=SLUG, k=3, guidelines="Be kind.")
+        for split in (Split.TRAIN, Split.TRAIN, Split.VALIDATION, Split.TEST):
+            await make_prompt(session, project, split=split)
+        admin = await make_user(session, name="Ada", role=Role.ADMIN)
+        token, _ = await create_token(session, user_id=admin.id, name="GPU machine 1", scopes=["worker"])
+        turned = Loop(session, project, admin, token)
+        await turned.sample()
+        await turned.rank_all()
+        await loop.start_training(session, project=project)
+        for result in (REWARD_RESULT, PPO_RESULT):
+            run = await turned.claim()
+            await runs.add_metrics(session, run, points=CURVES)
+            await runs.add_log(session, run_id=run.id, lines=[("info", "step 1"), ("warning", "slow " * 60)])
+            await turned.finish(run, result)
+        [open_run] = [run for run in await runs.list_runs(session, project_id=project.id) if run.state == "queued"]
+    return Site(live_server, admin, open_run.id)
+
+
+async def follow_first(page: Page, path: str) -> None:
+    """From a list to the first thing in it."""
+    await page.goto(f"/projects/{SLUG}{path}")
+    await page.locator("td a").first.click()
+    await page.wait_for_load_state()
+
+
+async def check(page: Page, axe: AxeRun) -> None:
+    assert await wider_than_the_window(page) == [], page.url
+    assert await axe(page) == [], page.url
+
+
+@pytest.mark.parametrize(
+    ("size", "scheme", "language"),
+    [(WIDE, "light", "en"), (WIDE, "dark", "zh-CN"), (PHONE, "light", "zh-CN"), (PHONE, "dark", "en")],
+)
+async def test_every_page_is_accessible_and_fits(
+    open_page: OpenPage, site: Site, axe: AxeRun, size: dict[str, int], scheme: str, language: str
+) -> None:
+    page = await open_page(site.admin, viewport=size, color_scheme=scheme, locale=language)
+    for address in ("/", "/people", "/projects/new", f"/projects/{SLUG}/settings", f"/projects/{SLUG}/prompts/import"):
+        await page.goto(address)
+        await check(page, axe)
+    for path in LISTS:
+        await page.goto(f"/projects/{SLUG}{path}")
+        await check(page, axe)
+        await follow_first(page, path)
+        await check(page, axe)
+    await page.goto("/no/such/page")
+    await check(page, axe)
+    await page.context.clear_cookies()
+    for address in ("/sign-in", "/sign-in/link"):
+        await page.goto(address)
+        await check(page, axe)
+
+
+async def test_a_link_signs_in_behind_a_button_and_leaves_the_address(open_page: OpenPage, site: Site) -> None:
+    async with site.server.sessions.begin() as session:
+        link = await create_sign_in_link(session, user=site.admin, public_url=site.server.url)
+    page = await open_page()
+    await page.goto(link)
+    assert "#" not in page.url
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name="My projects")).to_be_visible()
+
+
+async def test_a_link_can_be_pasted_without_javascript(open_page: OpenPage, site: Site) -> None:
+    async with site.server.sessions.begin() as session:
+        link = await create_sign_in_link(session, user=site.admin, public_url=site.server.url)
+    page = await open_page(java_script_enabled=False)
+    await page.goto("/sign-in")
+    await page.get_by_label("Your link").fill(link)
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("heading", name="My projects")).to_be_visible()
+
+
+async def test_the_language_and_the_colours_are_remembered(open_page: OpenPage, site: Site) -> None:
+    page = await open_page(site.admin, color_scheme="light")
+    await page.goto("/")
+    await page.get_by_role("button", name="中文").click()
+    await expect(page.get_by_role("heading", name="我的项目")).to_be_visible()
+    await page.get_by_text("账户").click()
+    await page.get_by_role("button", name="深色").click()
+    assert await page.locator("html").get_attribute("data-theme") == "dark"
+    await page.reload()
+    assert await page.locator("html").get_attribute("data-theme") == "dark"
+    assert await page.locator("html").get_attribute("lang") == "zh-Hans"
+
+
+async def test_the_page_of_a_run_lives(open_page: OpenPage, site: Site) -> None:
+    """What a worker reports appears by itself, and at the end of the run the page stops asking."""
+    page = await open_page(site.admin)
+    await page.goto(f"/projects/{SLUG}/runs/{site.open_run}")
+    await expect(page.locator("#live")).to_contain_text("It waits for a worker")
+    async with site.server.sessions.begin() as session:
+        await runs.cancel(session, run_id=site.open_run)
+    await expect(page.locator("#live .tag").first).to_have_text("cancelled", timeout=10_000)
+    assert await page.locator("[data-refresh-url]").count() == 0
+
+
+async def test_cancelling_a_run_is_asked_twice(open_page: OpenPage, site: Site) -> None:
+    page = await open_page(site.admin)
+    await page.goto(f"/projects/{SLUG}/runs/{site.open_run}")
+    answers = iter([False, True])
+    page.on("dialog", lambda dialog: dialog.accept() if next(answers) else dialog.dismiss())
+    await page.get_by_role("button", name="Cancel").click()
+    await expect(page.locator("#live .tag").first).to_have_text("queued")
+    await page.get_by_role("button", name="Cancel").click()
+    await expect(page.locator("#live .tag").first).to_have_text("cancelled")
+
+
+async def test_a_version_leads_back_to_the_rankings_that_made_it(open_page: OpenPage, site: Site) -> None:
+    page = await open_page(site.admin)
+    await page.goto(f"/projects/{SLUG}/versions")
+    await page.get_by_role("link", name="policy v3").first.click()
+    await page.get_by_role("link", name="d1", exact=True).click()
+    await page.locator("td a").first.click()
+    await expect(page.get_by_text("Versions that learned from it")).to_be_visible()
+    await expect(page.get_by_role("link", name="policy v3")).to_be_visible()

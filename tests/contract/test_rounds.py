@@ -1,0 +1,119 @@
+"""A whole round against the real app: sample, rank, reward run, ppo run, and a worker that is killed in between."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.contract.conftest import LEASE_SECONDS, House, run_rankloop, start_worker, wait_for, work_off
+from trainer.client import Json
+
+pytestmark = pytest.mark.real_commits
+
+
+def ranked_project(house: House, num_prompts: int = 4, **fields: object) -> Json:
+    """A project whose sampled answers are all ranked."""
+    project = house.make_project(**fields)
+    house.import_prompts(project, num_prompts)
+    house.admin.start_sampling(project["id"])
+    work_off(house)
+    assert house.rank_everything(project) == num_prompts
+    return project
+
+
+def runs_of(house: House, project: Json, kind: str) -> list[Json]:
+    return [run for run in house.admin.list_runs(project["id"]) if run["kind"] == kind]
+
+
+def test_a_round_leads_to_a_new_policy_and_its_answers(house: House) -> None:
+    project = ranked_project(house)
+    house.admin.start_training(project["id"])
+    assert work_off(house) == 3
+    assert {run["state"] for run in house.admin.list_runs(project["id"])} == {"finished"}
+
+    policy, reward, base = house.admin.list_versions(project["id"])
+    assert [version["kind"] for version in (policy, reward, base)] == ["policy", "reward", "policy"]
+    assert policy["parent_id"] == base["id"]
+    assert policy["reward_version_id"] == reward["id"]
+    files = {file["name"] for file in house.admin.get_version(reward["id"])["files"]}
+    assert {"manifest.json", "reward.json", "reward_head.safetensors"} <= files
+    assert not any(name.startswith("checkpoint/") for name in files)
+
+    result = runs_of(house, project, "reward")[0]["result"]
+    assert (result["num_rankings"], result["accuracy"], result["refused"]) == (4, None, [])
+    result = runs_of(house, project, "ppo")[0]["result"]
+    assert result["num_episodes"] == 8
+    assert set(result["reward"]) == {"first", "last"}
+    assert {row["version"] for row in house.admin.completions(project["id"], policy["id"])} == {policy["number"]}
+    assert len(list(house.admin.list_tasks(project["id"]))) == 8
+
+
+def test_curves_carry_the_names_of_the_protocol(house: House) -> None:
+    project = ranked_project(house)
+    house.admin.start_training(project["id"])
+    work_off(house)
+    reward = house.admin.run_metrics(runs_of(house, project, "reward")[0]["id"])
+    assert {"loss/reward", "accuracy/train"} <= set(reward)
+    ppo = house.admin.run_metrics(runs_of(house, project, "ppo")[0]["id"])
+    assert {"objective/reward", "objective/kl", "ppo/policy/loss", "ppo/value/loss", "ppo/beta"} <= set(ppo)
+    assert [step for step, _ in ppo["objective/kl"]] == [4, 8]
+
+
+@pytest.mark.parametrize(("kind", "curve", "stride"), [("reward", "loss/reward", 1), ("ppo", "objective/kl", 4)])
+@pytest.mark.slow
+def test_a_killed_worker_s_training_goes_on_from_its_checkpoint(
+    house: House, tmp_path: Path, kind: str, curve: str, stride: int
+) -> None:
+    training = {
+        "reward": {"rankings_per_batch": 1, "checkpoint_every": 1, "epochs": 4 if kind == "reward" else 1},
+        "ppo": {"num_episodes": 64, "episodes_per_batch": 4, "minibatch_size": 4},
+    }
+    project = ranked_project(house, training=training)
+    house.admin.start_training(project["id"])
+
+    def has_checkpoint() -> bool:
+        runs = runs_of(house, project, kind)
+        delivered = house.admin.run_artifacts(runs[0]["id"]) if runs else []
+        return "checkpoint/manifest.json" in {file["name"] for file in delivered}
+
+    with start_worker(house, tmp_path / "worker.log") as worker:
+        wait_for(has_checkpoint, 120)
+        worker.kill()
+    run = runs_of(house, project, kind)[0]
+    assert run["state"] == "running"
+    time.sleep(LEASE_SECONDS + 0.2)
+    work_off(house)
+    finished = house.admin.get_run(run["id"])
+    assert (finished["state"], finished["attempt"], finished["error"]) == ("finished", 2, None)
+    assert "Goes on from the last checkpoint." in house.log_of(run["id"])
+    steps = [step for step, _ in house.admin.run_metrics(run["id"])[curve]]
+    assert steps == [stride * number for number in range(1, 17)], "the curve has no hole and no step twice"
+
+
+def test_what_goes_wrong_in_training_is_the_run_s_cause(house: House) -> None:
+    project = ranked_project(house, training={"reward": {"max_length": 3}, "ppo": {}})
+    run = house.admin.start_training(project["id"])
+    work_off(house)
+    failed = house.admin.get_run(run["id"])
+    assert failed["state"] == "failed"
+    assert "There is no ranking to learn from" in failed["error"]
+    log = house.log_of(run["id"])
+    assert 'File "reward.py", line' in log
+    assert str(Path(__file__).parents[2]) not in log
+
+
+def test_a_version_is_exported_as_a_folder_of_its_own(house: House, tmp_path: Path) -> None:
+    project = ranked_project(house)
+    house.admin.start_training(project["id"])
+    work_off(house)
+    out = tmp_path / "exported"
+    version = house.admin.list_versions(project["id"])[0]
+    command = ["model", "export", version["id"], str(out), "--url", house.server.url, "--token", house.admin_token]
+    result = run_rankloop(house, *command)
+    assert result.exit_code == 0, result.output
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() > 0
+    assert AutoTokenizer.from_pretrained(out).eos_token == "<eos>"

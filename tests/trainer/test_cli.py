@@ -1,0 +1,149 @@
+"""The trainer's commands: what they say, write and return."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from rankloop.cli import build
+from tests.trainer.tiny import make_model, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rankings(tmp_path: Path) -> Path:
+    """Twelve rankings in the interchange shape; the longer answer is better."""
+    rows = [
+        {
+            "id": f"row-{number}",
+            "messages": [{"role": "user", "content": " ".join("abcd"[(number >> bit) % 4] for bit in range(3))}],
+            "responses": [{"id": "x", "text": "a b c d"}, {"id": "y", "text": "a"}],
+            "aggregate": {"ranking": [["x"], ["y"]]},
+        }
+        for number in range(12)
+    ]
+    path = tmp_path / "rankings.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a b"}\n\n{"id": "two", "messages": [{"role": "user", "content": "c d"}]}\n')
+    return path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(build(), [str(argument) for argument in arguments])
+
+
+def test_help_is_there_without_torch() -> None:
+    code = (
+        "import sys; from rankloop.cli import build; from typer.testing import CliRunner; "
+        "assert CliRunner().invoke(build(), ['--help']).exit_code == 0; "
+        "assert not {'torch', 'transformers', 'trainer.models'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", [["worker"], ["sample"], ["train", "reward"], ["train", "ppo"], ["model", "fetch"]])
+def test_every_command_explains_itself(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_a_missing_argument_is_a_usage_error() -> None:
+    assert run("train", "reward").exit_code == 2
+
+
+def test_sample_writes_completions_that_import_takes(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    result = run("sample", prompts, "--model", tiny, "--k", 3, "--max-new-tokens", 4, "--out", out)
+    assert result.exit_code == 0, result.output
+    rows = {row["id"]: row for row in map(json.loads, out.read_text().splitlines())}
+    assert set(rows) == {"1", "two"}
+    assert rows["1"]["messages"] == [{"role": "user", "content": "a b"}]
+    first = rows["1"]["completions"][0]
+    assert set(first) == {"text", "seed", "finish_reason", "num_tokens", "sampling", "model"}
+    assert len(rows["two"]["completions"]) == 3
+
+
+def test_a_line_that_is_no_prompt_is_named(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    result = run("sample", tmp_path / "bad.jsonl", "--model", tiny, "--out", tmp_path / "out.jsonl")
+    assert result.exit_code == 1
+    assert "bad.jsonl, line 2: needs `messages` or `prompt`" in result.stderr
+
+
+def test_an_unknown_model_is_refused_in_one_line(prompts: Path, tmp_path: Path) -> None:
+    result = run("sample", prompts, "--model", "nowhere", "--out", tmp_path / "out.jsonl")
+    assert result.exit_code == 1
+    assert "“nowhere” is not in this worker's list" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_reward_model_is_measured_and_trained(tiny: Path, rankings: Path, tmp_path: Path) -> None:
+    out, figures = tmp_path / "reward", tmp_path / "figures.json"
+    result = run("train", "reward", rankings, "--model", tiny, "--out", out, "--folds", 3, "--json", figures)
+    assert result.exit_code == 0, result.output
+    measured = json.loads(figures.read_text())
+    assert measured["num_rankings"] == 12
+    assert measured["held_out_accuracy"]["num_prompts"] == 12
+    assert 0 <= measured["held_out_accuracy"]["low"] <= measured["held_out_accuracy"]["value"]
+    assert {"reward.json", "reward_head.safetensors", "manifest.json"} <= {path.name for path in out.iterdir()}
+
+
+def test_json_on_the_terminal_is_all_that_stands_there(tiny: Path, rankings: Path) -> None:
+    result = run("train", "reward", rankings, "--model", tiny, "--folds", 2, "--json", "-")
+    assert json.loads(result.stdout)["num_rankings"] == 12
+
+
+def test_a_setting_that_does_not_exist_is_named(tiny: Path, rankings: Path, tmp_path: Path) -> None:
+    result = run("train", "reward", rankings, "--model", tiny, "--out", tmp_path / "r", "--set", "epoch=2")
+    assert result.exit_code == 1
+    assert "unknown key epoch" in result.stderr
+
+
+def test_training_needs_something_to_do(tiny: Path, rankings: Path) -> None:
+    result = run("train", "reward", rankings, "--model", tiny)
+    assert result.exit_code == 1
+    assert "--out FOLDER" in result.stderr
+
+
+def test_a_policy_is_trained_on_files_and_exported(tiny: Path, rankings: Path, prompts: Path, tmp_path: Path) -> None:
+    reward, policy, exported = tmp_path / "reward", tmp_path / "policy", tmp_path / "exported"
+    assert run("train", "reward", rankings, "--model", tiny, "--out", reward).exit_code == 0
+    sizes = ["--set", "num_episodes=4", "--set", "episodes_per_batch=4", "--set", "minibatch_size=4"]
+    length = ["--set", "max_new_tokens=4"]
+    result = run("train", "ppo", prompts, "--model", tiny, "--reward", reward, "--out", policy, *sizes, *length)
+    assert result.exit_code == 0, result.output
+    result = run("model", "export", policy, exported, "--model", tiny)
+    assert result.exit_code == 0, result.output
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in exported.iterdir()}
+
+
+def test_export_never_writes_over_a_folder(tiny: Path, tmp_path: Path) -> None:
+    result = run("model", "export", tiny, tmp_path, "--model", tiny)
+    assert result.exit_code == 1
+    assert "exists already" in result.stderr
+
+
+def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    result = run("model", "export", "some-id", tmp_path / "out", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "does not answer at http://127.0.0.1:9" in result.stderr

@@ -1,0 +1,156 @@
+"""Rankings from rows and files: pairs, ties, missing answers, what is refused; accuracy, its interval, and folds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trainer.preferences import Ranking, make_folds, pairwise_accuracy, read_rankings, to_rankings
+
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+
+
+def make_row(order: list[list[str]], **changes: Any) -> dict[str, Any]:
+    completions = [{"id": name, "text": f"answer {name}", "finish_reason": "stop"} for name in "abcd"]
+    return {
+        "ranking_id": "r1",
+        "prompt_id": "p1",
+        "split": "train",
+        "messages": [{"role": "user", "content": "Hello"}],
+        "completions": completions,
+        "order": order,
+    } | changes
+
+
+def make_ranking(order: list[list[str]], **changes: Any) -> Ranking:
+    return to_rankings([make_row(order, **changes)])[0]
+
+
+def test_a_tie_orders_nothing_and_a_missing_answer_is_not_last() -> None:
+    # b over {a, c}, d has no place: b>a and b>c are ordered, a=c is tied, and d is in no pair.
+    ranking = make_ranking([["b"], ["a", "c"]])
+    assert ranking.places == (1, 0, 1, None)
+    assert sorted(ranking.ordered_pairs) == [(1, 0), (1, 2)]
+    assert ranking.tied_pairs == [(0, 2)]
+
+
+def test_ties_are_dropped_or_count_one_half_both_ways() -> None:
+    ranking = make_ranking([["b"], ["a", "c"]])
+    dropped = [[0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert ranking.weights("drop") == dropped
+    halved = [[0, 0, 0.5, 0], [1, 0, 1, 0], [0.5, 0, 0, 0], [0, 0, 0, 0]]
+    assert ranking.weights("half") == halved
+    assert (ranking.num_pairs("drop"), ranking.num_pairs("half")) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (make_row([["a"], ["x"]]), "Row 1: order: x is none of the completions"),
+        (make_row([["a"], ["a"]]), "Row 1: order: a has two places"),
+        (make_row([["a"]], split="test"), "Row 1: split: must be train or validation"),
+        (make_row([["a"]], messages=[]), "Row 1: messages: must hold at least one turn"),
+        (make_row([["a"]], completions=[{"id": "a", "text": 3}]), "Row 1: text: must be a string"),
+        ({"prompt_id": "p"}, "Row 1: must have `completions`"),
+        ({"completions": [], "prompt_id": "p", "order": []}, "Row 1: the field 'ranking_id' is missing"),
+    ],
+)
+def test_a_bad_row_names_its_number_field_and_rule(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_rankings([row])
+
+
+def test_a_malformed_line_names_its_number(tmp_path: Path) -> None:
+    file = tmp_path / "rankings.jsonl"
+    file.write_text(json.dumps(make_row([["a"], ["b"]])) + "\n{oops\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rankings\.jsonl, line 2: not valid JSON"):
+        read_rankings(file)
+
+
+def test_a_merged_order_of_the_interchange_shape() -> None:
+    item = {
+        "id": "i1",
+        "prompt": "Hello",
+        "responses": [{"id": "r0", "text": "hi"}, {"id": "r1", "text": "no"}],
+        "annotations": [],
+        "aggregate": {"kind": "human_rank", "ranking": [["r1"], ["r0"]]},
+    }
+    (ranking,) = to_rankings([item])
+    assert (ranking.ranking_id, ranking.prompt_id, ranking.places) == ("i1", "i1", (1, 0))
+    assert ranking.messages == [{"role": "user", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "places"),
+    [
+        ({"ranks": {"r0": 2, "r1": 1, "r2": 2}}, [(1, 0, 1)]),
+        ({"scores": {"r0": 0.5, "r1": 3, "r2": 9}}, [(2, 1, 0)]),
+        ({"pairs": [{"a": "r0", "b": "r2", "pref": "r2"}]}, [(1, None, 0)]),
+        ({"pairs": [{"a": "r0", "b": "r2", "pref": "tie"}]}, [(0, None, 0)]),
+    ],
+)
+def test_annotations_of_the_interchange_shape(annotation: dict[str, Any], places: list[tuple[int | None, ...]]) -> None:
+    responses = [{"id": f"r{number}", "text": "t"} for number in range(3)]
+    item = {"id": "i1", "prompt": "Hello", "responses": responses, "annotations": [{"annotator": "x"} | annotation]}
+    assert [ranking.places for ranking in to_rankings([item])] == places
+
+
+def test_prompts_of_one_conversation_share_a_root() -> None:
+    one, other = make_ranking([["a"]]), make_ranking([["a"]], messages=[{"role": "user", "content": "Other"}])
+    turns = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Why?"},
+    ]
+    assert make_ranking([["a"]], messages=turns).root == one.root != other.root
+
+
+def test_accuracy_by_hand() -> None:
+    # b > a > c by people. Scores put b over a (right), b over c (right) and a equal to c (one half): 2.5 of 3.
+    found = pairwise_accuracy([make_ranking([["b"], ["a"], ["c"]])], [[0.0, 2.0, 0.0, 9.0]])
+    assert found is not None
+    assert found.value == pytest.approx(2.5 / 3)
+    assert (found.num_pairs, found.num_prompts) == (3, 1)
+
+
+def test_accuracy_of_nothing_is_none() -> None:
+    assert pairwise_accuracy([make_ranking([["a", "b"]])], [[0.0, 1.0, 2.0, 3.0]]) is None
+
+
+def test_the_interval_resamples_prompts_and_not_pairs() -> None:
+    # 50 prompts, each all right or all wrong in its 6 pairs: there are 50 facts here, not 300. The binomial interval of
+    # 50 draws at one half is +-0.139; that of 300 would be +-0.057.
+    rankings = [make_ranking([["a"], ["b"], ["c"], ["d"]], prompt_id=f"p{number}") for number in range(50)]
+    scores = [[3.0, 2.0, 1.0, 0.0] if number % 2 else [0.0, 1.0, 2.0, 3.0] for number in range(50)]
+    found = pairwise_accuracy(rankings, scores)
+    assert found is not None
+    assert found.value == 0.5
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 50), abs=0.04)
+
+
+def test_folds_hold_every_ranking_once_and_part_no_conversation() -> None:
+    rankings = [
+        make_ranking(
+            [["a"], ["b"]], prompt_id=f"p{number}", messages=[{"role": "user", "content": f"topic {number % 7}"}]
+        )
+        for number in range(30)
+    ]
+    folds = make_folds(rankings, 5)
+    assert sorted(index for fold in folds for index in fold) == list(range(30))
+    roots = [{rankings[index].root for index in fold} for fold in folds]
+    assert sum(len(names) for names in roots) == len(set.union(*roots)) == 7
+
+
+def test_more_folds_than_conversations_are_refused() -> None:
+    with pytest.raises(ValueError, match="folds: must be between 2 and 1"):
+        make_folds([make_ranking([["a"], ["b"]])], 5)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not here")
+def test_real_rankings_are_read() -> None:
+    rankings = read_rankings(SHARED / "rank_oasst_en.jsonl")
+    assert len(rankings) == 212
+    assert sum(len(ranking.ordered_pairs) for ranking in rankings) == 754
+    assert len({ranking.root for ranking in rankings}) == 100

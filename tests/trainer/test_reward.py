@@ -1,0 +1,273 @@
+"""Training a reward model: it learns what people mean, the same however the work is cut, and goes on after a kill."""
+
+import dataclasses
+import json
+import math
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer.tiny import save_tiny
+from trainer.config import LoraConfig, RewardConfig
+from trainer.data import encode_rankings
+from trainer.folders import sha256_file
+from trainer.models import ModelSource, RewardModel, load_tokenizer
+from trainer.preferences import Answer, Ranking
+from trainer.reporting import Level, RunCancelled, SilentReporter
+from trainer.reward import RewardResult, Scorer, StateCache, cross_validate, learning_rate_at, score, train_reward
+
+LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
+CONFIG = RewardConfig(lora=None, learning_rate=3e-3, rankings_per_batch=8, checkpoint_every=2, warmup_ratio=0.0)
+UTILITY = {"a": 1.0, "b": 0.3, "c": -0.3, "d": -1.0}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    return ModelSource(save_tiny(tmp_path_factory.mktemp("models") / "tiny", spread=0.1))
+
+
+def utility(text: str) -> float:
+    return sum(UTILITY[word] for word in text.split())
+
+
+def make_rankings(num: int, *, k: int = 4, seed: int = 0, **changes: Any) -> list[Ranking]:
+    """Answers of a few words, ranked by Plackett-Luce: the utilities plus Gumbel noise, best first."""
+    chance = random.Random(seed)
+    rankings = []
+    for number in range(num):
+        texts = [" ".join(chance.choices("abcd", k=chance.randint(1, 6))) for _ in range(k)]
+        noisy = [utility(text) - math.log(-math.log(chance.random())) for text in texts]
+        answers = tuple(Answer(f"{number}-{index}", text) for index, text in enumerate(texts))
+        places = tuple(sum(other > value for other in noisy) for value in noisy)
+        words = " ".join(chance.choices("abcd", k=4))
+        messages = [{"role": "user", "content": f"{words} a{number}"}]
+        rankings.append(Ranking(f"r{number}", f"p{number}", messages, answers, places, **changes))
+    return rankings
+
+
+class Recorder(SilentReporter):
+    """Remembers what a run reported, and says stop at a step."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.points: dict[str, list[float]] = {}
+        self.lines: list[str] = []
+        self.stop_at = stop_at
+        self.last_step = 0
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.last_step = step
+        for name, value in values.items():
+            self.points.setdefault(name, []).append(value)
+
+    def log(self, level: Level, text: str) -> None:
+        self.lines.append(text)
+
+    def should_stop(self) -> bool:
+        return self.last_step == self.stop_at
+
+
+def train(rankings: list[Ranking], source: ModelSource, out: Path, **changes: Any) -> RewardResult:
+    options: dict[str, Any] = {"config": CONFIG, "report": SilentReporter()} | changes
+    return train_reward(rankings, source=source, out=out, **options)
+
+
+def test_it_learns_plackett_luce_utilities(source: ModelSource, tmp_path: Path) -> None:
+    held_out = make_rankings(120, seed=1, split="validation")
+    config = dataclasses.replace(CONFIG, epochs=2, rankings_per_batch=16)
+    report = Recorder()
+    result = train([*make_rankings(400), *held_out], source, tmp_path / "reward", config=config, report=report)
+    pairs = [(held.answers[i].text, held.answers[j].text) for held in held_out for i, j in held.ordered_pairs]
+    best = sum((utility(one) > utility(other)) + 0.5 * (utility(one) == utility(other)) for one, other in pairs)
+    assert result.accuracy is not None
+    assert result.accuracy.value >= best / len(pairs) - 0.02
+    assert report.points["accuracy/validation"][-1] == result.accuracy.value
+    assert report.points["loss/reward"][-1] < report.points["loss/reward"][0]
+    assert (result.num_rankings, result.num_pairs, result.accuracy.num_prompts) == (400, 2400, 120)
+
+
+def test_training_answers_have_mean_zero_and_scores_survive_saving(source: ModelSource, tmp_path: Path) -> None:
+    rankings = make_rankings(16)
+    result = train(rankings, source, tmp_path / "reward")
+    saved = ModelSource(source.base, result.folder)
+    asked = [(ranking.messages, answer) for ranking in rankings for answer in ranking.answers]
+    scores = torch.tensor(score(RewardModel.load(saved), load_tokenizer(saved), asked))
+    assert scores.mean().abs().item() < 1e-5
+    assert RewardModel.load(saved).score_std == pytest.approx(scores.std(correction=0).item(), rel=1e-4)
+
+
+def test_without_validation_rows_there_is_no_accuracy(source: ModelSource, tmp_path: Path) -> None:
+    result = train(make_rankings(8), source, tmp_path / "reward")
+    assert result.accuracy is None
+    assert json.loads(json.dumps(result.as_json()))["accuracy"] is None
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_how_the_work_is_cut_does_not_matter(source: ModelSource, lora: LoraConfig | None, tmp_path: Path) -> None:
+    rankings = [*make_rankings(6), *make_rankings(6, k=2, seed=3)]
+    config = dataclasses.replace(CONFIG, lora=lora, rankings_per_batch=4, epochs=2)
+    losses = []
+    for number, (tokens, megabytes) in enumerate([(4096, 64), (16, 64), (4096, 0)]):
+        report = Recorder()
+        cut = dataclasses.replace(config, tokens_per_forward=tokens, cache_megabytes=megabytes)
+        train(rankings, source, tmp_path / f"reward{number}", config=cut, report=report)
+        losses.append(report.points["loss/reward"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_the_order_of_rows_in_a_batch_does_not_matter(source: ModelSource, tmp_path: Path) -> None:
+    rankings = make_rankings(8)
+    first, second = (
+        train(rows, source, tmp_path / f"reward{number}").loss for number, rows in enumerate([rankings, rankings[::-1]])
+    )
+    assert second == pytest.approx(first, abs=1e-5)
+
+
+def test_rows_do_not_see_each_other(source: ModelSource) -> None:
+    tokenizer = load_tokenizer(source)
+    examples, _ = encode_rankings(make_rankings(6), tokenizer, max_length=64, ties="drop")
+    scorer = Scorer(RewardModel.from_sft(source, None), pad_id=0, config=CONFIG)
+    together = scorer.score_examples(examples)
+    for example, scores in zip(examples, together, strict=True):
+        assert scorer.score_examples([example])[0] == pytest.approx(scores, abs=1e-5)
+
+
+class Killed(BaseException):
+    """Stands for kill -9 right after a checkpoint was delivered."""
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_a_killed_run_goes_on_bit_for_bit(source: ModelSource, lora: LoraConfig | None, tmp_path: Path) -> None:
+    rankings = [*make_rankings(40), *make_rankings(4, seed=9, split="validation")]
+    config = dataclasses.replace(CONFIG, lora=lora, epochs=2)
+    whole = train(rankings, source, tmp_path / "whole", config=config)
+
+    def keep_and_die(folder: Path) -> None:
+        shutil.copytree(folder, tmp_path / "kept", dirs_exist_ok=True)
+        # 5 steps an epoch, a checkpoint every 2: the third is in the middle of the second epoch.
+        if json.loads((folder / "state.json").read_text())["progress"]["step"] == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(rankings, source, tmp_path / "killed", config=config, on_checkpoint=keep_and_die)
+    torch.manual_seed(99)
+    report = Recorder()
+    resumed = train(rankings, source, tmp_path / "resumed", config=config, resume_from=tmp_path / "kept", report=report)
+    assert len(report.points["loss/reward"]) == 4
+    for name in ("adapter_model.safetensors" if lora else "model.safetensors", "reward_head.safetensors"):
+        one, other = load_file(whole.folder / name), load_file(resumed.folder / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (resumed.loss, resumed.accuracy) == (whole.loss, whole.accuracy)
+
+
+def test_a_checkpoint_of_other_rankings_is_refused(source: ModelSource, tmp_path: Path) -> None:
+    kept: list[Path] = []
+    train(make_rankings(40), source, tmp_path / "one", on_checkpoint=kept.append)
+    with pytest.raises(ValueError, match="another run's: dataset_sha256 differ"):
+        train(make_rankings(40, seed=5), source, tmp_path / "other", resume_from=kept[-1])
+
+
+def test_an_over_long_ranking_is_named_and_the_others_are_learned(source: ModelSource, tmp_path: Path) -> None:
+    long = dataclasses.replace(make_rankings(1)[0], ranking_id="too-long")
+    long = dataclasses.replace(long, answers=(Answer("x", "a " * 70), *long.answers[1:]))
+    report = Recorder()
+    result = train([*make_rankings(8), long], source, tmp_path / "reward", report=report)
+    assert result.num_rankings == 8
+    assert [row["ranking_id"] for row in result.refused] == ["too-long"]
+    assert "over the limit of 64 (max_length)" in result.refused[0]["reason"]
+    assert any("Ranking too-long was left out" in line for line in report.lines)
+
+
+def test_nothing_to_learn_from_is_said(source: ModelSource, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no ranking to learn from: 3 rankings, of them 0 refused and 3 held out"):
+        train(make_rankings(3, split="validation"), source, tmp_path / "reward")
+
+
+def test_a_cancelled_run_stops_and_leaves_no_version(source: ModelSource, tmp_path: Path) -> None:
+    with pytest.raises(RunCancelled):
+        train(make_rankings(40), source, tmp_path / "reward", report=Recorder(stop_at=3))
+    assert not (tmp_path / "reward").exists()
+
+
+def test_a_loss_that_is_not_finite_fails_and_keeps_the_last_checkpoint(source: ModelSource, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, learning_rate=1e30, checkpoint_every=1)
+    with pytest.raises(ValueError, match=r"failed at step \d: the (loss|gradient) is NaN or infinite"):
+        train(make_rankings(40), source, tmp_path / "reward", config=config)
+    weights = load_file(tmp_path / "reward.checkpoint" / "weights.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert not (tmp_path / "reward").exists()
+
+
+def test_a_version_names_its_files_config_and_dataset(source: ModelSource, tmp_path: Path) -> None:
+    result = train(make_rankings(8), source, tmp_path / "reward", dataset_sha256="ab", config=RewardConfig(lora=LORA))
+    manifest = json.loads((result.folder / "manifest.json").read_text())
+    assert (manifest["kind"], manifest["dataset_sha256"], manifest["model"]) == ("reward", "ab", "tiny")
+    assert manifest["config"]["lora"]["rank"] == 4
+    names = {path.name for path in result.folder.iterdir()} - {"manifest.json"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "reward_head.safetensors", "reward.json"}
+    assert manifest["files"] == {name: sha256_file(result.folder / name) for name in names}
+
+
+def test_the_same_seed_gives_the_same_files(source: ModelSource, tmp_path: Path) -> None:
+    hashes: list[dict[str, str]] = []
+    for name in ("one", "two"):
+        torch.manual_seed(len(hashes))
+        result = train(make_rankings(8), source, tmp_path / name, config=dataclasses.replace(CONFIG, lora=LORA))
+        hashes.append({path.name: sha256_file(path) for path in result.folder.iterdir()})
+    assert hashes[0] == hashes[1]
+
+
+def test_the_rate_rises_and_follows_a_cosine_to_its_last_tenth() -> None:
+    config = RewardConfig(learning_rate=1.0, warmup_ratio=0.1)
+    rates = [learning_rate_at(step, 20, config) for step in range(20)]
+    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert rates[11] == pytest.approx(0.55)  # half of the way down: 0.1 + 0.9 / 2
+    assert rates[-1] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 17 / 18)))
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_cross_validation_scores_every_ranking_by_a_model_that_did_not_see_it(source: ModelSource) -> None:
+    rankings = make_rankings(90)
+    found = cross_validate(rankings, source=source, config=dataclasses.replace(CONFIG, epochs=3), folds=3)
+    assert [len(scores) for scores in found.scores] == [4] * 90
+    assert found.accuracy.num_pairs == 540
+    assert len(found.fold_accuracies) == 3
+    assert found.accuracy.low > 0.55
+
+
+def test_cross_validation_of_noise_finds_nothing(source: ModelSource) -> None:
+    # Orders that have nothing to do with the texts: whoever sees the held-out answers in training would beat a coin.
+    chance = random.Random(4)
+    rankings = [dataclasses.replace(ranking, places=tuple(chance.sample(range(4), 4))) for ranking in make_rankings(60)]
+    found = cross_validate(rankings, source=source, config=dataclasses.replace(CONFIG, epochs=6), folds=3)
+    assert found.accuracy.low < 0.5 < found.accuracy.high
+
+
+def test_states_that_were_kept_change_nothing(source: ModelSource) -> None:
+    cache: StateCache = {}
+    config = dataclasses.replace(CONFIG, lora=LORA)
+    first, again = (
+        cross_validate(make_rankings(12), source=source, config=config, folds=2, cache=cache) for _ in range(2)
+    )
+    assert len(cache) == len({tuple(row) for row in encoded_rows(source, make_rankings(12))})
+    assert first.scores == again.scores
+
+
+def encoded_rows(source: ModelSource, rankings: list[Ranking]) -> list[list[int]]:
+    examples, _ = encode_rankings(rankings, load_tokenizer(source), max_length=64, ties="drop")
+    return [row for example in examples for row in example.rows]
+
+
+def test_the_reported_loss_is_the_mean_of_the_last_epoch(source: ModelSource, tmp_path: Path) -> None:
+    report = Recorder()
+    result = train(
+        make_rankings(24), source, tmp_path / "reward", config=dataclasses.replace(CONFIG, epochs=2), report=report
+    )
+    assert result.loss == pytest.approx(sum(report.points["loss/reward"][3:]) / 3)

@@ -1,0 +1,56 @@
+"""A language of a few words and random Llamas that speak it: for tests that must end in seconds."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+WORDS = ("a", "b", "c", "d", "User:", "Assistant:")
+
+
+def make_tokenizer(words: tuple[str, ...] = WORDS) -> PreTrainedTokenizerFast:
+    """One token a word, words parted by spaces; no chat template."""
+    vocabulary = {word: number for number, word in enumerate((PAD, EOS, UNKNOWN, *words))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
+
+
+def make_model(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int = 0,
+    hidden_size: int = 32,
+    num_layers: int = 2,
+    context: int = 64,
+    spread: float = 0.3,
+) -> LlamaForCausalLM:
+    """A random Llama in fp32 whose next-token law is far from uniform (`spread` is the deviation of its weights)."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        initializer_range=spread,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()
+    return model
+
+
+def save_tiny(folder: Path, *, seed: int = 0, num_layers: int = 2, spread: float = 0.3) -> Path:
+    """A tiny model with its tokenizer, as a folder that `from_pretrained` opens."""
+    tokenizer = make_tokenizer()
+    make_model(tokenizer, seed=seed, num_layers=num_layers, spread=spread).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

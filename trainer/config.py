@@ -1,0 +1,241 @@
+"""The settings of the training runs: frozen, checked, and with the paper's value below each field.
+
+IG = InstructGPT (arXiv 2203.02155), N+ = The N+ implementation details of RLHF with PPO (2403.17031). A field that is
+`None` or "auto" is chosen for the model and the device by `for_model`; training functions call it first."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+LARGE_MODEL_PARAMETERS = 50_000_000
+"""From this size on, a CPU trains LoRA on the last blocks instead of full weights."""
+
+
+@dataclass(frozen=True)
+class _Config:
+    @classmethod
+    def from_overrides(cls, overrides: Mapping[str, Any]) -> Self:
+        """The defaults with `overrides` (parsed JSON) on top; ValueError names an unknown key or a wrong type."""
+        hints = typing.get_type_hints(cls)
+        unknown = sorted(set(overrides) - set(hints))
+        if unknown:
+            raise ValueError(
+                f"training: unknown key {', '.join(unknown)}; {cls.__name__} has {', '.join(sorted(hints))}"
+            )
+        return cls(**{name: _parse(name, value, hints[name]) for name, value in overrides.items()})
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain dictionary that `from_overrides` takes back."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class LoraConfig(_Config):
+    """Low-rank adapters (arXiv 2106.09685) on every linear layer of the last blocks."""
+
+    rank: int = 16
+    """IG trains full weights; 16 serves a policy that moves a few nats."""
+    alpha: int = 32
+    """Twice the rank, as is usual."""
+    num_last_blocks: int = 4
+    """Only these blocks learn, so that nothing below them needs a backward pass."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "rank", "alpha", "num_last_blocks")
+
+
+Lora = LoraConfig | None | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class RewardConfig(_Config):
+    """Settings of a `reward` run."""
+
+    lora: Lora = "auto"
+    """IG: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
+    epochs: int = 1
+    """IG: 1; more overfits, it says, with its 33,000 prompts."""
+    rankings_per_batch: int = 8
+    """IG: 64 rankings, up to 2,304 comparisons. Fewer here, because a project starts with tens of rankings."""
+    learning_rate: float | None = None
+    """IG: 9e-6 for 6B. null: 1e-4 for full weights of a model under 50M parameters, 9e-6 above, 3e-4 for adapters."""
+    final_learning_rate_ratio: float = 0.1
+    """IG: cosine down to 10 %."""
+    warmup_ratio: float = 0.05
+    """IG does not say; the share of steps over which the rate rises from zero."""
+    ties: Literal["drop", "half"] = "drop"
+    """IG: dropped. "half": a tied pair has the target one half, both ways."""
+    max_length: int | None = None
+    """IG: 2,048 tokens of prompt and completion. null: that, or the model's context where it is shorter."""
+    adam_eps: float = 1e-5
+    """N+: 1e-5 (1e-8 learns worse in small batches)."""
+    max_grad_norm: float = 1.0
+    """IG does not say."""
+    tokens_per_forward: int = 4096
+    """Memory only: padded tokens of one forward pass. Results do not depend on it."""
+    cache_megabytes: int = 2048
+    """Memory only: hidden states of the frozen blocks that are kept between epochs."""
+    checkpoint_every: int = 20
+    """Steps between two checkpoints."""
+    seed: int = 17
+    """Head, adapters and order of the rankings."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "epochs", "rankings_per_batch", "learning_rate", "max_length", "adam_eps")
+        _require_positive(self, "max_grad_norm", "tokens_per_forward", "checkpoint_every")
+        _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio")
+        _require_between(self, 0, math.inf, "cache_megabytes", "seed")
+
+    def for_model(self, num_parameters: int, device: str) -> RewardConfig:
+        """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
+        lora = _choose_lora(self.lora, num_parameters, device)
+        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=3e-4, small=1e-4, large=9e-6)
+        return dataclasses.replace(self, lora=lora, learning_rate=rate)
+
+
+@dataclass(frozen=True)
+class PPOConfig(_Config):
+    """Settings of a `ppo` run."""
+
+    num_episodes: int | None = None
+    """IG: 256,000. null: 64 for a large model on a CPU, else 512."""
+    episodes_per_batch: int = 32
+    """IG: 512 episodes a rollout."""
+    minibatch_size: int = 8
+    """IG: 64 episodes an optimizer step."""
+    num_epochs: int = 1
+    """Passes over one rollout. IG: 1; N+: 4."""
+    learning_rate: float | None = None
+    """IG: 9e-6 for 1.3B. null: 1e-4 for a small model's full weights, 9e-6 for a large one's, 2e-4 for adapters."""
+    value_learning_rate: float | None = None
+    """IG: 9e-6, tuned apart from the policy's. null: as the policy's."""
+    warmup_iterations: int = 10
+    """IG: the rate rises from a tenth over 10 iterations, then stays."""
+    beta: float = 0.02
+    """IG: 0.02, the weight of the KL penalty."""
+    target_kl: float | None = None
+    """Adaptive beta (arXiv 1909.08593): nats an answer to steer for. null: beta is fixed, as in IG."""
+    kl_horizon: int = 10_000
+    """Episodes over which the adaptive beta moves (arXiv 1909.08593: 10,000)."""
+    kl_stop: float | None = None
+    """Stop when the KL to the SFT model passes this many nats an answer: it exploits the reward. null: never."""
+    gamma: float = 1.0
+    """IG: 1, no discount."""
+    gae_lambda: float = 0.95
+    """IG: 0.95."""
+    clip: float = 0.2
+    """IG: 0.2, of the probability ratio."""
+    value_clip: float = 0.2
+    """N+: 0.2, of the move of a value."""
+    value_coefficient: float = 0.1
+    """N+: 0.1."""
+    whiten_advantages: bool = True
+    """N+: yes, over the valid tokens of the batch."""
+    temperature: float = 1.0
+    """IG: 1, in sampling and in every log-probability."""
+    missing_eos_penalty: float | None = None
+    """Subtracted from the reward of an answer cut by length. null: one standard deviation of the reward's scores."""
+    max_new_tokens: int = 64
+    """IG: up to 1,024 tokens. An answer that is longer is cut."""
+    lora: Lora = "auto"
+    """IG: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
+    adam_eps: float = 1e-5
+    """N+: 1e-5."""
+    max_grad_norm: float = 1.0
+    """IG does not say; N+: 1 (of each network)."""
+    tokens_per_forward: int = 2048
+    """Memory only: padded tokens of one forward pass, or of one batch of sampling. Results do not depend on it."""
+    checkpoint_every: int = 1
+    """Rollouts between two checkpoints."""
+    seed: int = 17
+    """Order of the prompts, sampling, minibatches."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_episodes", "episodes_per_batch", "minibatch_size", "num_epochs", "learning_rate")
+        _require_positive(self, "value_learning_rate", "target_kl", "kl_horizon", "kl_stop", "clip", "value_clip")
+        _require_positive(self, "temperature", "max_new_tokens", "adam_eps", "max_grad_norm", "checkpoint_every")
+        _require_positive(self, "tokens_per_forward")
+        _require_between(self, 0, 1, "gamma", "gae_lambda")
+        _require_between(
+            self, 0, math.inf, "beta", "value_coefficient", "missing_eos_penalty", "warmup_iterations", "seed"
+        )
+        if self.episodes_per_batch % self.minibatch_size:
+            raise ValueError(
+                f"episodes_per_batch: must be a multiple of minibatch_size ({self.minibatch_size}), "
+                f"and is {self.episodes_per_batch}"
+            )
+
+    def for_model(self, num_parameters: int, device: str) -> PPOConfig:
+        """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
+        lora = _choose_lora(self.lora, num_parameters, device)
+        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=2e-4, small=1e-4, large=9e-6)
+        return dataclasses.replace(
+            self,
+            lora=lora,
+            num_episodes=self.num_episodes or (64 if _is_large_for(num_parameters, device) else 512),
+            learning_rate=rate,
+            value_learning_rate=self.value_learning_rate or rate,
+        )
+
+
+def _is_large_for(num_parameters: int, device: str) -> bool:
+    return device == "cpu" and num_parameters > LARGE_MODEL_PARAMETERS
+
+
+def _choose_lora(lora: Lora, num_parameters: int, device: str) -> LoraConfig | None:
+    if isinstance(lora, LoraConfig) or lora is None:
+        return lora
+    return LoraConfig() if _is_large_for(num_parameters, device) else None
+
+
+def _choose_rate(lora: LoraConfig | None, num_parameters: int, *, adapters: float, small: float, large: float) -> float:
+    if lora is not None:
+        return adapters
+    return large if num_parameters > LARGE_MODEL_PARAMETERS else small
+
+
+def _require_positive(config: _Config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}: must be greater than 0, and is {value}")
+
+
+def _require_between(config: _Config, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
+            raise ValueError(f"{name}: must be {limits}, and is {value}")
+
+
+def _parse(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the field's type; JSON has no other types than those that the fields use."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for choice in choices:
+        if dataclasses.is_dataclass(choice) and isinstance(value, Mapping):
+            return typing.cast(type[_Config], choice).from_overrides(value)
+        if dataclasses.is_dataclass(choice) and isinstance(value, typing.cast(type, choice)):
+            return value
+        if typing.get_origin(choice) is Literal and value in typing.get_args(choice):
+            return value
+        if choice is types.NoneType and value is None:
+            return None
+        if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if choice in (int, bool) and type(value) is choice:
+            return value
+    raise ValueError(f"{name}: {value!r} is not {' or '.join(_describe(choice) for choice in choices)}")
+
+
+def _describe(choice: Any) -> str:
+    if typing.get_origin(choice) is Literal:
+        return " or ".join(f'"{option}"' for option in typing.get_args(choice))
+    names = {int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null"}
+    return names.get(choice, "an object with the keys of LoraConfig")

@@ -1,0 +1,185 @@
+"""What each kind of run means: which function of the trainer does it, on what, and what is handed over in the end.
+
+Torch is loaded when the first run begins, so that a worker that only waits is small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.artifacts import BadCheckpoint, CheckpointStore, model_source
+from trainer.client import ClaimedRun, Client, ModelReference
+from trainer.reporting import RunCancelled
+from trainer.run_reporter import RunReporter
+from trainer.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from trainer.models import ModelSource
+    from trainer.ppo import PPOResult
+    from trainer.reward import RewardResult
+
+
+@dataclass(frozen=True)
+class Job:
+    """A claimed run with everything that a handler needs."""
+
+    client: Client
+    settings: WorkerSettings
+    run: ClaimedRun
+    report: RunReporter
+    folder: Path
+    """An empty folder for its files; gone afterwards."""
+
+    @property
+    def out(self) -> Path:
+        """Where a training function writes the version's files."""
+        return self.folder / "version"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's frozen config."""
+        return self.run.claim["config"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a handler hands over: the run's result, and the folder whose files make a version of it."""
+
+    result: dict[str, Any]
+    folder: Path | None = None
+
+
+Handler = Callable[[Job], Outcome]
+
+
+def sample(job: Job) -> Outcome:
+    """K completions for every prompt that has none of this run; each prompt is delivered as soon as it is done."""
+    from trainer.models import load_causal_lm, load_tokenizer
+    from trainer.sampling import LocalSampler, Prompt, SamplingSettings
+
+    settings = SamplingSettings.from_json(job.config["sampling"])
+    rows = list(job.run.prompts())
+    waiting = [Prompt.from_json(row) for row in rows if not row["num_completions"]]
+    num_done = len(rows) - len(waiting)
+    source = find_model(job, job.config["policy"])
+    model = load_causal_lm(source, device=job.settings.torch_device())
+    sampler = LocalSampler(model, load_tokenizer(source))
+    refused: list[dict[str, str]] = []
+    num_completions = num_duplicates = 0
+    for sampled in sampler.sample(waiting, k=job.config["k"], settings=settings):
+        num_done += 1
+        if sampled.refusal is not None:
+            refused.append({"prompt_id": sampled.prompt_id, "reason": sampled.refusal})
+            job.report.log("warning", sampled.refusal)
+        else:
+            job.run.completions([completion.to_json() for completion in sampled.completions])
+            num_completions += len(sampled.completions)
+            num_duplicates += sampled.num_duplicates
+            job.report.metrics(num_done, {"sample/tokens_per_second": sampler.tokens_per_second})
+        job.report.progress(num_done, len(rows), f"{sampler.tokens_per_second:.0f} tokens a second")
+        if job.report.should_stop():
+            raise RunCancelled
+    if num_duplicates:
+        job.report.log("warning", f"{num_duplicates} of {num_completions} answers repeat another one of their prompt.")
+    return Outcome(
+        {
+            "num_prompts": len(rows) - len(refused),
+            "num_completions": num_completions + sum(row["num_completions"] for row in rows),
+            "num_duplicates": num_duplicates,
+            "tokens_per_second": round(sampler.tokens_per_second, 1),
+            "refused": refused,
+        }
+    )
+
+
+def reward(job: Job) -> Outcome:
+    """A reward model from a frozen dataset, starting from the SFT version."""
+    from trainer.config import RewardConfig
+    from trainer.reward import train_reward
+
+    dataset = job.config["dataset"]
+    config = RewardConfig.from_overrides(job.config["training"])
+    rows = list(job.client.dataset_rows(dataset["id"], sha256=dataset["sha256"]))
+    train = partial(
+        train_reward,
+        rows,
+        source=find_model(job, job.config["sft"]),
+        config=config,
+        out=job.out,
+        report=job.report,
+        dataset_sha256=dataset["sha256"],
+        device=job.settings.torch_device(),
+    )
+    return Outcome(go_on(job, train), job.out)
+
+
+def ppo(job: Job) -> Outcome:
+    """A better policy against a reward model. Length, temperature and seed are those of the project's sampling."""
+    from trainer.config import PPOConfig
+    from trainer.ppo import train_ppo
+    from trainer.sampling import Prompt
+
+    sampling = {name: job.config["sampling"][name] for name in ("max_new_tokens", "temperature", "seed")}
+    config = PPOConfig.from_overrides(sampling | job.config["training"])
+    prompts = [Prompt.from_json(row) for row in job.run.prompts()]
+    train = partial(
+        train_ppo,
+        prompts,
+        sft=find_model(job, job.config["sft"]),
+        policy=find_model(job, job.config["policy"]),
+        reward=find_model(job, job.config["reward"]),
+        config=config,
+        out=job.out,
+        report=job.report,
+        device=job.settings.torch_device(),
+    )
+    return Outcome(go_on(job, train), job.out)
+
+
+HANDLERS: dict[str, Handler] = {"sample": sample, "evaluate": sample, "reward": reward, "ppo": ppo}
+
+
+def do(job: Job) -> Outcome:
+    """Dispatch by kind, on as many CPU threads as the settings say."""
+    if job.settings.threads is not None:
+        import torch
+
+        torch.set_num_threads(job.settings.threads)
+    return HANDLERS[job.run.claim["kind"]](job)
+
+
+def find_model(job: Job, reference: ModelReference) -> ModelSource:
+    """The weights of a model reference, fetched where they are not here yet."""
+
+    def progress(message: str, share: float) -> None:
+        job.report.progress(round(100 * share), 100, message)
+
+    return model_source(reference, job.client, job.settings, progress)
+
+
+def go_on(job: Job, train: Callable[..., RewardResult | PPOResult]) -> dict[str, Any]:
+    """Train from where an earlier attempt got to. A checkpoint that can't be used is said and ignored.
+
+    Returns the result of docs/protocol.md.
+    """
+    from trainer.checkpoints import CheckpointError
+
+    store = CheckpointStore(job.run)
+
+    def deliver(folder: Path) -> None:
+        if store.is_due:
+            # First what was reported so far: curves have no hole when the run goes on from this checkpoint.
+            job.report.flush()
+            store.deliver(folder)
+
+    try:
+        last = store.fetch(job.folder / "checkpoint")
+        if last is not None:
+            job.report.log("info", "Goes on from the last checkpoint.")
+            return train(on_checkpoint=deliver, resume_from=last).as_json()
+    except (CheckpointError, BadCheckpoint) as error:
+        job.report.log("warning", f"The last checkpoint can't be used, the run begins anew: {error}")
+    return train(on_checkpoint=deliver).as_json()

@@ -1,0 +1,157 @@
+"""Losses and rewards as pure functions of tensors: torch only, no models, no files, no state.
+
+Letters in names are dimensions, explained where a section begins. Arguments are never changed; what is only for plots
+comes back detached.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name that every reader of torch knows)
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: tuple[int, ...] | int | None = None) -> Tensor:
+    """The mean of `values` where `mask` is true, over `dim` or over everything; 0 where nothing is."""
+    kept = values.masked_fill(~mask, 0.0)
+    if dim is None:
+        return kept.sum() / mask.sum().clamp(min=1)
+    return kept.sum(dim=dim) / mask.sum(dim=dim).clamp(min=1)
+
+
+# --- Reward model ----------------------------------------------------------------------------------------------------
+# B = rankings, K = completions of a ranking; weight_BKK[b, i, j] says how much it counts that i beats j.
+
+
+def pairwise_loss(reward_BK: Tensor, weight_BKK: Tensor) -> Tensor:
+    """-log sigmoid(r_w - r_l): mean over a ranking's ordered pairs, then over the rankings that have one (InstructGPT,
+    eq. 1).
+
+    A weight is 1 where a completion is better, 0 where nothing is known, and may be one half both ways for a tie; the
+    mean over a ranking is by weight. What stands at missing completions plays no part. 0 when no ranking has a pair.
+    """
+    margin_BKK = reward_BK[:, :, None] - reward_BK[:, None, :]
+    counted_BKK = weight_BKK > 0
+    each_BKK = F.softplus(-margin_BKK.masked_fill(~counted_BKK, 0.0)) * weight_BKK
+    total_B = weight_BKK.sum(dim=(1, 2))
+    loss_B = each_BKK.sum(dim=(1, 2)) / total_B.clamp(min=0.5)
+    return loss_B.sum() / (total_B > 0).sum().clamp(min=1)
+
+
+# --- PPO -------------------------------------------------------------------------------------------------------------
+# B = episodes (one completion each), T = completion tokens, the EOS among them; mask_BT is true on tokens of the
+# completion and false on what follows its end.
+
+
+def masked_whiten(values_BT: Tensor, mask_BT: Tensor, *, epsilon: float = 1e-8) -> Tensor:
+    """Mean 0 and variance 1 over the valid tokens of the whole batch, 0 elsewhere (N+, detail 17)."""
+    mean = masked_mean(values_BT, mask_BT)
+    variance = masked_mean((values_BT - mean).square(), mask_BT)
+    return ((values_BT - mean) * (variance + epsilon).rsqrt()).masked_fill(~mask_BT, 0.0)
+
+
+def kl_penalised_rewards(
+    score_B: Tensor, logprobs_BT: Tensor, reference_logprobs_BT: Tensor, mask_BT: Tensor, *, beta: float
+) -> Tensor:
+    """r_t = -beta (log pi - log pi_ref), the plain k1 estimate in nats, plus the score at the last token of the
+    completion: its EOS, or where the length cut it (InstructGPT, eq. 2 without the pretraining term).
+
+    A row without a valid token is an error of the caller: its score would have no place.
+    """
+    if not bool(mask_BT.any(dim=1).all()):
+        raise ValueError("Every completion needs at least one token to carry its score.")
+    rewards_BT = (-beta * (logprobs_BT - reference_logprobs_BT)).masked_fill(~mask_BT, 0.0)
+    position_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    last_B = torch.where(mask_BT, position_T, -1).amax(dim=1)
+    return rewards_BT + (position_T == last_B[:, None]) * score_B[:, None]
+
+
+def generalised_advantages(
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, *, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """(advantages_BT, returns_BT) by GAE (1506.02438, eq. 16), unwhitened; V = 0 after a completion's last token.
+
+    returns = advantages + values: what the value model learns. Both are 0 outside the mask.
+    """
+    mask = mask_BT.to(values_BT.dtype)
+    values, rewards = values_BT * mask, rewards_BT * mask
+    advantage_B = torch.zeros_like(values[:, 0])
+    next_value_B = torch.zeros_like(values[:, 0])
+    advantages: list[Tensor] = []
+    for t in reversed(range(values.shape[1])):
+        delta_B = rewards[:, t] + gamma * next_value_B - values[:, t]
+        advantage_B = (delta_B + gamma * lam * advantage_B) * mask[:, t]
+        next_value_B = values[:, t]
+        advantages.append(advantage_B)
+    advantages_BT = torch.stack(advantages[::-1], dim=1)
+    return advantages_BT, advantages_BT + values
+
+
+class PolicyLoss(NamedTuple):
+    """The policy's loss (a scalar with a gradient) and token means to plot (detached scalars)."""
+
+    loss: Tensor
+    clipfrac: Tensor  # where the clip decided
+    approxkl: Tensor  # (log ratio)^2 / 2
+    ratio_error: Tensor  # |ratio - 1|
+
+
+class ValueLoss(NamedTuple):
+    """The value model's loss (a scalar with a gradient) and where the clip decided (detached)."""
+
+    loss: Tensor
+    clipfrac: Tensor
+
+
+def clipped_policy_loss(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    clip: float,
+    num_tokens: int | None = None,
+) -> PolicyLoss:
+    """max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)), summed over valid tokens and divided by `num_tokens`
+    (1707.06347, eq. 7).
+
+    `num_tokens` counts the valid tokens of the whole minibatch; a micro-batch passes it so that its share of the
+    token mean adds up to the minibatch's. Left out: the tokens of this mask.
+    """
+    log_ratio_BT = (logprobs_BT - old_logprobs_BT).masked_fill(~mask_BT, 0.0)
+    ratio_BT = log_ratio_BT.exp()
+    plain_BT = -advantages_BT * ratio_BT
+    clipped_BT = -advantages_BT * ratio_BT.clamp(1.0 - clip, 1.0 + clip)
+    share = partial(_token_share, mask_BT=mask_BT, num_tokens=num_tokens)
+    return PolicyLoss(
+        loss=share(torch.maximum(plain_BT, clipped_BT)),
+        clipfrac=share((clipped_BT > plain_BT).float()).detach(),
+        approxkl=share(log_ratio_BT.square() / 2).detach(),
+        ratio_error=share((ratio_BT - 1.0).abs()).detach(),
+    )
+
+
+def clipped_value_loss(
+    values_BT: Tensor,
+    old_values_BT: Tensor,
+    returns_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    clip: float,
+    num_tokens: int | None = None,
+) -> ValueLoss:
+    """0.5 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2), as `clipped_policy_loss` averages (N+, 13)."""
+    near_BT = torch.minimum(torch.maximum(values_BT, old_values_BT - clip), old_values_BT + clip)
+    plain_BT, clipped_BT = (values_BT - returns_BT).square(), (near_BT - returns_BT).square()
+    share = partial(_token_share, mask_BT=mask_BT, num_tokens=num_tokens)
+    return ValueLoss(
+        loss=0.5 * share(torch.maximum(plain_BT, clipped_BT)),
+        clipfrac=share((clipped_BT > plain_BT).float()).detach(),
+    )
+
+
+def _token_share(values_BT: Tensor, *, mask_BT: Tensor, num_tokens: int | None) -> Tensor:
+    """This micro-batch's part of a token mean over `num_tokens` tokens."""
+    total = values_BT.masked_fill(~mask_BT, 0.0).sum()
+    return total / (num_tokens if num_tokens is not None else mask_BT.sum())

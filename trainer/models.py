@@ -1,0 +1,528 @@
+"""Policy, reward and value model: how they are loaded, what they compute, how they are saved as a version's files.
+
+Owns adapters (LoRA through peft) and full weights alike; knows no loss, no optimizer and no dataset. Only safetensors
+and JSON are read and written. Dropout is off everywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import peft
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from trainer.config import LoraConfig
+from trainer.folders import new_folder
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+REWARD_HEAD, REWARD_FACTS = "reward_head.safetensors", "reward.json"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where weights come from: a base model's folder, and the folder of a version of it (docs/protocol.md)."""
+
+    base: Path
+    """The folder of the base model, with its tokenizer."""
+    version: Path | None = None
+    """An adapter on the base, or full weights. None: the base itself."""
+    alias: str = ""
+    """What saved files call the base; the folder's name when empty. Never a path."""
+
+    @property
+    def name(self) -> str:
+        """The alias of the base model."""
+        return self.alias or self.base.name
+
+    @property
+    def adapter(self) -> Path | None:
+        """The version's folder where it is an adapter."""
+        return self.version if self.version is not None and (self.version / ADAPTER_CONFIG).is_file() else None
+
+    @property
+    def weights(self) -> Path:
+        """The folder of full weights that are loaded first: the base, or a version with weights of its own."""
+        return self.base if self.version is None or self.adapter else self.version
+
+
+# --- Tokenizer and facts ---------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, with a padding token that is not EOS.
+
+    ValueError when the folder has none, or when it has no EOS, without which no answer ends.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.base, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The model “{source.name}” has no tokenizer that can be read: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"The tokenizer of “{source.name}” names no EOS token: set eos_token in its config.")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = _choose_padding(tokenizer)
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def _choose_padding(tokenizer: Any) -> str:
+    """A special token that ends nothing and begins nothing; masks decide what padding is, so that any token serves."""
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    special = [tokenizer.unk_token_id, *sorted(tokenizer.added_tokens_decoder), *range(len(taken) + 1)]
+    return str(tokenizer.convert_ids_to_tokens(next(i for i in special if i is not None and i not in taken)))
+
+
+def context_length(config: Any) -> int:
+    """How many tokens a model of this transformers config takes: prompt and completion together."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(limit) if limit else 2**31
+
+
+def count_parameters(source: ModelSource) -> int:
+    """Parameters of the base model, from its config alone: nothing is loaded."""
+    config = AutoConfig.from_pretrained(source.base, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = cast(Any, AutoModelForCausalLM).from_config(config, trust_remote_code=False)
+    model.tie_weights()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def position_ids(attention_BL: Tensor) -> Tensor:
+    """cumsum(mask) - 1, floored at 0: the first real token is at 0, however a row is padded."""
+    return (attention_BL.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _last_position(attention_BL: Tensor) -> Tensor:
+    """The column_B of each row's last real token."""
+    column_L = torch.arange(attention_BL.shape[1], device=attention_BL.device)
+    return (attention_BL.long() * column_L).argmax(dim=1)
+
+
+# --- Loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_causal_lm(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A policy version as a plain model for sampling: an adapter is merged into the weights."""
+    model = _from_pretrained(AutoModelForCausalLM, source, dtype)
+    if source.adapter:
+        model = _load_adapter(model, source.adapter).merge_and_unload()
+    return cast(PreTrainedModel, _without_dropout(model).to(device))
+
+
+def _load_trunk(source: ModelSource, dtype: torch.dtype) -> Any:
+    """The transformer without its language-model head; a policy's adapter is merged into it."""
+    if source.adapter:
+        return cast(Any, load_causal_lm(source, dtype=dtype)).base_model
+    return _without_dropout(_from_pretrained(AutoModel, source, dtype))
+
+
+def _from_pretrained(kind: Any, source: ModelSource, dtype: torch.dtype) -> Any:
+    try:
+        with _quiet_transformers():
+            return kind.from_pretrained(
+                source.weights, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
+    except OSError as error:
+        raise ValueError(
+            f"The model “{source.name}” cannot be loaded: its folder needs config.json and model.safetensors ({error})."
+        ) from error
+
+
+def _without_dropout(model: Any) -> Any:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for name in ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    return model.eval()
+
+
+def _load_adapter(model: Any, folder: Path) -> Any:
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ValueError(f"The version has an {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}: deliver it again.")
+    with _quiet_peft():
+        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+
+
+def _add_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
+    """Fresh adapters on every linear layer of the last blocks; they change nothing before the first step."""
+    num_blocks = model.config.get_text_config().num_hidden_layers
+    first = max(0, num_blocks - lora.num_last_blocks)
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(part.isdigit() and int(part) >= first for part in name.split("."))
+    ]
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets)
+    with torch.random.fork_rng(), _quiet_peft():
+        torch.manual_seed(seed)
+        return peft.get_peft_model(model, config)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers draws progress bars, and reports that a trunk has no use for a language-model head."""
+    level, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if has_bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """peft asks transformers for an attribute under its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
+# --- Saving ----------------------------------------------------------------------------------------------------------
+
+
+def _save_weights(model: Any, folder: Path, *, alias: str, is_on_base: bool) -> None:
+    """An adapter on the base as an adapter; anything else as full weights, an adapter merged into them."""
+    if not isinstance(model, peft.PeftModel):
+        _save_full(model, folder)
+    elif is_on_base:
+        _save_adapter(model, folder, alias)
+    else:
+        _save_full(copy.deepcopy(model).merge_and_unload(), folder)
+
+
+def _save_full(model: Any, folder: Path) -> None:
+    # transformers would write the folder that the model was loaded from into its config.
+    setattr(model.config, "_name_or_path", "")  # noqa: B010 (a private name with no public one)
+    with _quiet_transformers():
+        model.save_pretrained(folder)
+
+
+def _save_adapter(model: Any, folder: Path, alias: str) -> None:
+    """What `peft.PeftModel.from_pretrained` reads, without its model card and without any path of this machine."""
+    weights = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / ADAPTER_WEIGHTS)
+    facts = model.peft_config["default"].to_dict() | {"base_model_name_or_path": alias, "inference_mode": True}
+    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in facts.items()}
+    write_json(folder / ADAPTER_CONFIG, plain)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Readable JSON with sorted keys, the same bytes for the same content."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# --- Policy ----------------------------------------------------------------------------------------------------------
+# B = rows, L = columns (prompt and completion), T = the last columns of them (completion), D = hidden size
+
+
+class Policy(nn.Module):
+    """A causal language model that learns, and the frozen one that it must stay near."""
+
+    def __init__(
+        self, model: PreTrainedModel, *, frozen: PreTrainedModel | None, adapter: Any, source: ModelSource
+    ) -> None:
+        """`adapter`: the peft model around `model`, or None; `frozen`: the reference, None where it is `model` with
+        its adapter off."""
+        super().__init__()
+        self.model = model
+        self.frozen = frozen
+        self.source = source
+        self._adapter = (adapter,)
+        self._active = (model,)
+
+    def logprobs(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, temperature: float) -> Tensor:
+        """log p_BT in fp32 of the last T = `num_new` tokens of each row, at this temperature.
+
+        Rows may be padded on both sides; what stands at padding means nothing.
+        """
+        output = self._active[0](
+            input_ids=tokens_BL,
+            attention_mask=attention_BL.long(),
+            position_ids=position_ids(attention_BL),
+            logits_to_keep=num_new + 1,
+            use_cache=False,
+        )
+        logits_BTV = output.logits[:, :-1].float() / temperature
+        chosen_BT = logits_BTV.gather(2, tokens_BL[:, -num_new:, None])[:, :, 0]
+        return cast(Tensor, chosen_BT - logits_BTV.logsumexp(dim=2))
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, `logprobs` are the SFT model's."""
+        if self.frozen is None:
+            with self._adapter[0].disable_adapter():
+                yield
+            return
+        self._active = (self.frozen,)
+        try:
+            yield
+        finally:
+            self._active = (self.model,)
+
+    def save(self, folder: Path) -> None:
+        """Write the version's weights into an existing folder."""
+        is_on_base = self.source.weights == self.source.base
+        _save_weights(self._adapter[0] or self.model, folder, alias=self.source.name, is_on_base=is_on_base)
+
+
+def load_policy(
+    source: ModelSource,
+    *,
+    lora: LoraConfig | None,
+    reference: ModelSource | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Policy:
+    """The policy to train from `source`, with `reference` (the SFT version; left out: `source` itself) beside it.
+
+    An adapter version goes on learning as the adapter that it is. With an adapter on the reference's own weights, the
+    reference is the policy with its adapter off; else it is a frozen copy.
+    """
+    reference = reference or source
+    model = _without_dropout(_from_pretrained(AutoModelForCausalLM, source, dtype))
+    adapter = None
+    if source.adapter:
+        adapter = _load_adapter(model, source.adapter)
+    elif lora is not None:
+        adapter = _add_adapter(model, lora, seed)
+    is_switchable = adapter is not None and reference.adapter is None and reference.weights == source.weights
+    frozen = None if is_switchable else load_causal_lm(reference, dtype=dtype).requires_grad_(False)
+    inner = adapter.base_model.model if adapter is not None else model
+    return Policy(inner, frozen=frozen, adapter=adapter, source=source).to(device)
+
+
+# --- Reward and value model ------------------------------------------------------------------------------------------
+
+
+class _ScalarModel(nn.Module):
+    """A transformer whose hidden states a linear head turns into one number each."""
+
+    def __init__(self, trunk: Any, source: ModelSource, *, is_on_base: bool) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.source = source
+        self.is_on_base = is_on_base
+        self.head = nn.Linear(trunk.config.get_text_config().hidden_size, 1, dtype=torch.float32)
+
+    def _hidden(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
+        output = self.trunk(
+            input_ids=tokens_BL,
+            attention_mask=attention_BL.long(),
+            position_ids=position_ids(attention_BL),
+            use_cache=False,
+        )
+        return cast(Tensor, output.last_hidden_state)
+
+    @property
+    def blocks(self) -> PreTrainedModel:
+        """The transformer itself, adapters in place."""
+        return cast(PreTrainedModel, self.trunk.base_model.model if self.has_adapter else self.trunk)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether only an adapter learns."""
+        return isinstance(self.trunk, peft.PeftModel)
+
+
+class RewardModel(_ScalarModel):
+    """What an answer is worth: r = w · h + bias, h the hidden state of its last real token (InstructGPT, 3.5).
+
+    That token is EOS for a finished answer; an answer that was cut by length has none, and none is added. The head is
+    in fp32 and starts at N(0, 1/sqrt(d + 1)) with bias 0 (2009.01325; N+). The bias has no part in the loss: it is set
+    after training, so that the mean score of the training answers is 0.
+    """
+
+    score_std: float = 1.0
+    """Standard deviation of the training answers' scores."""
+
+    @classmethod
+    def from_sft(
+        cls,
+        source: ModelSource,
+        lora: LoraConfig | None,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> RewardModel:
+        """A fresh reward model on the weights of an SFT version; with `lora`, only adapters and the head learn."""
+        trunk = _load_trunk(source, dtype)
+        if lora is not None:
+            trunk = _add_adapter(trunk, lora, seed)
+        model = cls(trunk, source, is_on_base=source.version is None)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            hidden_size = model.head.in_features
+            model.head.weight.normal_(0.0, (hidden_size + 1) ** -0.5, generator=generator)
+            model.head.bias.zero_()
+        model.head.bias.requires_grad_(False)
+        return model.to(device).eval()
+
+    @classmethod
+    def load(cls, source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> RewardModel:
+        """A reward version, as `save` wrote it. ValueError when the version is none."""
+        if source.version is None or not (source.version / REWARD_HEAD).is_file():
+            raise ValueError(f"This version of “{source.name}” is no reward model: it has no {REWARD_HEAD}.")
+        trunk = _without_dropout(_from_pretrained(AutoModel, source, dtype))
+        if source.adapter:
+            trunk = _load_adapter(trunk, source.adapter)
+        model = cls(trunk, source, is_on_base=source.adapter is not None)
+        model.head.load_state_dict(load_file(source.version / REWARD_HEAD))
+        model.head.bias.requires_grad_(False)
+        model.score_std = float(json.loads((source.version / REWARD_FACTS).read_text(encoding="utf-8"))["score_std"])
+        return model.to(device).eval()
+
+    def forward(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
+        """score_B in fp32 of conversations with their answers, padded on any side."""
+        return self.score_hidden(self._hidden(tokens_BL, attention_BL), attention_BL)
+
+    def score_hidden(self, hidden_BLD: Tensor, attention_BL: Tensor) -> Tensor:
+        """score_B from the last block's (normed) hidden states."""
+        row_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
+        hidden_BD = hidden_BLD[row_B, _last_position(attention_BL)]
+        return cast(Tensor, self.head(hidden_BD.float())[:, 0])
+
+    def save(self, folder: Path) -> None:
+        """Write the version's weights, its head and `reward.json` into an existing folder."""
+        _save_weights(self.trunk, folder, alias=self.source.name, is_on_base=self.is_on_base)
+        head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
+        save_file(head, folder / REWARD_HEAD)
+        facts = {"format": 1, "base": self.source.name, "bias": self.head.bias.item(), "score_std": self.score_std}
+        write_json(folder / REWARD_FACTS, facts)
+
+
+class ValueModel(_ScalarModel):
+    """What is still to come at each token of an answer: a network of its own that begins as the reward model."""
+
+    @classmethod
+    def from_reward(cls, reward: RewardModel) -> ValueModel:
+        """A copy that learns what the reward model learned: its adapter, or all its weights; and head and bias."""
+        model = cls(copy.deepcopy(reward.trunk), reward.source, is_on_base=reward.is_on_base)
+        model.head.load_state_dict(reward.head.state_dict())
+        return model.to(reward.head.weight.device).eval()
+
+    def forward(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int) -> Tensor:
+        """V_BT in fp32 before each of the last T = `num_new` tokens of each row."""
+        hidden_BTD = self._hidden(tokens_BL, attention_BL)[:, -num_new - 1 : -1]
+        return cast(Tensor, self.head(hidden_BTD.float())[:, :, 0])
+
+
+# --- The blocks that do not learn ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SplitReward:
+    """A reward model in two parts that share its weights: blocks below every adapter, and the rest.
+
+    What the lower part says of an answer never changes, so that it can be kept from one epoch to the next.
+    """
+
+    lower: Any
+    upper: Any
+    reward: RewardModel
+
+    @torch.no_grad()
+    def states(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
+        """hidden_BLD after the lower blocks."""
+        return _run(self.lower, attention_BL, input_ids=tokens_BL)
+
+    def score(self, states_BLD: Tensor, attention_BL: Tensor) -> Tensor:
+        """score_B from what `states` said."""
+        return self.reward.score_hidden(_run(self.upper, attention_BL, inputs_embeds=states_BLD), attention_BL)
+
+
+def split_reward(reward: RewardModel, probe_BL: Tensor) -> SplitReward | None:
+    """The two parts, or None where everything learns or where an architecture cannot be cut like this.
+
+    That the parts score `probe_BL` (a few tokens) as the whole does is checked, not assumed: some architectures scale
+    what they take for embeddings, or number their blocks.
+    """
+    blocks: Any = reward.blocks
+    if not reward.has_adapter or not isinstance(getattr(blocks, "layers", None), nn.ModuleList):
+        return None
+    learning = [any(parameter.requires_grad for parameter in block.parameters()) for block in blocks.layers]
+    frozen = learning.index(True) if True in learning else 0
+    if frozen == 0:
+        return None
+    lower = _with_blocks(blocks, slice(0, frozen))
+    lower.norm = nn.Identity()
+    parts = SplitReward(lower, _with_blocks(blocks, slice(frozen, None)), reward)
+    attention_BL = torch.ones_like(probe_BL)
+    with torch.no_grad():
+        whole = reward(probe_BL, attention_BL)
+        is_equal = torch.allclose(parts.score(parts.states(probe_BL, attention_BL), attention_BL), whole, 1e-4, 1e-4)
+    return parts if is_equal else None
+
+
+def _with_blocks(model: Any, kept: slice) -> Any:
+    """The same modules in a second model that has only these blocks."""
+    part = copy.copy(model)
+    # A shallow copy shares the table of modules, too; the part needs a table of its own.
+    part.__dict__["_modules"] = dict(model.named_children())
+    part.config = copy.deepcopy(model.config)
+    part.layers = nn.ModuleList(list(model.layers)[kept])
+    part.config.num_hidden_layers = len(part.layers)
+    if getattr(part.config, "layer_types", None):
+        part.config.layer_types = part.config.layer_types[kept]
+    return part
+
+
+def _run(model: Any, attention_BL: Tensor, **inputs: Tensor) -> Tensor:
+    output = model(
+        attention_mask=attention_BL.long(), position_ids=position_ids(attention_BL), use_cache=False, **inputs
+    )
+    return cast(Tensor, output.last_hidden_state)
+
+
+# --- Export ----------------------------------------------------------------------------------------------------------
+
+
+def merge_to_folder(source: ModelSource, out: Path) -> None:
+    """A version as a folder that stands alone: weights with the adapter merged in, tokenizer, chat template.
+
+    A policy opens with `AutoModelForCausalLM`, a reward model with `AutoModelForSequenceClassification` (one label);
+    that class has no bias: add `reward_bias` of its config to the score.
+    """
+    is_reward = source.version is not None and (source.version / REWARD_HEAD).is_file()
+    tokenizer = load_tokenizer(source)
+    model: Any = _as_classifier(source, tokenizer.pad_token_id) if is_reward else load_causal_lm(source)
+    tokenizer.init_kwargs.pop("local_files_only", None)
+    with new_folder(out) as building:
+        _save_full(model, building)
+        tokenizer.save_pretrained(building)
+
+
+def _as_classifier(source: ModelSource, pad_id: int) -> Any:
+    reward = RewardModel.load(source)
+    trunk = cast(Any, reward.trunk).merge_and_unload() if reward.has_adapter else reward.trunk
+    config = copy.deepcopy(cast(Any, trunk).config)
+    config.num_labels, config.pad_token_id, config.reward_bias = 1, pad_id, reward.head.bias.item()
+    model = cast(Any, AutoModelForSequenceClassification).from_config(config)
+    model.base_model.load_state_dict(cast(Any, trunk).state_dict())
+    with torch.no_grad():
+        model.score.weight.copy_(reward.head.weight)
+    return model

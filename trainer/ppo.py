@@ -1,0 +1,640 @@
+"""PPO against a reward model, with a KL penalty to the SFT model: one loop, read top to bottom in `optimise`.
+
+It is InstructGPT's (arXiv 2203.02155, "IG") with the details of 2403.17031 ("N+"). What differs from the paper:
+
+1. Adam's steps are few and small batches are the rule: a project begins with tens of rankings and one machine, so the
+   defaults are 64 or 512 episodes where IG took 256,000. The rate warms up over IG's 10 iterations, but never over more
+   than a tenth of the run.
+2. An answer that was cut by length is scored at its last token, without an added EOS, and one standard deviation of the
+   reward model's scores is subtracted. N+ replaces the score by -1, which rewards never stopping wherever scores lie
+   below -1.
+3. The score is added at the EOS itself; TRL and N+ add it one token later, which changes GAE for lambda < 1.
+4. Rollouts sample at the temperature of every log-probability and never cut the law by top-p; how a project samples for
+   its annotators is another matter.
+5. Old log-probabilities come from the forward that trains, not from the sampler.
+6. beta may adapt to a target of *summed* KL (1909.08593); IG kept it fixed. A run may stop at a KL that is too high.
+7. With adapters, the reference is the policy with its adapters off, and only the last blocks learn. IG trained and kept
+   full copies.
+8. Pretraining gradients (PPO-ptx) and averaged weights (EMA) are not here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from transformers import PreTrainedTokenizerBase
+
+from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
+from trainer.config import LoraConfig, PPOConfig
+from trainer.data import chunk_by_length
+from trainer.folders import new_folder, sha256_file, write_manifest
+from trainer.losses import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    generalised_advantages,
+    kl_penalised_rewards,
+    masked_whiten,
+)
+from trainer.models import ModelSource, Policy, RewardModel, ValueModel, count_parameters, load_policy, load_tokenizer
+from trainer.reporting import Reporter, RunCancelled
+from trainer.sampling import Draw, Generated, LocalSampler, Prompt, context_refusal, decode, encode_prompt, left_pad
+
+SHOWN_CHARACTERS = 200
+"""Of a sampled text in the log."""
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""(tokens_BL, attention_BL) -> score_B: what a conversation with its answer is worth."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B episodes. Prompts are left-padded to P tokens, completions right-padded to T tokens; L = P + T."""
+
+    tokens_BL: Tensor
+    """Prompt and completion."""
+    attention_BL: Tensor
+    """True on real tokens."""
+    mask_BT: Tensor
+    """True on the completion's tokens, its EOS among them."""
+    has_eos_B: Tensor
+    """False where the length cut the completion."""
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """P, the width of the padded prompts."""
+        return self.tokens_BL.shape[1] - self.mask_BT.shape[1]
+
+    def select(self, row_R: Tensor) -> Rollout:
+        """These rows without the columns that are padding in all of them."""
+        width = self.num_prompt_tokens
+        num_prompt = int(self.attention_BL[row_R, :width].sum(1).amax())
+        num_new = int(self.mask_BT[row_R].sum(1).amax())
+        columns = slice(width - num_prompt, width + num_new)
+        return Rollout(
+            self.tokens_BL[row_R, columns],
+            self.attention_BL[row_R, columns],
+            self.mask_BT[row_R, :num_new],
+            self.has_eos_B[row_R],
+        )
+
+    def micro_batches(self, row_R: Tensor, tokens_per_forward: int) -> Iterator[tuple[Tensor, Rollout]]:
+        """Parts of these rows, alike in length, each of about `tokens_per_forward` tokens at most (or of one row)."""
+        length_R = self.attention_BL[row_R].sum(1).tolist()
+        for part in chunk_by_length(length_R, tokens_per_forward):
+            part_R = row_R[part]
+            yield part_R, self.select(part_R)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A rollout with all that an update needs. All [B, T], in fp32, 0 outside the mask."""
+
+    rollout: Rollout
+    logprobs_BT: Tensor
+    """log pi_old of each completion token, at the sampling temperature."""
+    values_BT: Tensor
+    """V before each completion token."""
+    advantages_BT: Tensor
+    """By GAE; whitened over the valid tokens of the batch unless the config says no."""
+    returns_BT: Tensor
+    """What V should have been: unwhitened advantages + values."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt in tokens, up to where the answer begins."""
+
+    prompt_id: str
+    tokens: list[int]
+
+
+class TrainingFailed(ValueError):
+    """The run cannot go on; the message says why, and what is still good."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; plain numbers, so that a checkpoint keeps it as JSON."""
+
+    beta: float
+    num_iterations: int = 0
+    num_episodes: int = 0
+    first_reward: float | None = None
+    last_reward: float | None = None
+    last_kl: float | None = None
+    """Nats an answer in the last rollout."""
+
+    seconds: float = 0.0
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """What a rollout showed."""
+        self.last_reward, self.last_kl = metrics["objective/reward"], metrics["objective/kl"]
+        self.first_reward = self.last_reward if self.first_reward is None else self.first_reward
+
+    def advance(self, num_episodes: int, seconds: float) -> None:
+        """A rollout was learned from."""
+        self.num_iterations += 1
+        self.num_episodes += num_episodes
+        self.seconds += seconds
+
+    def result(self, refused: list[dict[str, str]]) -> PPOResult:
+        """What the run reports at its end, after at least one rollout."""
+        assert self.first_reward is not None
+        assert self.last_reward is not None
+        assert self.last_kl is not None
+        return PPOResult(self.num_episodes, self.first_reward, self.last_reward, self.last_kl, self.seconds, refused)
+
+
+@dataclass
+class Learner:
+    """All that an update changes, and so all that a checkpoint keeps."""
+
+    policy: Policy
+    value_model: ValueModel
+    policy_optimizer: torch.optim.Adam
+    value_optimizer: torch.optim.Adam
+    progress: Progress
+
+    @classmethod
+    def create(cls, policy: Policy, value_model: ValueModel, config: PPOConfig) -> Learner:
+        """Fresh optimizers and beta; `config` has been through `for_model`."""
+        policy_rate, value_rate = config.learning_rate, config.value_learning_rate
+        assert policy_rate is not None
+        assert value_rate is not None
+        return cls(
+            policy,
+            value_model,
+            torch.optim.Adam(_learning(policy), lr=policy_rate, eps=config.adam_eps),
+            torch.optim.Adam(_learning(value_model), lr=value_rate, eps=config.adam_eps),
+            Progress(beta=config.beta),
+        )
+
+    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Replace `folder` by a checkpoint of now. Learning rates follow from the iteration: no schedule is kept."""
+        save_checkpoint(
+            folder,
+            models={"policy": self.policy, "value": self.value_model},
+            optimizers={"policy": self.policy_optimizer, "value": self.value_optimizer},
+            progress=asdict(self.progress),
+            identity=identity,
+        )
+
+    def restore(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Go back to a checkpoint. CheckpointError when it is damaged or another run's."""
+        progress = load_checkpoint(
+            folder,
+            models={"policy": self.policy, "value": self.value_model},
+            optimizers={"policy": self.policy_optimizer, "value": self.value_optimizer},
+            identity=identity,
+        )
+        self.progress = Progress(**progress)
+
+
+@dataclass(frozen=True)
+class PPOResult:
+    """What a `ppo` run reports (docs/protocol.md). Rewards are the first and the last rollout's means."""
+
+    num_episodes: int
+    first_reward: float
+    last_reward: float
+    kl: float
+    """To the SFT model, in nats an answer, in the last rollout."""
+    seconds: float
+    refused: list[dict[str, str]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The result of docs/protocol.md."""
+        return {
+            "num_episodes": self.num_episodes,
+            "reward": {"first": self.first_reward, "last": self.last_reward},
+            "kl": self.kl,
+            "seconds": self.seconds,
+            "refused": self.refused,
+        }
+
+
+def train_ppo(
+    prompts: Sequence[Prompt],
+    *,
+    sft: ModelSource,
+    policy: ModelSource,
+    reward: ModelSource,
+    config: PPOConfig,
+    out: Path,
+    report: Reporter,
+    on_checkpoint: Callable[[Path], None] | None = None,
+    resume_from: Path | None = None,
+    device: str = "cpu",
+) -> PPOResult:
+    """Improve `policy` against `reward`, near `sft`.
+
+    Args:
+        prompts: one over the model's context is refused by name, and the others go on.
+        sft: the KL reference, always the project's SFT version.
+        policy: the version to start from.
+        reward: a reward version; the value model starts as its copy.
+        out: the new version's folder; appears when all is done. Checkpoints lie beside it, in `<out>.checkpoint`.
+        on_checkpoint: is called with the checkpoint's folder whenever a new one is complete.
+        resume_from: a checkpoint's folder; the run goes on bit for bit (on a CPU) as if it had not been interrupted.
+
+    Raises:
+        ValueError: no prompt that fits, a model that cannot be loaded, another run's checkpoint.
+        TrainingFailed: something became NaN or infinite; that step was not applied, and `out` was not written.
+        RunCancelled: the reporter said stop.
+    """
+    config = config.for_model(count_parameters(policy), device)
+    tokenizer = load_tokenizer(policy)
+    reward_model = RewardModel.load(reward, device=device)
+    if config.missing_eos_penalty is None:
+        config = replace(config, missing_eos_penalty=reward_model.score_std)
+    learner = Learner.create(_load_policy(policy, sft, config, device), ValueModel.from_reward(reward_model), config)
+    reward_model.requires_grad_(False)
+    questions, refused = _encode(prompts, tokenizer, learner.policy, config, report)
+    identity = _identity(questions, config, {"sft": sft, "policy": policy, "reward": reward})
+    if resume_from is not None:
+        learner.restore(resume_from, identity)
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+
+    def keep() -> None:
+        learner.save(checkpoint, identity)
+        if on_checkpoint is not None:
+            on_checkpoint(checkpoint)
+
+    optimise(learner, reward_model, questions, tokenizer, config, report, keep=keep)
+    result = learner.progress.result(refused)
+    _save(learner.policy, out, {**identity, "result": result.as_json()})
+    return result
+
+
+def optimise(
+    learner: Learner,
+    score: Score,
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    config: PPOConfig,
+    report: Reporter,
+    *,
+    keep: Callable[[], None] = lambda: None,
+) -> None:
+    """Run the episodes that are left; `keep` saves a checkpoint, every `checkpoint_every` rollouts but the last.
+
+    Randomness comes only from (config.seed, episode or iteration), so that a resumed run is the same run.
+    Raises TrainingFailed at the first NaN or infinity, before it reaches a weight, and RunCancelled.
+    """
+    policy, value_model, progress = learner.policy, learner.value_model, learner.progress
+    num_episodes, missing_eos_penalty = config.num_episodes, config.missing_eos_penalty
+    assert num_episodes is not None
+    assert missing_eos_penalty is not None
+    sampler = LocalSampler(policy.model, tokenizer, sequences_per_batch=_sequences_per_batch(questions, config))
+    while progress.num_episodes < num_episodes:
+        batch_size = min(config.episodes_per_batch, num_episodes - progress.num_episodes)
+        started = time.perf_counter()
+
+        # 1. Rollout: the policy answers; what it and the reference think of each token, what the value model expects.
+        asked = _next_questions(questions, progress.num_episodes, batch_size, config.seed)
+        rollout = _roll_out(sampler, asked, progress.num_episodes, config, report)
+        mask_BT = rollout.mask_BT
+        logprobs = partial(policy.logprobs, temperature=config.temperature)
+        with torch.no_grad():
+            logprobs_BT = _per_token(rollout, logprobs, config, "the policy's log-probability")
+            with policy.reference():
+                reference_BT = _per_token(rollout, logprobs, config, "the reference's log-probability")
+            values_BT = _per_token(rollout, value_model, config, "the value model's value")
+
+            # 2. Reward: the score at the EOS, less a penalty where there is none; the KL penalty at every token.
+            score_B = _scores(rollout, score, config)
+        penalised_B = score_B - missing_eos_penalty * ~rollout.has_eos_B
+        rewards_BT = kl_penalised_rewards(penalised_B, logprobs_BT, reference_BT, mask_BT, beta=progress.beta)
+
+        # 3. Advantage: GAE, then whitening over the batch; the value model learns the unwhitened returns.
+        advantages_BT, returns_BT = generalised_advantages(
+            rewards_BT, values_BT, mask_BT, gamma=config.gamma, lam=config.gae_lambda
+        )
+        if config.whiten_advantages:
+            advantages_BT = masked_whiten(advantages_BT, mask_BT)
+        trajectory = Trajectory(rollout, logprobs_BT, values_BT, advantages_BT, returns_BT)
+
+        # 4. Update: clipped policy and value losses in minibatches; then beta.
+        metrics = _describe(rollout, score_B, logprobs_BT, reference_BT)
+        progress.observe(metrics)
+        kl = metrics["objective/kl"]
+        if config.kl_stop is not None and kl > config.kl_stop:
+            report.log("warning", f"Stopped: KL {kl:.2f} nats an answer is over kl_stop {config.kl_stop}.")
+            break
+        metrics |= {"ppo/beta": progress.beta, "sample/tokens_per_second": sampler.tokens_per_second}
+        metrics |= _update(learner, trajectory, config, report)
+        metrics["ppo/seconds"] = time.perf_counter() - started
+        progress.advance(batch_size, metrics["ppo/seconds"])
+        progress.beta = _next_beta(progress.beta, kl, batch_size, config)
+
+        report.metrics(progress.num_episodes, metrics)
+        _log_samples(report, tokenizer, rollout, score_B, logprobs_BT - reference_BT)
+        if progress.num_iterations % config.checkpoint_every == 0 and progress.num_episodes < num_episodes:
+            keep()
+
+
+def _sequences_per_batch(questions: Sequence[Question], config: PPOConfig) -> int:
+    longest = max(len(question.tokens) for question in questions)
+    return max(1, config.tokens_per_forward // (longest + config.max_new_tokens))
+
+
+def _next_questions(questions: Sequence[Question], start: int, num: int, seed: int) -> list[Question]:
+    """Episodes start .. start + num of an endless walk over the questions, shuffled anew in every pass."""
+    chosen: list[Question] = []
+    for episode in range(start, start + num):
+        number, place = divmod(episode, len(questions))
+        order = torch.randperm(len(questions), generator=_generator(seed, f"pass {number}"))
+        chosen.append(questions[int(order[place])])
+    return chosen
+
+
+def _roll_out(
+    sampler: LocalSampler, asked: Sequence[Question], first_episode: int, config: PPOConfig, report: Reporter
+) -> Rollout:
+    """One completion for each question. Alike lengths are generated together; rows keep the order of `asked`."""
+    draws = [
+        Draw(question.tokens, question.prompt_id, first_episode + number, config.seed)
+        for number, question in enumerate(asked)
+    ]
+    waiting = sorted(range(len(draws)), key=lambda row: len(draws[row].prompt_tokens))
+    results: dict[int, Generated] = {}
+    for start in range(0, len(waiting), sampler.sequences_per_batch):
+        _stop_if_cancelled(report)
+        rows = waiting[start : start + sampler.sequences_per_batch]
+        generated = sampler.draw(
+            [draws[row] for row in rows],
+            temperature=config.temperature,
+            top_p=1.0,
+            max_new_tokens=config.max_new_tokens,
+        )
+        results |= dict(zip(rows, generated, strict=True))
+        _report_progress(report, config, first_episode + len(results) / 2, f"{len(results)} of {len(asked)} answers")
+    ordered = [results[row] for row in range(len(draws))]
+    return make_rollout(asked, ordered, pad_id=sampler.tokenizer.pad_token_id, device=sampler.model.device)
+
+
+def make_rollout(
+    asked: Sequence[Question], answers: Sequence[Generated], *, pad_id: int, device: torch.device
+) -> Rollout:
+    """The tensors of these questions and answers. Masks come from lengths: a model may say the padding token."""
+    prompt_BP, prompt_mask_BP = left_pad([question.tokens for question in asked], pad_id=pad_id)
+    # Right padding is left padding, mirrored.
+    reversed_BT, reversed_mask_BT = left_pad([answer.tokens[::-1] for answer in answers], pad_id=pad_id)
+    answer_BT, answer_mask_BT = reversed_BT.flip(1), reversed_mask_BT.flip(1)
+    return Rollout(
+        tokens_BL=torch.cat([prompt_BP, answer_BT], dim=1).to(device),
+        attention_BL=torch.cat([prompt_mask_BP, answer_mask_BT], dim=1).to(device),
+        mask_BT=answer_mask_BT.to(device),
+        has_eos_B=torch.tensor([answer.finish_reason == "stop" for answer in answers], device=device),
+    )
+
+
+class PerToken(Protocol):
+    """A model that says one number for each of the last `num_new` tokens."""
+
+    def __call__(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int) -> Tensor:
+        """[rows, num_new], in fp32."""
+        ...
+
+
+def _per_token(rollout: Rollout, model: PerToken, config: PPOConfig, name: str) -> Tensor:
+    """`model` on the whole rollout, part by part: [B, T], 0 outside the mask."""
+    result_BT = torch.zeros(rollout.mask_BT.shape, device=rollout.mask_BT.device)
+    for part_R, part in rollout.micro_batches(_all_rows(rollout), config.tokens_per_forward):
+        values = model(part.tokens_BL, part.attention_BL, num_new=part.mask_BT.shape[1])
+        result_BT[part_R, : part.mask_BT.shape[1]] = values.masked_fill(~part.mask_BT, 0.0)
+    return _require_finite(result_BT, name)
+
+
+def _scores(rollout: Rollout, score: Score, config: PPOConfig) -> Tensor:
+    result_B = torch.zeros(len(rollout.tokens_BL), device=rollout.tokens_BL.device)
+    for part_R, part in rollout.micro_batches(_all_rows(rollout), config.tokens_per_forward):
+        result_B[part_R] = score(part.tokens_BL, part.attention_BL).float()
+    return _require_finite(result_B, "the reward model's score")
+
+
+def _all_rows(rollout: Rollout) -> Tensor:
+    return torch.arange(len(rollout.tokens_BL), device=rollout.tokens_BL.device)
+
+
+def _require_finite(values: Tensor, name: str) -> Tensor:
+    if not bool(values.isfinite().all()):
+        raise TrainingFailed(
+            f"PPO failed: {name} is NaN or infinite. No step was applied with it; the last checkpoint is good. "
+            "Look at the metrics before it; a lower learning rate often helps."
+        )
+    return values
+
+
+def _describe(rollout: Rollout, score_B: Tensor, logprobs_BT: Tensor, reference_BT: Tensor) -> dict[str, float]:
+    """Means over the answers of a rollout; KL (k1) and entropy are estimates summed over an answer, in nats."""
+    return {
+        "objective/reward": score_B.mean().item(),
+        "objective/kl": (logprobs_BT - reference_BT).sum(1).mean().item(),
+        "objective/entropy": -logprobs_BT.sum(1).mean().item(),
+        "objective/length": rollout.mask_BT.sum(1).float().mean().item(),
+        "objective/eos": rollout.has_eos_B.float().mean().item(),
+    }
+
+
+def _next_beta(beta: float, kl: float, num_episodes: int, config: PPOConfig) -> float:
+    """Fixed, or steered to `target_kl` nats an answer (1909.08593, section 2.2; KL summed over the answer)."""
+    if config.target_kl is None:
+        return beta
+    error = min(max(kl / config.target_kl - 1.0, -0.2), 0.2)
+    return beta * (1.0 + error * num_episodes / config.kl_horizon)
+
+
+def _update(learner: Learner, trajectory: Trajectory, config: PPOConfig, report: Reporter) -> dict[str, float]:
+    """`num_epochs` passes in minibatches, one optimizer step each; the mean of each metric over the steps."""
+    _set_rates(learner, config)
+    minibatches = list(_minibatches(trajectory, config, learner.progress.num_iterations))
+    batch_size = len(trajectory.logprobs_BT)
+    sums: defaultdict[str, float] = defaultdict(float)
+    for number, row_R in enumerate(minibatches):
+        _stop_if_cancelled(report)
+        metrics = _accumulate(learner, trajectory, row_R, config)
+        if learner.progress.num_iterations == 0 and number == 0:
+            _check_unmoved(learner.policy, metrics)
+        metrics |= _step(learner, config)
+        for name, value in metrics.items():
+            sums[name] += value
+        episode = learner.progress.num_episodes + batch_size * (1 + (number + 1) / len(minibatches)) / 2
+        _report_progress(report, config, episode, f"step {number + 1} of {len(minibatches)}")
+    return {name: total / len(minibatches) for name, total in sums.items()}
+
+
+def _minibatches(trajectory: Trajectory, config: PPOConfig, iteration: int) -> Iterator[Tensor]:
+    """The rows of each step, shuffled anew in each pass."""
+    generator = _generator(config.seed, f"iteration {iteration}")
+    for _ in range(config.num_epochs):
+        order_B = torch.randperm(len(trajectory.logprobs_BT), generator=generator)
+        yield from torch.split(order_B.to(trajectory.logprobs_BT.device), config.minibatch_size)
+
+
+def _report_progress(report: Reporter, config: PPOConfig, episode: float, message: str) -> None:
+    """Sampling an episode counts as one half of it, learning from it as the other."""
+    assert config.num_episodes is not None
+    report.progress(int(2 * episode), 2 * config.num_episodes, message)
+
+
+def _accumulate(learner: Learner, trajectory: Trajectory, row_R: Tensor, config: PPOConfig) -> dict[str, float]:
+    """Gradients of the minibatch's token means, part by part, into the parameters; its metrics."""
+    learner.policy_optimizer.zero_grad()
+    learner.value_optimizer.zero_grad()
+    num_tokens = int(trajectory.rollout.mask_BT[row_R].sum())
+    sums: defaultdict[str, float] = defaultdict(float)
+    for part_R, part in trajectory.rollout.micro_batches(row_R, config.tokens_per_forward):
+        num_new = part.mask_BT.shape[1]
+        policy = clipped_policy_loss(
+            learner.policy.logprobs(part.tokens_BL, part.attention_BL, num_new=num_new, temperature=config.temperature),
+            trajectory.logprobs_BT[part_R, :num_new],
+            trajectory.advantages_BT[part_R, :num_new],
+            part.mask_BT,
+            clip=config.clip,
+            num_tokens=num_tokens,
+        )
+        value = clipped_value_loss(
+            learner.value_model(part.tokens_BL, part.attention_BL, num_new=num_new),
+            trajectory.values_BT[part_R, :num_new],
+            trajectory.returns_BT[part_R, :num_new],
+            part.mask_BT,
+            clip=config.value_clip,
+            num_tokens=num_tokens,
+        )
+        torch.autograd.backward([policy.loss, config.value_coefficient * value.loss])
+        sums["ppo/policy/loss"] += policy.loss.item()
+        sums["ppo/policy/clipfrac"] += policy.clipfrac.item()
+        sums["ppo/policy/approxkl"] += policy.approxkl.item()
+        sums["ppo/policy/ratio_error"] += policy.ratio_error.item()
+        sums["ppo/value/loss"] += value.loss.item()
+        sums["ppo/value/clipfrac"] += value.clipfrac.item()
+    return dict(sums)
+
+
+def _step(learner: Learner, config: PPOConfig) -> dict[str, float]:
+    """Clip both gradients and apply both steps, or neither when one is not finite."""
+    norms = {}
+    for name, model in (("policy", learner.policy), ("value", learner.value_model)):
+        norm = torch.nn.utils.clip_grad_norm_(_learning(model), config.max_grad_norm)
+        norms[f"ppo/{name}/grad_norm"] = _require_finite(norm, f"the gradient of the {name} model").item()
+    learner.policy_optimizer.step()
+    learner.value_optimizer.step()
+    return norms
+
+
+def _check_unmoved(policy: Policy, metrics: dict[str, float]) -> None:
+    """Before the first step the policy is the one that sampled; otherwise temperature, padding or dropout is wrong."""
+    tolerance = 1e-5 if policy.model.dtype == torch.float32 else 2e-2
+    for name in ("ppo/policy/ratio_error", "ppo/policy/approxkl"):
+        assert metrics[name] <= tolerance, f"before the first step, {name} is {metrics[name]:.2g}, over {tolerance}"
+
+
+def _set_rates(learner: Learner, config: PPOConfig) -> None:
+    """From a tenth of the rate to the whole over the warm-up iterations (at most a tenth of the run), then constant."""
+    assert config.num_episodes is not None
+    num_iterations = math.ceil(config.num_episodes / config.episodes_per_batch)
+    num_warmup = min(config.warmup_iterations, num_iterations // 10)
+    share = min(1.0, 0.1 + 0.9 * learner.progress.num_iterations / num_warmup) if num_warmup else 1.0
+    for optimizer, rate in (
+        (learner.policy_optimizer, config.learning_rate),
+        (learner.value_optimizer, config.value_learning_rate),
+    ):
+        assert rate is not None
+        for group in optimizer.param_groups:
+            group["lr"] = rate * share
+
+
+def _log_samples(
+    report: Reporter, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, score_B: Tensor, log_ratio_BT: Tensor
+) -> None:
+    """The best and the worst answer of a rollout, with score and KL: a reader sees what the policy is after."""
+    width = rollout.num_prompt_tokens
+    for name, row in (("best", int(score_B.argmax())), ("worst", int(score_B.argmin()))):
+        prompt = rollout.tokens_BL[row, :width][rollout.attention_BL[row, :width]].tolist()
+        answer = rollout.tokens_BL[row, width:][rollout.mask_BT[row]].tolist()
+        question, text = decode(tokenizer, prompt)[-SHOWN_CHARACTERS:], decode(tokenizer, answer)[:SHOWN_CHARACTERS]
+        kl = log_ratio_BT[row].sum().item()
+        report.log(
+            "info", f"{name} of {len(score_B)}: score {score_B[row].item():.3f}, KL {kl:.2f}: {question!r} -> {text!r}"
+        )
+
+
+def _learning(model: Module) -> list[Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _stop_if_cancelled(report: Reporter) -> None:
+    if report.should_stop():
+        raise RunCancelled
+
+
+# --- Before and after ------------------------------------------------------------------------------------------------
+
+
+def _load_policy(policy: ModelSource, sft: ModelSource, config: PPOConfig, device: str) -> Policy:
+    assert config.lora is None or isinstance(config.lora, LoraConfig)
+    return load_policy(policy, lora=config.lora, reference=sft, seed=config.seed, device=device)
+
+
+def _encode(
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
+    config: PPOConfig,
+    report: Reporter,
+) -> tuple[list[Question], list[dict[str, str]]]:
+    """The prompts that fit the context, and those that don't: `{"prompt_id", "reason"}`."""
+    questions: list[Question] = []
+    refused: list[dict[str, str]] = []
+    for prompt in prompts:
+        tokens = encode_prompt(tokenizer, prompt.messages)
+        reason = context_refusal(policy.model, prompt.id, len(tokens), config.max_new_tokens)
+        if reason is None:
+            questions.append(Question(prompt.id, tokens))
+        else:
+            refused.append({"prompt_id": prompt.id, "reason": reason})
+            report.log("warning", reason)
+    if not questions:
+        raise ValueError(
+            f"There is no prompt to learn on: {len(prompts)} prompts, of them {len(refused)} over the model's context. "
+            "Import prompts for training first, or lower max_new_tokens."
+        )
+    return questions, refused
+
+
+def _identity(questions: Sequence[Question], config: PPOConfig, sources: Mapping[str, ModelSource]) -> dict[str, Any]:
+    """What must be the same for a run to go on, and what the version's manifest says of its making."""
+    lines = "\n".join(json.dumps(asdict(question), sort_keys=True) for question in questions)
+    return {
+        "kind": "ppo",
+        "config": config.as_json(),
+        "prompts_sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "model": sources["policy"].name,
+        "parents": {name: source.version.name if source.version else None for name, source in sources.items()},
+    }
+
+
+def _save(policy: Policy, out: Path, about: Mapping[str, Any]) -> None:
+    """The version's folder, its manifest last."""
+    with new_folder(out) as building:
+        policy.save(building)
+        files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
+        write_manifest(building, {**about, "code_version": code_version(), "files": files})

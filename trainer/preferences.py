@@ -1,0 +1,262 @@
+"""Rankings as a trainer sees them: rows of a dataset or of a file, groups and pairs, and how well scores agree.
+
+No torch: whoever counts pairs needs no GPU library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Ties = Literal["drop", "half"]
+
+NUM_RESAMPLES = 2_000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion that was ranked."""
+
+    id: str
+    text: str
+    finish_reason: str | None = None
+    """"length" when it was cut; "stop" or None when it is whole."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One person's (or one merged) order of K answers to one prompt."""
+
+    ranking_id: str
+    prompt_id: str
+    messages: list[dict[str, str]]
+    answers: tuple[Answer, ...]
+    places: tuple[int | None, ...]
+    """Of each answer: 0 is best, equal places are a tie, None is missing (which is not last)."""
+    split: str = "train"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def root(self) -> str:
+        """Names the conversation: prompts that continue the same first turn share it."""
+        first = next((turn for turn in self.messages if turn["role"] != "system"), self.messages[0])
+        return hashlib.sha256(f"{first['role']}\0{first['content']}".encode()).hexdigest()
+
+    @property
+    def ordered_pairs(self) -> list[tuple[int, int]]:
+        """(better, worse), as indices of answers; what is missing or tied is in none."""
+        return [(i, j) for i, j in self._placed_pairs() if self.places[i] < self.places[j]]  # type: ignore[operator]
+
+    @property
+    def tied_pairs(self) -> list[tuple[int, int]]:
+        """Pairs in the same place, each once."""
+        return [(i, j) for i, j in self._placed_pairs() if i < j and self.places[i] == self.places[j]]
+
+    def _placed_pairs(self) -> Iterator[tuple[int, int]]:
+        placed = [index for index, place in enumerate(self.places) if place is not None]
+        return ((i, j) for i in placed for j in placed if i != j)
+
+    def weights(self, ties: Ties) -> list[list[float]]:
+        """[K][K]: how much it counts that row beats column: 1 for an ordered pair; a tie counts one half both ways, or
+        nothing ("drop", as in InstructGPT)."""
+        size = len(self.answers)
+        weights = [[0.0] * size for _ in range(size)]
+        for better, worse in self.ordered_pairs:
+            weights[better][worse] = 1.0
+        if ties == "half":
+            for one, other in self.tied_pairs:
+                weights[one][other] = weights[other][one] = 0.5
+        return weights
+
+    def num_pairs(self, ties: Ties) -> int:
+        """Pairs that count in the loss."""
+        return len(self.ordered_pairs) + (len(self.tied_pairs) if ties == "half" else 0)
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def to_rankings(rows: Iterable[Mapping[str, Any] | Ranking]) -> list[Ranking]:
+    """Rows of a dataset (docs/protocol.md) or of the public interchange shape; rankings pass through.
+
+    ValueError names the row, the field and the rule.
+    """
+    rankings: list[Ranking] = []
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row, Ranking):
+            rankings.append(row)
+            continue
+        try:
+            rankings += _parse_row(row)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            said = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"Row {number}: {said}") from error
+    return rankings
+
+
+def read_rankings(path: Path) -> list[Ranking]:
+    """The rankings of a JSONL file. ValueError names the line, the field and the rule."""
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path.name}, line {number}: not valid JSON ({error}).") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path.name}, line {number}: must be an object, one a line.")  # noqa: TRY004 (the user's mistake)
+            rows.append(row)
+    return to_rankings(rows)
+
+
+def _parse_row(row: Mapping[str, Any]) -> list[Ranking]:
+    if "responses" in row:
+        return _parse_interchange(row)
+    if "completions" not in row:
+        raise ValueError("must have `completions` with `order`, or `responses` with `aggregate` or `annotations`.")
+    answers = [Answer(str(item["id"]), _text(item), item.get("finish_reason")) for item in row["completions"]]
+    return [_ranking(row, str(row["ranking_id"]), str(row["prompt_id"]), answers, row["order"])]
+
+
+def _parse_interchange(row: Mapping[str, Any]) -> list[Ranking]:
+    """The merged order where there is one, else each annotator's ranks, scores or pairs."""
+    answers = [Answer(str(item["id"]), _text(item)) for item in row["responses"]]
+    name = str(row["id"])
+    merged = (row.get("aggregate") or {}).get("ranking")
+    orders = [merged] if merged else list(_annotated_orders(row.get("annotations") or []))
+    return [
+        _ranking(row, name if len(orders) == 1 else f"{name}#{number}", name, answers, order)
+        for number, order in enumerate(orders)
+    ]
+
+
+def _annotated_orders(annotations: Sequence[Mapping[str, Any]]) -> Iterator[list[list[str]]]:
+    for annotation in annotations:
+        if annotation.get("ranks"):
+            yield _order_by(annotation["ranks"])
+        elif annotation.get("scores"):
+            yield _order_by({name: -score for name, score in annotation["scores"].items()})
+        for pair in annotation.get("pairs") or []:
+            other = {pair["a"]: pair["b"], pair["b"]: pair["a"]}
+            yield [[pair["a"], pair["b"]]] if pair["pref"] == "tie" else [[pair["pref"]], [other[pair["pref"]]]]
+
+
+def _order_by(values: Mapping[str, float]) -> list[list[str]]:
+    """Smallest first; equal values share a place."""
+    return [[name for name, value in values.items() if value == step] for step in sorted(set(values.values()))]
+
+
+def _ranking(
+    row: Mapping[str, Any], ranking_id: str, prompt_id: str, answers: list[Answer], order: Sequence[Sequence[str]]
+) -> Ranking:
+    split = str(row.get("split") or "train")
+    if split not in ("train", "validation"):
+        raise ValueError(f"split: must be train or validation, and is {split}; test prompts never train a model.")
+    return Ranking(
+        ranking_id=ranking_id,
+        prompt_id=prompt_id,
+        messages=_messages(row),
+        answers=tuple(answers),
+        places=_places([answer.id for answer in answers], order),
+        split=split,
+        meta=row.get("meta") or {},
+    )
+
+
+def _places(ids: Sequence[str], order: Sequence[Sequence[str]]) -> tuple[int | None, ...]:
+    if len(set(ids)) < len(ids):
+        raise ValueError("completions: every id must be there once.")
+    places: dict[str, int] = {}
+    for place, cell in enumerate(order):
+        for name in cell:
+            if name not in ids:
+                raise ValueError(f"order: {name} is none of the completions.")
+            if name in places:
+                raise ValueError(f"order: {name} has two places.")
+            places[name] = place
+    return tuple(places.get(name) for name in ids)
+
+
+def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    messages = row.get("messages") or ([{"role": "user", "content": row["prompt"]}] if row.get("prompt") else [])
+    if not messages:
+        raise ValueError("messages: must hold at least one turn.")
+    return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in messages]
+
+
+def _text(item: Mapping[str, Any]) -> str:
+    if not isinstance(item["text"], str):
+        raise TypeError(f"text: must be a string, and is {type(item['text']).__name__}.")
+    return item["text"]
+
+
+# --- Agreement of scores with people ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The share of ordered pairs whose scores are in the same order, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    num_pairs: int
+    num_prompts: int
+    """Clusters that were resampled."""
+
+    def as_json(self) -> dict[str, float | int]:
+        """As docs/protocol.md has it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def pairwise_accuracy(
+    rankings: Sequence[Ranking],
+    scores: Sequence[Sequence[float]],
+    *,
+    cluster: Callable[[Ranking], Hashable] = lambda ranking: ranking.prompt_id,
+    seed: int = 17,
+) -> Accuracy | None:
+    """How often a better answer has the higher score; None without a pair. Equal scores count one half.
+
+    The interval resamples whole prompts (`cluster`), never pairs: the pairs of a prompt depend on each other.
+    """
+    counts: dict[Hashable, list[float]] = {}
+    for ranking, score in zip(rankings, scores, strict=True):
+        for better, worse in ranking.ordered_pairs:
+            right, total = counts.setdefault(cluster(ranking), [0.0, 0.0])
+            won = 0.5 if score[better] == score[worse] else float(score[better] > score[worse])
+            counts[cluster(ranking)] = [right + won, total + 1]
+    if not counts:
+        return None
+    table = np.array(list(counts.values()))
+    chosen = np.random.default_rng(seed).integers(len(table), size=(NUM_RESAMPLES, len(table)))
+    right_total = table[chosen].sum(axis=1)
+    low, high = np.quantile(right_total[:, 0] / right_total[:, 1], [0.025, 0.975])
+    value, num_pairs = table[:, 0].sum() / table[:, 1].sum(), int(table[:, 1].sum())
+    return Accuracy(float(value), float(low), float(high), num_pairs, len(table))
+
+
+def make_folds(rankings: Sequence[Ranking], num_folds: int, *, seed: int = 17) -> list[list[int]]:
+    """Indices of rankings in `num_folds` parts of about equal size; a conversation is never in two of them.
+
+    ValueError when there are fewer conversations than folds.
+    """
+    roots: dict[str, list[int]] = {}
+    for index, ranking in enumerate(rankings):
+        roots.setdefault(ranking.root, []).append(index)
+    if not 2 <= num_folds <= len(roots):
+        raise ValueError(f"folds: must be between 2 and {len(roots)}, the number of conversations, and is {num_folds}.")
+    names = np.random.default_rng(seed).permutation(sorted(roots))
+    folds: list[list[int]] = [[] for _ in range(num_folds)]
+    for name in names:
+        min(folds, key=len).extend(roots[name])
+    return folds

@@ -1,0 +1,77 @@
+"""How a training function tells the world where it stands, and hears that it should stop.
+
+Owns the `Reporter` protocol and its terminal form. The worker has its own form, which speaks to the app."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TextIO
+
+Level = Literal["info", "warning", "error"]
+
+
+class RunCancelled(Exception):
+    """The run was cancelled; what it had learned so far is in its last checkpoint."""
+
+
+class Reporter(Protocol):
+    """What a run reports. Every call returns at once and never raises because a network is away."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Points of named curves at a step; the same step and name again overwrites."""
+
+    def progress(self, step: int, total: int, message: str) -> None:
+        """`step` of `total` is done."""
+
+    def log(self, level: Level, text: str) -> None:
+        """One line for the run's log."""
+
+    def should_stop(self) -> bool:
+        """Whether someone cancelled the run; training functions then raise `RunCancelled`."""
+
+
+@dataclass
+class TerminalReporter:
+    """Prints what a run reports, one line each: for `rankloop train` on files, and for benchmarks."""
+
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Points of named curves at a step."""
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self._print(f"step {step:>5}  {figures}")
+
+    def progress(self, step: int, total: int, message: str) -> None:
+        """How far the run is."""
+        self._print(f"{step}/{total} {message}")
+
+    def log(self, level: Level, text: str) -> None:
+        """One line for the run's log."""
+        self._print(text if level == "info" else f"{level}: {text}")
+
+    def should_stop(self) -> bool:
+        """Never: Ctrl+C does it."""
+        return False
+
+    def _print(self, line: str) -> None:
+        self.stream.write(line + "\n")
+        self.stream.flush()
+
+
+class SilentReporter:
+    """Keeps everything to itself: for callers that only want the result."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Points of named curves at a step."""
+
+    def progress(self, step: int, total: int, message: str) -> None:
+        """How far the run is."""
+
+    def log(self, level: Level, text: str) -> None:
+        """One line for the run's log."""
+
+    def should_stop(self) -> bool:
+        """Never."""
+        return False

@@ -1,0 +1,481 @@
+"""The reward model: InstructGPT's (arXiv 2203.02155, section 3.5), as one loop that is read top to bottom in `_fit`.
+
+What differs from the paper:
+
+1. It starts from the project's own SFT version and learns from the current rankings of all rounds; the paper's 6B model
+   was trained on public NLP data before.
+2. On a CPU, a model of over 50M parameters learns through adapters on its last blocks. What the blocks below say of an
+   answer never changes then: it is computed once and kept from one epoch to the next (exact, not an approximation).
+3. Tied answers are dropped as in the paper, or count one half both ways. A ranking may be partial: an answer without a
+   place is missing, not last.
+4. The rate rises over the first steps; the paper names no warm-up. Batches are of 8 rankings where it took 64, because
+   a project begins with tens of rankings.
+5. Afterwards the bias makes the mean score of the *training answers* 0, where the paper took demonstrations.
+6. A prompt is read once for every answer, not once for all K of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
+from trainer.config import LoraConfig, RewardConfig
+from trainer.data import (
+    Example,
+    chunk_by_length,
+    encode_answer,
+    encode_rankings,
+    group_by_tokens,
+    right_pad,
+    stack_weights,
+)
+from trainer.folders import new_folder, sha256_file, write_manifest
+from trainer.losses import pairwise_loss
+from trainer.models import (
+    ModelSource,
+    RewardModel,
+    SplitReward,
+    context_length,
+    count_parameters,
+    load_tokenizer,
+    split_reward,
+)
+from trainer.preferences import Accuracy, Answer, Ranking, make_folds, pairwise_accuracy, to_rankings
+from trainer.reporting import Reporter, RunCancelled, SilentReporter
+from trainer.sampling import encode_prompt
+
+Rows = Iterable[Mapping[str, Any] | Ranking]
+
+PAPER_MAX_LENGTH = 2048
+TOKENS_PER_STEP = 4
+"""Forward passes whose graphs one backward pass may hold at once."""
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """What a `reward` run reports, and the folder of its version."""
+
+    folder: Path
+    num_rankings: int
+    """Rankings that were learned from."""
+    num_pairs: int
+    accuracy: Accuracy | None
+    """On the validation rows; None where there are none."""
+    loss: float
+    """Mean over the last epoch."""
+    seconds: float
+    refused: list[dict[str, str]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as docs/protocol.md has it."""
+        accuracy = self.accuracy.as_json() if self.accuracy else None
+        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("folder", "accuracy")}
+        return {**rest, "accuracy": accuracy}
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What held-out folds say."""
+
+    accuracy: Accuracy
+    """Over the held-out pairs of all folds; the interval resamples prompts."""
+    accuracy_by_conversation: Accuracy
+    """The same, resampling whole conversations: wider where prompts continue one another."""
+    fold_accuracies: list[float]
+    scores: list[list[float]]
+    """Of each ranking's answers, by the model that had not seen its conversation."""
+    rankings: list[Ranking]
+    """The rankings that were used, in the order of `scores`."""
+    refused: list[dict[str, str]]
+    seconds: float
+
+
+def train_reward(
+    rows: Rows,
+    *,
+    source: ModelSource,
+    config: RewardConfig,
+    out: Path,
+    report: Reporter,
+    on_checkpoint: Callable[[Path], None] | None = None,
+    resume_from: Path | None = None,
+    dataset_sha256: str | None = None,
+    device: str = "cpu",
+) -> RewardResult:
+    """Train a reward model on the rows whose split is "train" and measure it on those of "validation".
+
+    Args:
+        rows: a dataset's rows (docs/protocol.md), or what `preferences.read_rankings` gave.
+        source: the project's SFT version.
+        out: the version's folder; appears when all is done. Checkpoints lie beside it, in `<out>.checkpoint`.
+        on_checkpoint: is called with the checkpoint's folder whenever a new one is complete.
+        resume_from: a checkpoint's folder; the run goes on bit for bit (on a CPU) as if it had not been interrupted.
+        dataset_sha256: the dataset's hash; left out, it is computed from the rows.
+
+    Raises:
+        ValueError: nothing to learn from, a bad row, another run's checkpoint, or a loss that is not finite.
+        RunCancelled: the reporter said stop.
+    """
+    started = time.monotonic()
+    rankings = to_rankings(rows)
+    tokenizer = load_tokenizer(source)
+    config = config.for_model(count_parameters(source), device)
+    examples, refused = _encode(rankings, tokenizer, source, config)
+    _log_refused(refused, report)
+    training = [example for example in examples if example.ranking.split == "train"]
+    validation = [example for example in examples if example.ranking.split == "validation"]
+    if not training:
+        raise ValueError(
+            f"There is no ranking to learn from: {len(rankings)} rankings, of them {len(refused)} refused and "
+            f"{len(validation)} held out for validation. Collect rankings first."
+        )
+    identity = {
+        "kind": "reward",
+        "config": config.as_json(),
+        "dataset_sha256": dataset_sha256 or _hash(rankings),
+        "model": source.name,
+    }
+    model = _make_model(source, config, device)
+    scorer = Scorer(model, pad_id=_pad_id(tokenizer), config=config)
+    keep = _Keeper(out.with_name(f"{out.name}.checkpoint"), identity, on_checkpoint, resume_from)
+    loss = _fit(scorer, training, validation, config, report, keep)
+    _centre(scorer, training)
+    accuracy = scorer.accuracy(validation)
+    _save(model, out, identity)
+    return RewardResult(
+        folder=out,
+        num_rankings=len(training),
+        num_pairs=sum(example.ranking.num_pairs(config.ties) for example in training),
+        accuracy=accuracy,
+        loss=loss,
+        seconds=time.monotonic() - started,
+        refused=refused,
+    )
+
+
+def score(
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[tuple[Sequence[Mapping[str, str]], Answer]],
+    *,
+    tokens_per_forward: int = 4096,
+) -> list[float]:
+    """What each (messages, answer) is worth, in their order."""
+    rows = [encode_prompt(tokenizer, messages) + encode_answer(tokenizer, answer) for messages, answer in conversations]
+    config = RewardConfig(tokens_per_forward=tokens_per_forward, cache_megabytes=0)
+    with torch.no_grad():
+        scores: list[float] = Scorer(model, pad_id=_pad_id(tokenizer), config=config).scores(rows).tolist()
+    return scores
+
+
+def cross_validate(
+    rows: Rows,
+    *,
+    source: ModelSource,
+    config: RewardConfig,
+    folds: int = 5,
+    report: Reporter | None = None,
+    cache: StateCache | None = None,
+    device: str = "cpu",
+) -> CrossValidation:
+    """Train `folds` reward models, each on all conversations but its fold's, and score every fold by its own model.
+
+    Prompts of one conversation share a fold. The split of the rows plays no part. `cache` takes up what the frozen
+    blocks say, for another call with the same model, adapters and rows. ValueError as in `train_reward`.
+    """
+    started = time.monotonic()
+    report = report or SilentReporter()
+    tokenizer = load_tokenizer(source)
+    config = config.for_model(count_parameters(source), device)
+    examples, refused = _encode(to_rankings(rows), tokenizer, source, config)
+    _log_refused(refused, report)
+    scores: list[list[float]] = [[] for _ in examples]
+    accuracies: list[float] = []
+    cache = {} if cache is None else cache
+    for number, fold in enumerate(make_folds([example.ranking for example in examples], folds, seed=config.seed)):
+        held_out = set(fold)
+        training = [example for index, example in enumerate(examples) if index not in held_out]
+        scorer = Scorer(_make_model(source, config, device), pad_id=_pad_id(tokenizer), config=config, cache=cache)
+        report.log(
+            "info", f"fold {number + 1} of {folds}: {len(training)} rankings to learn from, {len(fold)} held out"
+        )
+        _fit(scorer, training, [], config, report, _Keeper(None, {}, None, None))
+        tested = [examples[index] for index in fold]
+        for index, example_scores in zip(fold, scorer.score_examples(tested), strict=True):
+            scores[index] = example_scores
+        found = pairwise_accuracy([example.ranking for example in tested], [scores[index] for index in fold])
+        accuracies.append(found.value if found else math.nan)
+        report.log("info", f"fold {number + 1} of {folds}: accuracy {accuracies[-1]:.3f}")
+    rankings = [example.ranking for example in examples]
+    overall = pairwise_accuracy(rankings, scores)
+    by_conversation = pairwise_accuracy(rankings, scores, cluster=_root_of)
+    if overall is None or by_conversation is None:
+        raise ValueError("There is no pair to measure: every ranking is one tie.")
+    return CrossValidation(
+        overall, by_conversation, accuracies, scores, rankings, refused, seconds=time.monotonic() - started
+    )
+
+
+# --- The loop --------------------------------------------------------------------------------------------------------
+
+
+def _fit(
+    scorer: Scorer,
+    training: Sequence[Example],
+    validation: Sequence[Example],
+    config: RewardConfig,
+    report: Reporter,
+    keep: _Keeper,
+) -> float:
+    """Train for `config.epochs`; returns the mean loss of the last epoch.
+
+    Everything follows from (config.seed, step), so that a resumed run is the same run.
+    """
+    model = scorer.model
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(learning, lr=0.0, eps=config.adam_eps)
+    per_epoch = math.ceil(len(training) / config.rankings_per_batch)
+    num_steps = config.epochs * per_epoch
+    progress = keep.resume(model, optimizer) or {"step": 0, "epoch_losses": []}
+
+    for step in range(progress["step"], num_steps):
+        if report.should_stop():
+            raise RunCancelled
+        # 1. The batch: rankings, in an order that is new in every epoch.
+        epoch, place = divmod(step, per_epoch)
+        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
+        start = place * config.rankings_per_batch
+        batch = [training[index] for index in order[start : start + config.rankings_per_batch]]
+
+        # 2. The gradient of the mean loss over the batch's rankings.
+        optimizer.zero_grad()
+        loss, accuracy = _accumulate(scorer, batch, config)
+
+        # 3. The step, unless something is not finite.
+        norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm).item()
+        _require_finite(loss, norm, step)
+        rate = learning_rate_at(step, num_steps, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+
+        # 4. What it led to, and a checkpoint now and then.
+        losses = [*(progress["epoch_losses"] if place else []), loss]
+        progress = {"step": step + 1, "epoch_losses": losses}
+        metrics = {
+            "loss/reward": loss,
+            "accuracy/train": accuracy,
+            "reward/grad_norm": norm,
+            "reward/learning_rate": rate,
+        }
+        if place == per_epoch - 1 and (held_out := scorer.accuracy(validation)):
+            metrics["accuracy/validation"] = held_out.value
+        report.metrics(step + 1, metrics)
+        report.progress(step + 1, num_steps, f"epoch {epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < num_steps:
+            keep.save(model, optimizer, progress)
+    return math.fsum(progress["epoch_losses"]) / len(progress["epoch_losses"])
+
+
+def _accumulate(scorer: Scorer, batch: Sequence[Example], config: RewardConfig) -> tuple[float, float]:
+    """Gradients of the batch's loss into the parameters; (loss, share of its ordered pairs in the right order)."""
+    loss = right = total = 0.0
+    for group in group_by_tokens(batch, TOKENS_PER_STEP * config.tokens_per_forward):
+        scores_BK = scorer.group_scores(group)
+        weight_BKK = stack_weights(group).to(scores_BK.device)
+        group_loss = pairwise_loss(scores_BK, weight_BKK) * len(group) / len(batch)
+        torch.autograd.backward([group_loss])
+        loss += group_loss.item()
+        won_BKK = (scores_BK[:, :, None] > scores_BK[:, None, :])[weight_BKK == 1.0]
+        right, total = right + won_BKK.sum().item(), total + won_BKK.numel()
+    return loss, right / max(total, 1.0)
+
+
+def learning_rate_at(step: int, num_steps: int, config: RewardConfig) -> float:
+    """Linear from 0 over the warm-up, then along a cosine to `final_learning_rate_ratio` of the rate."""
+    assert config.learning_rate is not None
+    num_warmup = math.ceil(config.warmup_ratio * num_steps)
+    if step < num_warmup:
+        return config.learning_rate * (step + 1) / num_warmup
+    done = (step - num_warmup) / max(1, num_steps - num_warmup)
+    low = config.final_learning_rate_ratio
+    return config.learning_rate * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def _require_finite(loss: float, norm: float, step: int) -> None:
+    name = "the loss" if not math.isfinite(loss) else "the gradient"
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise ValueError(
+            f"Training failed at step {step + 1}: {name} is NaN or infinite. That step was not applied, and the last "
+            "checkpoint is good. A lower learning_rate often helps."
+        )
+
+
+@torch.no_grad()
+def _centre(scorer: Scorer, training: Sequence[Example]) -> None:
+    """Shift the scores so that those of the training answers have mean 0, and remember how they spread."""
+    scores = torch.tensor([value for example in scorer.score_examples(training) for value in example]).double()
+    scorer.model.head.bias.sub_(scores.mean().float())
+    scorer.model.score_std = scores.std(correction=0).item()
+
+
+# --- Scores ----------------------------------------------------------------------------------------------------------
+
+StateCache = dict[str, Tensor]
+"""What the frozen blocks say of a row of tokens, [L, D], by the SHA-256 of the row."""
+
+
+class Scorer:
+    """Scores rows of tokens by a reward model, in chunks of alike length.
+
+    Where only an adapter on the last blocks learns, what the blocks below say of a row is computed alone (so that it
+    does not depend on what else is in the batch) and kept, up to `cache_megabytes`.
+    """
+
+    def __init__(
+        self, model: RewardModel, *, pad_id: int, config: RewardConfig, cache: StateCache | None = None
+    ) -> None:
+        self.model = model
+        self._pad_id = pad_id
+        self._tokens_per_forward = config.tokens_per_forward
+        self._cache = {} if cache is None else cache
+        self._room = config.cache_megabytes * 2**20 - sum(state.nbytes for state in self._cache.values())
+        self._parts = self._split() if config.cache_megabytes else None
+
+    def _split(self) -> SplitReward | None:
+        return split_reward(self.model, torch.tensor([[self._pad_id] * 4], device=self._device))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.head.weight.device
+
+    def scores(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """score_N of N rows of tokens, in their order."""
+        chunks = chunk_by_length([len(row) for row in rows], self._tokens_per_forward)
+        found = torch.cat([self._forward([rows[index] for index in chunk]) for chunk in chunks])
+        order = torch.tensor([index for chunk in chunks for index in chunk], device=found.device)
+        return found[order.argsort()]
+
+    def group_scores(self, group: Sequence[Example]) -> Tensor:
+        """scores_BK of rankings; 0 where one has fewer than K answers."""
+        flat = self.scores([row for example in group for row in example.rows])
+        parts = torch.split(flat, [len(example.rows) for example in group])
+        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+
+    @torch.no_grad()
+    def score_examples(self, examples: Sequence[Example]) -> list[list[float]]:
+        """The scores of each ranking's answers."""
+        flat = self.scores([row for example in examples for row in example.rows]).tolist()
+        values = iter(flat)
+        return [[next(values) for _ in example.rows] for example in examples]
+
+    def accuracy(self, examples: Sequence[Example]) -> Accuracy | None:
+        """Pairwise accuracy on rankings; None when they hold no pair."""
+        if not examples:
+            return None
+        return pairwise_accuracy([example.ranking for example in examples], self.score_examples(examples))
+
+    def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        tokens_BL, attention_BL = (tensor.to(self._device) for tensor in right_pad(rows, pad_id=self._pad_id))
+        if self._parts is None:
+            result: Tensor = self.model(tokens_BL, attention_BL)
+            return result
+        states_BLD = torch.nn.utils.rnn.pad_sequence([self._states(row) for row in rows], batch_first=True)
+        return self._parts.score(states_BLD, attention_BL)
+
+    def _states(self, row: Sequence[int]) -> Tensor:
+        key = hashlib.sha256(json.dumps(list(row)).encode()).hexdigest()
+        if key in self._cache:
+            return self._cache[key]
+        assert self._parts is not None
+        tokens_1L = torch.tensor([row], device=self._device)
+        states_LD = self._parts.states(tokens_1L, torch.ones_like(tokens_1L))[0]
+        if states_LD.nbytes <= self._room:
+            self._room -= states_LD.nbytes
+            self._cache[key] = states_LD
+        return states_LD
+
+
+# --- Before and after ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Where checkpoints go and come from."""
+
+    folder: Path | None
+    identity: Mapping[str, Any]
+    on_checkpoint: Callable[[Path], None] | None
+    resume_from: Path | None
+
+    def resume(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        if self.resume_from is None:
+            return None
+        return load_checkpoint(
+            self.resume_from, models={"reward": model}, optimizers={"reward": optimizer}, identity=self.identity
+        )
+
+    def save(self, model: RewardModel, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:
+        if self.folder is None:
+            return
+        save_checkpoint(
+            self.folder,
+            models={"reward": model},
+            optimizers={"reward": optimizer},
+            progress=progress,
+            identity=self.identity,
+        )
+        if self.on_checkpoint:
+            self.on_checkpoint(self.folder)
+
+
+def _make_model(source: ModelSource, config: RewardConfig, device: str) -> RewardModel:
+    lora = config.lora
+    assert lora is None or isinstance(lora, LoraConfig)
+    return RewardModel.from_sft(source, lora, seed=config.seed, device=device)
+
+
+def _encode(
+    rankings: Sequence[Ranking], tokenizer: PreTrainedTokenizerBase, source: ModelSource, config: RewardConfig
+) -> tuple[list[Example], list[dict[str, str]]]:
+    context = context_length(AutoConfig.from_pretrained(source.weights, local_files_only=True, trust_remote_code=False))
+    max_length = min(context, config.max_length or PAPER_MAX_LENGTH)
+    return encode_rankings(rankings, tokenizer, max_length=max_length, ties=config.ties)
+
+
+def _log_refused(refused: Sequence[Mapping[str, str]], report: Reporter) -> None:
+    for row in refused:
+        report.log("warning", f"Ranking {row['ranking_id']} was left out: {row['reason']}")
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(str(tokenizer.pad_token_id))
+
+
+def _root_of(ranking: Ranking) -> Hashable:
+    return ranking.root
+
+
+def _hash(rankings: Sequence[Ranking]) -> str:
+    lines = [json.dumps(dataclasses.asdict(ranking), sort_keys=True, default=dict) for ranking in rankings]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _save(model: RewardModel, out: Path, identity: Mapping[str, Any]) -> None:
+    """The version's folder, its manifest last."""
+    with new_folder(out) as building:
+        model.save(building)
+        files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
+        write_manifest(building, {**identity, "code_version": code_version(), "files": files})

@@ -1,0 +1,376 @@
+"""K different completions of a prompt, behind one `Sampler` interface; here by transformers' `generate`.
+
+Every token is picked by inverse transform from uniforms that depend only on (seed, prompt id, index), so that a
+completion does not depend on which prompts share its batch, and a resumed run draws the rest of the same texts.
+It owns no weights and sends nothing anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from trainer.models import context_length
+
+MAX_REDRAWS = 3
+"""How often a completion that repeats another one of its prompt is drawn again."""
+
+Message = Mapping[str, str]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a project samples; checked when made."""
+
+    temperature: float = 1.0
+    """Logits are divided by it. InstructGPT: 1."""
+    top_p: float = 1.0
+    """The smallest set of tokens with this much probability is drawn from. InstructGPT: 1, nothing cut off."""
+    max_new_tokens: int = 128
+    """Tokens of a completion at most, its EOS among them."""
+    seed: int = 17
+    """The first seed; duplicates are drawn again with the next ones."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.temperature <= 2.0:
+            raise ValueError(f"sampling.temperature must be over 0 and at most 2, not {self.temperature}.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"sampling.top_p must be over 0 and at most 1, not {self.top_p}.")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"sampling.max_new_tokens must be at least 1, not {self.max_new_tokens}.")
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> SamplingSettings:
+        """Read the `sampling` object of a run's config; an unknown key is refused by name."""
+        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"sampling.{unknown[0]} is not known; known are {', '.join(cls.__dataclass_fields__)}.")
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked of the model: the messages of a conversation, and the id that its completions come back under."""
+
+    id: str
+    messages: Sequence[Message]
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Prompt:
+        """A row of `GET /runs/{id}/prompts` (docs/protocol.md)."""
+        return cls(id=str(row["id"]), messages=row["messages"])
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer with all that is needed to draw it again."""
+
+    prompt_id: str
+    index: int
+    text: str
+    seed: int
+    finish_reason: FinishReason
+    num_tokens: int
+    sampling: SamplingSettings
+
+    def to_json(self) -> dict[str, Any]:
+        """The completion row of docs/protocol.md."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SampledPrompt:
+    """A prompt that is finished: its K completions, or why it was refused (then there are none)."""
+
+    prompt_id: str
+    completions: list[Completion] = field(default_factory=list)
+    num_duplicates: int = 0
+    """Completions whose text repeats an earlier one of this prompt, after every try to draw another."""
+    refusal: str | None = None
+
+
+class Sampler(Protocol):
+    """Anything that can answer prompts."""
+
+    def sample(self, prompts: Sequence[Prompt], *, k: int, settings: SamplingSettings) -> Iterator[SampledPrompt]:
+        """K different completions for every prompt, each prompt as soon as it is finished, in no promised order."""
+        ...
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Completion tokens a second of generating, so far; 0 before the first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One completion to be drawn: the prompt's tokens and the three things that decide its randomness."""
+
+    prompt_tokens: Sequence[int]
+    prompt_id: str
+    index: int
+    seed: int
+
+    def uniforms(self, num: int) -> Tensor:
+        """`num` uniforms in [0, 1) in float64, the same wherever and with whomever they are drawn."""
+        name = f"{self.seed}\0{self.prompt_id}\0{self.index}".encode()
+        state = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
+        return torch.rand(num, generator=torch.Generator().manual_seed(state), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came of one `Draw`: tokens up to and with the first EOS, and log-probabilities under the drawn law."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation up to where the assistant's answer begins, by the model's own chat template.
+
+    Without a template: each turn as a line "Role: content", then "Assistant:".
+    """
+    conversation = [{"role": message["role"], "content": message["content"]} for message in messages]
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])
+    lines = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in conversation]
+    return list(tokenizer("\n".join([*lines, "Assistant:"]))["input_ids"])
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of a completion without special tokens. NUL, which no database takes, becomes U+FFFD."""
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).replace("\0", "\ufffd")
+
+
+def context_refusal(model: PreTrainedModel, prompt_id: str, num_prompt_tokens: int, max_new_tokens: int) -> str | None:
+    """Why this prompt cannot be answered, in words for the run's page; None when it fits the model's context."""
+    limit = context_length(model.config)
+    if num_prompt_tokens + max_new_tokens <= limit:
+        return None
+    return (
+        f"Prompt {prompt_id} has {num_prompt_tokens} tokens; with up to {max_new_tokens} new ones that is over the "
+        f"model's context of {limit}. Shorten the prompt, or lower max_new_tokens."
+    )
+
+
+def left_pad(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
+    """(tokens_BL, mask_BL): rows that all end at the right edge; the mask is true on real tokens."""
+    width = max(len(row) for row in rows)
+    tokens_BL = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask_BL = torch.zeros(len(rows), width, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        tokens_BL[number, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask_BL[number, width - len(row) :] = True
+    return tokens_BL, mask_BL
+
+
+# B = rows, V = vocabulary, T = new tokens
+def drawn_law(logits_BV: Tensor, *, temperature: float, top_p: float) -> Tensor:
+    """log p_BV in fp32 of the law that tokens are drawn from: temperature, then the nucleus (1904.09751)."""
+    logprobs_BV = torch.log_softmax(logits_BV.float() / temperature, dim=-1)
+    if top_p >= 1.0:
+        return logprobs_BV
+    sorted_BV, order_BV = logprobs_BV.sort(dim=-1, descending=True, stable=True)
+    before_BV = sorted_BV.exp().cumsum(dim=-1) - sorted_BV.exp()
+    kept_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(-1, order_BV, before_BV < top_p)
+    return torch.log_softmax(logprobs_BV.masked_fill(~kept_BV, float("-inf")), dim=-1)
+
+
+def pick_tokens(logprobs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The token_B at which the cumulative probability passes the uniform (inverse transform, in float64)."""
+    cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
+    target_B1 = (uniform_B * cumulative_BV[:, -1])[:, None]
+    token_B = torch.searchsorted(cumulative_BV, target_B1, right=True)[:, 0]
+    return token_B.clamp(max=logprobs_BV.shape[-1] - 1)
+
+
+class _InverseTransform(LogitsProcessor):
+    """Turns `generate`'s greedy search into sampling from given uniforms: all tokens but the picked one get -inf."""
+
+    def __init__(self, uniforms_BT: Tensor, *, temperature: float, top_p: float) -> None:
+        self.uniforms_BT, self.temperature, self.top_p = uniforms_BT, temperature, top_p
+        self.picked_logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        logprobs_BV = drawn_law(scores, temperature=self.temperature, top_p=self.top_p)
+        token_B1 = pick_tokens(logprobs_BV, self.uniforms_BT[:, len(self.picked_logprobs)])[:, None]
+        self.picked_logprobs.append(logprobs_BV.gather(1, token_B1)[:, 0])
+        return torch.full_like(scores, float("-inf")).scatter(1, token_B1, 0.0)
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    draws: Sequence[Draw],
+    *,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+) -> list[Generated]:
+    """One batch of completions, in the order of `draws`; the model's own sampling defaults play no part."""
+    tokens_BL, mask_BL = left_pad([draw.prompt_tokens for draw in draws], pad_id=pad_id)
+    uniforms_BT = torch.stack([draw.uniforms(max_new_tokens) for draw in draws]).to(model.device)
+    law = _InverseTransform(uniforms_BT, temperature=temperature, top_p=top_p)
+    with _only_our_law(model, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id):
+        output_BL = cast(Any, model).generate(
+            tokens_BL.to(model.device),
+            attention_mask=mask_BL.to(model.device, torch.long),
+            logits_processor=LogitsProcessorList([law]),
+        )
+    new_BT = output_BL[:, tokens_BL.shape[1] :].cpu()
+    logprobs_BT = torch.stack(law.picked_logprobs, dim=1).cpu()
+    return [_cut(tokens_T, logprobs_T, eos_ids) for tokens_T, logprobs_T in zip(new_BT, logprobs_BT, strict=True)]
+
+
+@contextmanager
+def _only_our_law(
+    model: PreTrainedModel, *, max_new_tokens: int, eos_ids: Sequence[int], pad_id: int
+) -> Iterator[None]:
+    """`generate` fills what a call leaves open from the model's own defaults (a repetition penalty, top-k). They
+    are taken away for the time being, so that tokens come from the law that training computes."""
+    module = cast(Any, model)
+    own, was_training = module.generation_config, module.training
+    module.generation_config = cast(Any, GenerationConfig)(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(eos_ids), pad_token_id=pad_id
+    )
+    module.eval()
+    try:
+        yield
+    finally:
+        module.generation_config = own
+        module.train(was_training)
+
+
+def _cut(tokens_T: Tensor, logprobs_T: Tensor, eos_ids: Sequence[int]) -> Generated:
+    """Keep all up to and with the first EOS."""
+    ends_T = torch.isin(tokens_T, torch.tensor(eos_ids)).nonzero()[:, 0]
+    num = int(ends_T[0]) + 1 if len(ends_T) else len(tokens_T)
+    return Generated(tokens_T[:num].tolist(), logprobs_T[:num].tolist(), "stop" if len(ends_T) else "length")
+
+
+class _Encoded(NamedTuple):
+    prompt_id: str
+    tokens: list[int]
+
+
+class LocalSampler:
+    """Samples in this process. `sequences_per_batch` bounds memory and the wait; the texts do not depend on it."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sequences_per_batch: int = 16
+    ) -> None:
+        self.model, self.tokenizer, self.sequences_per_batch = model, tokenizer, sequences_per_batch
+        self.num_tokens, self.seconds = 0, 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Completion tokens a second of generating, so far; 0 before the first."""
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+    def sample(self, prompts: Sequence[Prompt], *, k: int, settings: SamplingSettings) -> Iterator[SampledPrompt]:
+        """K different completions a prompt, shortest prompts first; the first batch is one prompt, so that it is
+        there soon. A prompt that does not fit the model's context is refused by name, and the others go on.
+
+        A completion is drawn with `settings.seed`, or with one of the next `MAX_REDRAWS` seeds where it repeated
+        another one's text; what still repeats then is kept and counted.
+        """
+        fitting: list[_Encoded] = []
+        for prompt in prompts:
+            tokens = encode_prompt(self.tokenizer, prompt.messages)
+            refusal = context_refusal(self.model, prompt.id, len(tokens), settings.max_new_tokens)
+            if refusal is None:
+                fitting.append(_Encoded(prompt.id, tokens))
+            else:
+                yield SampledPrompt(prompt.id, refusal=refusal)
+        fitting.sort(key=lambda item: len(item.tokens))
+        for batch in _in_batches(fitting, size=max(1, self.sequences_per_batch // k)):
+            yield from self._sample_batch(batch, k, settings)
+
+    def draw(self, draws: Sequence[Draw], *, temperature: float, top_p: float, max_new_tokens: int) -> list[Generated]:
+        """Generate these draws, in their order, `sequences_per_batch` at a time; the speed is measured."""
+        started = time.perf_counter()
+        results: list[Generated] = []
+        for start in range(0, len(draws), self.sequences_per_batch):
+            results += generate(
+                self.model,
+                draws[start : start + self.sequences_per_batch],
+                temperature=temperature,
+                top_p=top_p,
+                max_new_tokens=max_new_tokens,
+                eos_ids=[self.tokenizer.eos_token_id],
+                pad_id=self.tokenizer.pad_token_id,
+            )
+        self.seconds += time.perf_counter() - started
+        self.num_tokens += sum(len(result.tokens) for result in results)
+        return results
+
+    def _sample_batch(self, batch: Sequence[_Encoded], k: int, settings: SamplingSettings) -> Iterator[SampledPrompt]:
+        wanted = [Draw(item.tokens, item.prompt_id, index, settings.seed) for item in batch for index in range(k)]
+        drawn: dict[tuple[str, int], tuple[Draw, Completion]] = {}
+        for _ in range(1 + MAX_REDRAWS):
+            results = self.draw(
+                wanted,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                max_new_tokens=settings.max_new_tokens,
+            )
+            for draw, result in zip(wanted, results, strict=True):
+                drawn[draw.prompt_id, draw.index] = draw, self._completion(draw, result, settings)
+            wanted = [replace(draw, seed=draw.seed + 1) for draw in _repeats(drawn.values())]
+            if not wanted:
+                break
+        num_duplicates = Counter(draw.prompt_id for draw in wanted)
+        for item in batch:
+            completions = [drawn[item.prompt_id, index][1] for index in range(k)]
+            yield SampledPrompt(item.prompt_id, completions, num_duplicates[item.prompt_id])
+
+    def _completion(self, draw: Draw, result: Generated, settings: SamplingSettings) -> Completion:
+        return Completion(
+            prompt_id=draw.prompt_id,
+            index=draw.index,
+            text=decode(self.tokenizer, result.tokens),
+            seed=draw.seed,
+            finish_reason=result.finish_reason,
+            num_tokens=len(result.tokens),
+            sampling=settings,
+        )
+
+
+def _in_batches(items: Sequence[_Encoded], size: int) -> Iterator[Sequence[_Encoded]]:
+    """The first alone, so that it is there soon; then `size` at a time."""
+    if items:
+        yield items[:1]
+    yield from (items[start : start + size] for start in range(1, len(items), size))
+
+
+def _repeats(drawn: Iterable[tuple[Draw, Completion]]) -> list[Draw]:
+    """The draws whose text an earlier one of their prompt has; white space makes no difference to a reader."""
+    seen: set[tuple[str, str]] = set()
+    repeats: list[Draw] = []
+    for draw, completion in drawn:
+        key = draw.prompt_id, " ".join(completion.text.split())
+        if key in seen:
+            repeats.append(draw)
+        seen.add(key)
+    return repeats

@@ -1,0 +1,155 @@
+"""A worker: claim a run, do it, report, deliver, finish. It owns no maths.
+
+A run may be done twice: what an earlier attempt delivered is looked for first, and finishing twice is harmless."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import socket
+import threading
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from trainer.artifacts import deliver_folder
+from trainer.client import ApiError, Claim, Client, ClientError, FenceLost, Unreachable
+from trainer.jobs import HANDLERS, Job, do
+from trainer.reporting import RunCancelled
+from trainer.run_reporter import RunReporter
+from trainer.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+FIRST_POLL_SECONDS = 1.0
+LONGEST_POLL_SECONDS = 5.0
+DELIVERY_PATIENCE_SECONDS = 600.0
+"""How long a delivery is tried while the app is away."""
+
+PATH = re.compile(r"(?<![\w:/.])/(?:[^\s/'\"()]+/)+([^\s/'\"()]*)")
+
+
+class Worker:
+    """Does one run after another until it is stopped."""
+
+    def __init__(self, client: Client, settings: WorkerSettings, stopping: threading.Event, name: str = "") -> None:
+        self._client = client
+        self._settings = settings
+        self._stopping = stopping
+        self._trouble = ""
+        self._name = name or f"{socket.gethostname()}-{os.getpid()}"
+
+    def run_forever(self) -> None:
+        """Claim and do runs; ask again after one to five seconds when nothing waits or nobody answers."""
+        logger.info("%s waits for runs at %s", self._name, self._settings.url)
+        pause = FIRST_POLL_SECONDS
+        while not self._stopping.is_set():
+            if self.run_once():
+                pause = FIRST_POLL_SECONDS
+                continue
+            self._stopping.wait(pause)
+            pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
+
+    def run_once(self) -> bool:
+        """Claim a run and do it. False: none waits, or nobody answers. Raises ApiError when the token is refused."""
+        try:
+            claim = self._client.claim_run(self._name, list(HANDLERS))
+        except (Unreachable, ApiError) as error:
+            if isinstance(error, ApiError) and error.status < 500 and error.status != 429:
+                raise
+            if str(error) != self._trouble:
+                logger.warning("%s", error)
+            self._trouble = str(error)
+            return False
+        self._trouble = ""
+        if claim is None:
+            return False
+        self.work(claim)
+        return True
+
+    def work(self, claim: Claim) -> None:
+        """Do a claimed run to one of its ends."""
+        logger.info("took the %s run %s, attempt %d", claim["kind"], claim["id"], claim["attempt"])
+        run = self._client.claimed(claim)
+        try:
+            with RunReporter(run, self._stopping.is_set) as report, _RunFolder(self._settings, claim) as folder:
+                self._do(Job(self._client, self._settings, run, report, folder))
+        except FenceLost as error:
+            logger.warning("dropped the run %s: %s", claim["id"], error)
+        except (Unreachable, ApiError) as error:
+            logger.warning("gave the run %s up, it goes back into the queue: %s", claim["id"], error)
+
+    def _do(self, job: Job) -> None:
+        try:
+            outcome = do(job)
+            names = deliver_folder(job.run, outcome.folder) if outcome.folder else []
+            job.report.flush()
+            job.run.finish("finished", result=outcome.result, artifacts=names)
+            logger.info("finished the run %s", job.run.claim["id"])
+        except (FenceLost, Unreachable):
+            if not self._stopping.is_set():
+                raise
+            self._give_back(job)
+        except RunCancelled:
+            self._end_early(job)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong ends this run, and the worker goes on
+            self._fail(job, error)
+
+    def _end_early(self, job: Job) -> None:
+        if job.report.is_fence_lost:
+            logger.warning("dropped the run %s", job.run.claim["id"])
+        elif job.report.is_cancelled:
+            job.report.flush()
+            job.run.finish("cancelled", error="Cancelled.")
+            logger.info("the run %s was cancelled", job.run.claim["id"])
+        else:
+            self._give_back(job)
+
+    def _give_back(self, job: Job) -> None:
+        """Back into the queue at once; when that fails, its lease runs out and has the same effect."""
+        with suppress(ClientError):
+            job.report.flush()
+            job.run.release()
+            logger.info("gave the run %s back", job.run.claim["id"])
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        logger.warning("the run %s failed: %s", job.run.claim["id"], error)
+        for line in without_paths("".join(traceback.format_exception(error))).splitlines():
+            job.report.log("error", line)
+        job.report.flush()
+        job.run.finish("failed", error=cause_of(error))
+
+
+class _RunFolder:
+    """A run's own folder in the cache. What a killed attempt left there goes first."""
+
+    def __init__(self, settings: WorkerSettings, claim: Claim) -> None:
+        self._parent = settings.data_dir / "cache" / "runs" / claim["id"]
+        self._folder = self._parent / f"f{claim['fence']}"
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self._parent, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        return self._folder
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):
+            self._parent.rmdir()
+
+
+def cause_of(error: Exception) -> str:
+    """Why a run failed, for a person: the message where there is one that was written for people, no stack trace."""
+    text = str(error).strip()
+    written_for_people = isinstance(error, ValueError | RuntimeError | OSError | ClientError) or type(
+        error
+    ).__module__.startswith("trainer.")
+    cause = text if text and written_for_people else f"{type(error).__name__}: {text}".rstrip(": ")
+    return without_paths(cause)
+
+
+def without_paths(text: str) -> str:
+    """The text with each absolute path of this machine reduced to its last part."""
+    return PATH.sub(lambda match: match[1] or match[0].rstrip("/").rpartition("/")[2], text)
