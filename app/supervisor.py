@@ -27,7 +27,7 @@ from typing import Protocol
 from app.accounts import service as accounts
 from app.accounts.models import Scope
 from app.config import Settings
-from app.db import standalone_session
+from app.db import check_connection, make_engine, standalone_session
 from app.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from app.loop import service as loop
 from app.loop.demo import ensure_demo
@@ -41,7 +41,7 @@ LONGEST_DELAY = 30.0
 SECONDS_OF_HEALTH = 60.0
 """A part that ran for so long is started again at once; one that ended sooner waits twice as long as before."""
 SECONDS_TO_ANSWER = 60.0
-SECONDS_TO_HAND_BACK = 20.0
+SECONDS_TO_HAND_BACK = 15.0
 LARGEST_LOG = 5_000_000
 
 
@@ -214,6 +214,7 @@ class Supervisor:
         listener = self.listener = bind(self.options.host, self.options.port)
         self.settings.public_url = self._address(listener)
         self._start_database()
+        asyncio.run(self._check_database())
         upgrade(self.settings.require_database_url())
         token = asyncio.run(self._prepare())
         self._start_web(listener, logs)
@@ -234,6 +235,14 @@ class Supervisor:
         self.database.start()
         self.database.create_database("rankloop")
         self.settings.database_url = self.database.url("rankloop")
+
+    async def _check_database(self) -> None:
+        """It answers, and keeps what it accepts; else `DatabaseUnreachable` says what to do."""
+        engine = make_engine(self.settings.require_database_url(), pool_size=1)
+        try:
+            await check_connection(engine)
+        finally:
+            await engine.dispose()
 
     async def _prepare(self) -> str:
         """What a new database needs: an admin, the demo. Answers the workers' token, a new one at each start."""
@@ -382,13 +391,12 @@ def local_url(listener: socket.socket) -> str:
 
 
 def make_log(name: str, folder: Path) -> logging.Logger:
-    """Lines of one child: to `<folder>/<name>.log` with the time, to stderr with the child's name."""
+    """Lines of one child: to `<folder>/<name>.log` as they are, to stderr with the child's name before them."""
     log = logging.getLogger(f"rankloop.child.{name}")
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers.clear()
     to_file = RotatingFileHandler(folder / f"{name}.log", maxBytes=LARGEST_LOG, backupCount=2, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     to_terminal = logging.StreamHandler()
     to_terminal.setFormatter(logging.Formatter(f"[{name}] %(message)s"))
     log.addHandler(to_file)

@@ -1,6 +1,6 @@
 """How well does a reward model that was trained on real rankings predict rankings that it has not seen?
 
-    python benchmarks/reward_oasst.py FILE [--folds 5] [--quick] [--json FILE] [--model FOLDER_OR_ALIAS]
+    python benchmarks/reward_oasst.py FILE [--folds 5] [--quick] [--json FILE] [--model FOLDER_OR_ALIAS] [--states FILE]
 
 FILE holds rankings as JSON lines (a dataset's export, or the interchange shape that `rankloop import` takes). Every
 fold is predicted by a model that has seen none of its conversations; two trivial predictors stand beside it.
@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from trainer.config import RewardConfig
 from trainer.models import ModelSource
 from trainer.preferences import Accuracy, Ranking, pairwise_accuracy, read_rankings
 from trainer.reporting import SilentReporter, TerminalReporter
-from trainer.reward import CrossValidation, cross_validate
+from trainer.reward import CrossValidation, StateCache, cross_validate
 
-QUICK_RANKINGS = 24
+QUICK_RANKINGS = 16
 QUICK_CHARACTERS = 1_200
 
 
@@ -43,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folds, config = 2, dataclasses.replace(config, epochs=1)
     source = ModelSource(_model_folder(options.model))
     report = SilentReporter() if options.silent else TerminalReporter(sys.stderr)
-    found = cross_validate(rankings, source=source, config=config, folds=folds, report=report)
+    states = _load_states(options.states)
+    found = cross_validate(rankings, source=source, config=config, folds=folds, report=report, cache=states)
+    if options.states:
+        save_file(states, options.states)
     rows = _compare(found)
     print(_table(rows, found, folds))
     if options.json:
@@ -61,6 +65,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--model", default="smollm2-135m", help="folder of the SFT model, or its name in the data folder"
     )
     parser.add_argument("--training", default="{}", help="overrides of the training settings, as JSON")
+    parser.add_argument("--states", type=Path, help="keep what the frozen blocks say here, for this model and settings")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--silent", action="store_true", help="the table only")
     return parser.parse_args(arguments)
@@ -73,6 +78,11 @@ def _model_folder(name: str) -> Path:
         if (folder / "config.json").is_file():
             return folder
     sys.exit(f"There is no model {name}: run `rankloop model fetch {name}`, or give a folder with --model.")
+
+
+def _load_states(path: Path | None) -> StateCache:
+    """What an earlier run with the same model and adapters kept: the longest part of the work."""
+    return load_file(path) if path and path.is_file() else {}
 
 
 def _shortest(rankings: Sequence[Ranking]) -> list[Ranking]:

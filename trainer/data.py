@@ -23,6 +23,8 @@ class Example:
     ranking: Ranking
     rows: list[list[int]]
     """K conversations, each with its answer."""
+    num_prompt_tokens: int
+    """The first tokens of every row, which all K share."""
     weights: list[list[float]]
     """[K][K]: how much it counts that row beats column."""
 
@@ -59,7 +61,7 @@ def encode_rankings(
         rows = [prompt + encode_answer(tokenizer, answer) for answer in ranking.answers]
         reason = _refusal(ranking, rows, max_length, ties)
         if reason is None:
-            examples.append(Example(ranking, rows, ranking.weights(ties)))
+            examples.append(Example(ranking, rows, len(prompt), ranking.weights(ties)))
         else:
             refused.append({"ranking_id": ranking.ranking_id, "prompt_id": ranking.prompt_id, "reason": reason})
     return examples, refused

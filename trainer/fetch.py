@@ -212,8 +212,7 @@ def _save_model(model: Any, tokenizer: Any, building: Path) -> None:
     plain = LlamaForCausalLM(LlamaConfig(**(fields | ids)))
     plain.load_state_dict(model.state_dict())
     plain.tie_weights()
-    make_settings: Any = GenerationConfig
-    plain.generation_config = make_settings(**ids, do_sample=True)
+    plain.generation_config = GenerationConfig(**ids, do_sample=True)
     plain.save_pretrained(building)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -446,19 +447,49 @@ class SplitReward:
     reward: RewardModel
 
     @torch.no_grad()
-    def states(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
-        """hidden_BLD after the lower blocks."""
-        return _run(self.lower, attention_BL, input_ids=tokens_BL)
+    def states(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[Tensor]:
+        """hidden_LD after the lower blocks, of each answer with the prompt before it.
+
+        The prompt is computed once, and its keys and values serve all answers. Each answer is computed alone, so that
+        its states do not depend on the others.
+        """
+        device = self.reward.head.weight.device
+        past = DynamicCache(config=self.lower.config)
+        prompt_PD = self._extend(past, torch.tensor([prompt], device=device))
+        parts = [
+            self._extend(copy.deepcopy(past), torch.tensor([answer], device=device)) for answer in answers if answer
+        ]
+        remaining = iter(parts)
+        return [torch.cat([prompt_PD, next(remaining)]) if answer else prompt_PD for answer in answers]
+
+    def _extend(self, past: DynamicCache, tokens_1T: Tensor) -> Tensor:
+        """hidden_TD of tokens that come after what `past` holds; `past` then holds them, too."""
+        start = past.get_seq_length()
+        place_1L = torch.arange(start + tokens_1T.shape[1], device=tokens_1T.device)[None]
+        output = self.lower(
+            input_ids=tokens_1T,
+            attention_mask=torch.ones_like(place_1L),
+            position_ids=place_1L[:, start:],
+            past_key_values=past,
+            use_cache=True,
+        )
+        return cast(Tensor, output.last_hidden_state[0])
 
     def score(self, states_BLD: Tensor, attention_BL: Tensor) -> Tensor:
         """score_B from what `states` said."""
-        return self.reward.score_hidden(_run(self.upper, attention_BL, inputs_embeds=states_BLD), attention_BL)
+        output = self.upper(
+            inputs_embeds=states_BLD,
+            attention_mask=attention_BL.long(),
+            position_ids=position_ids(attention_BL),
+            use_cache=False,
+        )
+        return self.reward.score_hidden(output.last_hidden_state, attention_BL)
 
 
-def split_reward(reward: RewardModel, probe_BL: Tensor) -> SplitReward | None:
+def split_reward(reward: RewardModel, probe: Sequence[int]) -> SplitReward | None:
     """The two parts, or None where everything learns or where an architecture cannot be cut like this.
 
-    That the parts score `probe_BL` (a few tokens) as the whole does is checked, not assumed: some architectures scale
+    That the parts score `probe` (a few tokens) as the whole does is checked, not assumed: some architectures scale
     what they take for embeddings, or number their blocks.
     """
     blocks: Any = reward.blocks
@@ -471,10 +502,11 @@ def split_reward(reward: RewardModel, probe_BL: Tensor) -> SplitReward | None:
     lower = _with_blocks(blocks, slice(0, frozen))
     lower.norm = nn.Identity()
     parts = SplitReward(lower, _with_blocks(blocks, slice(frozen, None)), reward)
-    attention_BL = torch.ones_like(probe_BL)
+    tokens_1L = torch.tensor([probe], device=reward.head.weight.device)
     with torch.no_grad():
-        whole = reward(probe_BL, attention_BL)
-        is_equal = torch.allclose(parts.score(parts.states(probe_BL, attention_BL), attention_BL), whole, 1e-4, 1e-4)
+        whole_1 = reward(tokens_1L, torch.ones_like(tokens_1L))
+        (states_LD,) = parts.states(probe[:1], [probe[1:]])
+        is_equal = torch.allclose(parts.score(states_LD[None], torch.ones_like(tokens_1L)), whole_1, 1e-4, 1e-4)
     return parts if is_equal else None
 
 
@@ -489,13 +521,6 @@ def _with_blocks(model: Any, kept: slice) -> Any:
     if getattr(part.config, "layer_types", None):
         part.config.layer_types = part.config.layer_types[kept]
     return part
-
-
-def _run(model: Any, attention_BL: Tensor, **inputs: Tensor) -> Tensor:
-    output = model(
-        attention_mask=attention_BL.long(), position_ids=position_ids(attention_BL), use_cache=False, **inputs
-    )
-    return cast(Tensor, output.last_hidden_state)
 
 
 # --- Export ----------------------------------------------------------------------------------------------------------

@@ -327,7 +327,7 @@ def optimise(
         trajectory = Trajectory(rollout, logprobs_BT, values_BT, advantages_BT, returns_BT)
 
         # 4. Update: clipped policy and value losses in minibatches; then beta.
-        metrics = _describe(rollout, score_B, logprobs_BT, reference_BT)
+        metrics = _describe(rollout, score_B, rewards_BT, logprobs_BT, reference_BT)
         progress.observe(metrics)
         kl = metrics["objective/kl"]
         if config.kl_stop is not None and kl > config.kl_stop:
@@ -438,10 +438,16 @@ def _require_finite(values: Tensor, name: str) -> Tensor:
     return values
 
 
-def _describe(rollout: Rollout, score_B: Tensor, logprobs_BT: Tensor, reference_BT: Tensor) -> dict[str, float]:
-    """Means over the answers of a rollout; KL (k1) and entropy are estimates summed over an answer, in nats."""
+def _describe(
+    rollout: Rollout, score_B: Tensor, rewards_BT: Tensor, logprobs_BT: Tensor, reference_BT: Tensor
+) -> dict[str, float]:
+    """Means over the answers of a rollout; KL (k1) and entropy are estimates summed over an answer, in nats.
+
+    `objective/reward` is what the reward model says, `objective/rlhf_reward` what PPO maximises: less both penalties.
+    """
     return {
         "objective/reward": score_B.mean().item(),
+        "objective/rlhf_reward": rewards_BT.sum(1).mean().item(),
         "objective/kl": (logprobs_BT - reference_BT).sum(1).mean().item(),
         "objective/entropy": -logprobs_BT.sum(1).mean().item(),
         "objective/length": rollout.mask_BT.sum(1).float().mean().item(),

@@ -8,10 +8,12 @@ What differs from the paper:
    answer never changes then: it is computed once and kept from one epoch to the next (exact, not an approximation).
 3. Tied answers are dropped as in the paper, or count one half both ways. A ranking may be partial: an answer without a
    place is missing, not last.
-4. The rate rises over the first steps; the paper names no warm-up. Batches are of 8 rankings where it took 64, because
+4. Up to a few hundred rankings are read three times, and at a higher rate: one pass in so few steps hardly moves a
+   fresh head (pocket model, 200 rankings: held-out accuracy 0.70 after one epoch at 1e-4, 0.80 after three at 1e-3).
+5. The rate rises over the first steps; the paper names no warm-up. Batches are of 8 rankings where it took 64, because
    a project begins with tens of rankings.
-5. Afterwards the bias makes the mean score of the *training answers* 0, where the paper took demonstrations.
-6. A prompt is read once for every answer, not once for all K of them.
+6. Afterwards the bias makes the mean score of the *training answers* 0, where the paper took demonstrations.
+7. Where a block learns, it reads a prompt once for every answer, not once for all K of them.
 """
 
 from __future__ import annotations
@@ -141,6 +143,7 @@ def train_reward(
             f"There is no ranking to learn from: {len(rankings)} rankings, of them {len(refused)} refused and "
             f"{len(validation)} held out for validation. Collect rankings first."
         )
+    config = config.for_rankings(len(training))
     identity = {
         "kind": "reward",
         "config": config.as_json(),
@@ -170,7 +173,7 @@ def score(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[tuple[Sequence[Mapping[str, str]], Answer]],
     *,
-    tokens_per_forward: int = 4096,
+    tokens_per_forward: int = 512,
 ) -> list[float]:
     """What each (messages, answer) is worth, in their order."""
     rows = [encode_prompt(tokenizer, messages) + encode_answer(tokenizer, answer) for messages, answer in conversations]
@@ -203,8 +206,10 @@ def cross_validate(
     _log_refused(refused, report)
     scores: list[list[float]] = [[] for _ in examples]
     accuracies: list[float] = []
+    held_out_indices = make_folds([example.ranking for example in examples], folds, seed=config.seed)
+    config = config.for_rankings(len(examples) * (folds - 1) // folds)
     cache = {} if cache is None else cache
-    for number, fold in enumerate(make_folds([example.ranking for example in examples], folds, seed=config.seed)):
+    for number, fold in enumerate(held_out_indices):
         held_out = set(fold)
         training = [example for index, example in enumerate(examples) if index not in held_out]
         scorer = Scorer(_make_model(source, config, device), pad_id=_pad_id(tokenizer), config=config, cache=cache)
@@ -243,6 +248,7 @@ def _fit(
 
     Everything follows from (config.seed, step), so that a resumed run is the same run.
     """
+    assert config.epochs is not None
     model = scorer.model
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=0.0, eps=config.adam_eps)
@@ -340,8 +346,8 @@ StateCache = dict[str, Tensor]
 class Scorer:
     """Scores rows of tokens by a reward model, in chunks of alike length.
 
-    Where only an adapter on the last blocks learns, what the blocks below say of a row is computed alone (so that it
-    does not depend on what else is in the batch) and kept, up to `cache_megabytes`.
+    Where only an adapter on the last blocks learns, what the blocks below say of a row is computed apart (it does not
+    depend on what else is in the batch, and a prompt is computed once for its answers) and kept while there is room.
     """
 
     def __init__(
@@ -355,30 +361,22 @@ class Scorer:
         self._parts = self._split() if config.cache_megabytes else None
 
     def _split(self) -> SplitReward | None:
-        return split_reward(self.model, torch.tensor([[self._pad_id] * 4], device=self._device))
-
-    @property
-    def _device(self) -> torch.device:
-        return self.model.head.weight.device
+        return split_reward(self.model, [0, 1, 2, 3])
 
     def scores(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """score_N of N rows of tokens, in their order."""
-        chunks = chunk_by_length([len(row) for row in rows], self._tokens_per_forward)
-        found = torch.cat([self._forward([rows[index] for index in chunk]) for chunk in chunks])
-        order = torch.tensor([index for chunk in chunks for index in chunk], device=found.device)
-        return found[order.argsort()]
+        """score_N of N rows of tokens, in their order, by the whole model."""
+        return self._in_chunks(rows, lambda chunk, attention_BL: self.model(self._pad(rows, chunk), attention_BL))
 
     def group_scores(self, group: Sequence[Example]) -> Tensor:
         """scores_BK of rankings; 0 where one has fewer than K answers."""
-        flat = self.scores([row for example in group for row in example.rows])
-        parts = torch.split(flat, [len(example.rows) for example in group])
+        parts = torch.split(self._flat_scores(group), [len(example.rows) for example in group])
         return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
     @torch.no_grad()
     def score_examples(self, examples: Sequence[Example]) -> list[list[float]]:
         """The scores of each ranking's answers."""
-        flat = self.scores([row for example in examples for row in example.rows]).tolist()
-        values = iter(flat)
+        groups = group_by_tokens(examples, TOKENS_PER_STEP * self._tokens_per_forward)
+        values = iter([value for group in groups for value in self._flat_scores(group).tolist()])
         return [[next(values) for _ in example.rows] for example in examples]
 
     def accuracy(self, examples: Sequence[Example]) -> Accuracy | None:
@@ -387,25 +385,48 @@ class Scorer:
             return None
         return pairwise_accuracy([example.ranking for example in examples], self.score_examples(examples))
 
-    def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        tokens_BL, attention_BL = (tensor.to(self._device) for tensor in right_pad(rows, pad_id=self._pad_id))
-        if self._parts is None:
-            result: Tensor = self.model(tokens_BL, attention_BL)
-            return result
-        states_BLD = torch.nn.utils.rnn.pad_sequence([self._states(row) for row in rows], batch_first=True)
-        return self._parts.score(states_BLD, attention_BL)
+    def _flat_scores(self, group: Sequence[Example]) -> Tensor:
+        """score_N of all answers of these rankings, one after another."""
+        rows = [row for example in group for row in example.rows]
+        parts = self._parts
+        if parts is None:
+            return self.scores(rows)
+        states = [state for example in group for state in self._states(example, parts)]
 
-    def _states(self, row: Sequence[int]) -> Tensor:
-        key = hashlib.sha256(json.dumps(list(row)).encode()).hexdigest()
-        if key in self._cache:
-            return self._cache[key]
-        assert self._parts is not None
-        tokens_1L = torch.tensor([row], device=self._device)
-        states_LD = self._parts.states(tokens_1L, torch.ones_like(tokens_1L))[0]
-        if states_LD.nbytes <= self._room:
-            self._room -= states_LD.nbytes
-            self._cache[key] = states_LD
-        return states_LD
+        def forward(chunk: Sequence[int], attention_BL: Tensor) -> Tensor:
+            states_BLD = torch.nn.utils.rnn.pad_sequence([states[index] for index in chunk], batch_first=True)
+            return parts.score(states_BLD, attention_BL)
+
+        return self._in_chunks(rows, forward)
+
+    def _in_chunks(self, rows: Sequence[Sequence[int]], forward: Callable[[Sequence[int], Tensor], Tensor]) -> Tensor:
+        chunks = chunk_by_length([len(row) for row in rows], self._tokens_per_forward)
+        found = [forward(chunk, self._mask(rows, chunk)) for chunk in chunks]
+        order = torch.tensor([index for chunk in chunks for index in chunk])
+        return torch.cat(found)[order.argsort().to(self._device)]
+
+    def _pad(self, rows: Sequence[Sequence[int]], chunk: Sequence[int]) -> Tensor:
+        return right_pad([rows[index] for index in chunk], pad_id=self._pad_id)[0].to(self._device)
+
+    def _mask(self, rows: Sequence[Sequence[int]], chunk: Sequence[int]) -> Tensor:
+        return right_pad([rows[index] for index in chunk], pad_id=self._pad_id)[1].to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.head.weight.device
+
+    def _states(self, example: Example, parts: SplitReward) -> list[Tensor]:
+        """What the frozen blocks say of each row; kept up to `cache_megabytes`."""
+        num_prompt = example.num_prompt_tokens
+        keys = [hashlib.sha256(json.dumps([num_prompt, *row]).encode()).hexdigest() for row in example.rows]
+        if all(key in self._cache for key in keys):
+            return [self._cache[key] for key in keys]
+        states = parts.states(example.rows[0][:num_prompt], [row[num_prompt:] for row in example.rows])
+        for key, state in zip(keys, states, strict=True):
+            if key not in self._cache and state.nbytes <= self._room:
+                self._room -= state.nbytes
+                self._cache[key] = state
+        return states
 
 
 # --- Before and after ------------------------------------------------------------------------------------------------

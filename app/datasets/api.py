@@ -72,7 +72,7 @@ async def export_dataset(
     caller: ReadCaller,
     session: SessionDep,
     request: Request,
-    format: Literal["jsonl"] = "jsonl",  # noqa: A002 - the name in the address
+    format: Literal["jsonl"] = "jsonl",
 ) -> StreamingResponse:
     """The lines of a dataset, as a file."""
     dataset = await reachable(session, dataset_id, caller)

@@ -83,8 +83,6 @@ async def receive_chunk(upload: Upload, *, offset: int, chunks: AsyncIterator[by
 def append(upload: Upload, offset: int, body: bytes) -> tuple[int, bool]:
     """The blocking part of `receive_chunk`."""
     upload.path.parent.mkdir(parents=True, exist_ok=True)
-    if upload.path.exists() and offset == 0:
-        upload.path.unlink()
     with upload.partial.open("r+b" if offset and upload.partial.exists() else "wb") as file:
         if file.seek(0, os.SEEK_END) < offset:
             raise ChunkOutOfOrder(f"{file.tell()} bytes are here; the chunk begins at {offset}.")

@@ -131,6 +131,7 @@ class RunOut(BaseModel):
     project_id: uuid.UUID
     kind: RunKind
     state: str
+    config: dict[str, Any]
     is_triggered: bool
     attempt: int
     worker: str | None

@@ -235,6 +235,18 @@ def test_a_taken_port_is_told_with_the_way_out(up: Callable[..., Running]) -> No
     assert "--port" in errors
 
 
+def test_an_unreachable_database_is_told_with_the_way_out(
+    up: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://rankloop:secret@127.0.0.1:1/rankloop")
+    running = up("--port", "0")
+    _, errors = running.process.communicate(timeout=60)
+    assert running.process.returncode == 1
+    assert "rankloop:***@127.0.0.1:1/rankloop cannot be reached" in errors
+    assert "correct DATABASE_URL" in errors
+    assert "Traceback" not in errors
+
+
 def test_without_the_extra_it_runs_without_a_worker_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
@@ -261,7 +273,7 @@ def test_lines_of_a_child_go_to_its_log_and_marked_to_stderr(folder: Path, capsy
     child.start()
     assert eventually(lambda: not child.is_running)
     child.close()
-    assert (folder / "child.log").read_text().endswith(" Hello\n")
+    assert (folder / "child.log").read_text() == "Hello\n"
     assert capsys.readouterr().err == "[child] Hello\n"
 
 

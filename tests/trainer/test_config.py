@@ -59,6 +59,12 @@ def test_a_large_model_on_a_cpu_gets_adapters_and_few_episodes() -> None:
     assert PPOConfig().for_model(LARGE, "cpu").num_episodes == 64
 
 
+@pytest.mark.parametrize(("num", "epochs"), [(1, 3), (400, 3), (500, 2), (1_000, 1), (33_000, 1)])
+def test_few_rankings_are_read_more_often(num: int, epochs: int) -> None:
+    assert RewardConfig().for_rankings(num).epochs == epochs
+    assert RewardConfig(epochs=5).for_rankings(num).epochs == 5
+
+
 def test_a_small_model_or_a_gpu_gets_full_weights() -> None:
     assert RewardConfig().for_model(SMALL, "cpu").lora is None
     assert PPOConfig().for_model(LARGE, "cuda").lora is None

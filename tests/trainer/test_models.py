@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.trainer.tiny import make_tokenizer, save_tiny
 from trainer.config import LoraConfig
+from trainer.data import right_pad
 from trainer.models import (
     ADAPTER_CONFIG,
     ModelSource,
@@ -206,20 +207,24 @@ def test_frozen_blocks_and_the_rest_score_as_the_whole_with_the_same_gradients(t
     source = ModelSource(save_tiny(tmp_path / "deep", num_layers=4))
     model = RewardModel.from_sft(source, LoraConfig(rank=4, alpha=8, num_last_blocks=2))
     nudge(model)
-    parts = split_reward(model, TOKENS[:1])
+    parts = split_reward(model, [3, 4, 5, 6])
     assert parts is not None
     assert (len(parts.lower.layers), len(parts.upper.layers)) == (2, 2)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    whole = torch.autograd.grad(model(TOKENS, MASK).square().sum(), learning)
-    apart = torch.autograd.grad(parts.score(parts.states(TOKENS, MASK), MASK).square().sum(), learning)
+    # Three answers to one prompt; the last one is empty.
+    prompt, answers = [3, 4, 5], [[6, 3, 1], [4], []]
+    tokens, mask = right_pad([prompt + answer for answer in answers], pad_id=0)
+    whole = torch.autograd.grad(model(tokens, mask).square().sum(), learning)
+    states = nn.utils.rnn.pad_sequence(parts.states(prompt, answers), batch_first=True)
+    apart = torch.autograd.grad(parts.score(states, mask).square().sum(), learning)
     for one, other in zip(whole, apart, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_learns_everywhere_is_not_split(base: ModelSource) -> None:
-    assert split_reward(RewardModel.from_sft(base, None), TOKENS[:1]) is None
+    assert split_reward(RewardModel.from_sft(base, None), [3, 4, 5, 6]) is None
     everywhere = RewardModel.from_sft(base, LoraConfig(num_last_blocks=9))
-    assert split_reward(everywhere, TOKENS[:1]) is None
+    assert split_reward(everywhere, [3, 4, 5, 6]) is None
 
 
 # Tokenizer, facts, files

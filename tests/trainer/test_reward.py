@@ -23,7 +23,9 @@ from trainer.reporting import Level, RunCancelled, SilentReporter
 from trainer.reward import RewardResult, Scorer, StateCache, cross_validate, learning_rate_at, score, train_reward
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
-CONFIG = RewardConfig(lora=None, learning_rate=3e-3, rankings_per_batch=8, checkpoint_every=2, warmup_ratio=0.0)
+CONFIG = RewardConfig(
+    lora=None, epochs=1, learning_rate=3e-3, rankings_per_batch=8, checkpoint_every=2, warmup_ratio=0.0
+)
 UTILITY = {"a": 1.0, "b": 0.3, "c": -0.3, "d": -1.0}
 
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tests.trainer.tiny import make_model, make_tokenizer
 from transformers import LlamaForCausalLM
 
+from tests.trainer.tiny import make_model, make_tokenizer
 from trainer.sampling import (
     Draw,
     Generated,

@@ -137,8 +137,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(
         (text for example in examples for text in (example.request.prompt, example.answer)), learner
     )
-    make_tokenizer: Any = PreTrainedTokenizerFast
-    tokenizer: PreTrainedTokenizerFast = make_tokenizer(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=BOS,
         eos_token=END,
@@ -207,7 +206,7 @@ def _train(
     for step, (ids_BT, labels_BT) in enumerate(islice(batches, steps), start=1):
         loss = _answer_loss(model, ids_BT, labels_BT, tokenizer.pad_token_id)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -264,7 +263,7 @@ def _measure(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, num_answers: int
 ) -> dict[str, Any]:
     """The figures of the report that say how good the model is."""
-    model.train(mode=False)
+    model.eval()
     requests = held_out_requests(num_answers, seed)
     answers = sample_answers(model, tokenizer, requests)
     judgements = [judge(request.prompt, answer) for request, answer in zip(requests, answers, strict=True)]
@@ -302,8 +301,7 @@ def sample_answers(model: Any, tokenizer: PreTrainedTokenizerFast, requests: Seq
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, building: Path) -> None:
-    make_settings: Any = GenerationConfig
-    model.generation_config = make_settings(
+    model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

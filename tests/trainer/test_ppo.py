@@ -1,0 +1,496 @@
+"""PPO: against an exact optimum, by hand where a hand can, and what must not matter to it."""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.trainer.tiny import make_model, make_tokenizer
+from trainer import ppo
+from trainer.checkpoints import CheckpointError
+from trainer.config import LoraConfig, PPOConfig
+from trainer.models import ModelSource, Policy, RewardModel, ValueModel, load_policy
+from trainer.ppo import Learner, Progress, Question, Rollout, TrainingFailed, make_rollout, optimise, train_ppo
+from trainer.reporting import RunCancelled, SilentReporter
+from trainer.sampling import Draw, Generated, LocalSampler, Prompt
+
+TOKENIZER = make_tokenizer(("a", "b", "c"))
+EOS, PAD = 1, 0
+QUESTIONS = [Question("p1", [3, 4]), Question("p2", [5])]
+LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
+CPU = torch.device("cpu")
+
+
+def save_base(folder: Path, seed: int) -> ModelSource:
+    make_model(TOKENIZER, seed=seed, spread=0.1).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return ModelSource(folder, alias="tiny")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    return save_base(tmp_path_factory.mktemp("base"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def reward(base: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    folder = tmp_path_factory.mktemp("reward-v1")
+    RewardModel.from_sft(base, LORA, seed=3).save(folder)
+    return replace(base, version=folder)
+
+
+def make_config(**fields: Any) -> PPOConfig:
+    small = {
+        "num_episodes": 16,
+        "episodes_per_batch": 8,
+        "minibatch_size": 4,
+        "max_new_tokens": 4,
+        "missing_eos_penalty": 0.0,
+        "learning_rate": 1e-2,
+    }
+    return PPOConfig.from_overrides(small | fields).for_model(1000, "cpu")
+
+
+def make_learner(base: ModelSource, config: PPOConfig) -> Learner:
+    lora = config.lora if isinstance(config.lora, LoraConfig) else None
+    value_model = ValueModel.from_reward(RewardModel.from_sft(base, lora, seed=1))
+    return Learner.create(load_policy(base, lora=lora, seed=1), value_model, config)
+
+
+class Diary(SilentReporter):
+    """Remembers what was reported, and stops the run when told to."""
+
+    def __init__(self, stop_at_progress: int | None = None) -> None:
+        self.points: list[dict[str, float]] = []
+        self.lines: list[tuple[str, str]] = []
+        self.steps: list[tuple[int, int]] = []
+        self.stop_at_progress = stop_at_progress
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.points.append({"step": step, **values})
+
+    def progress(self, step: int, total: int, message: str) -> None:
+        self.steps.append((step, total))
+
+    def log(self, level: str, text: str) -> None:
+        self.lines.append((level, text))
+
+    def should_stop(self) -> bool:
+        return self.stop_at_progress is not None and bool(self.steps) and self.steps[-1][0] >= self.stop_at_progress
+
+
+def score_by_tokens(table: Tensor, every_tokens: Tensor, every_attention: Tensor) -> Tensor:
+    """The sum of table[position, token] over an answer; where it has ended, over padding."""
+    scores = []
+    for tokens, attention in zip(every_tokens, every_attention, strict=True):
+        row = tokens[attention].tolist()
+        answer = row[2:] if row[:2] == [3, 4] else row[1:]
+        padded = [*answer, *[PAD] * (len(table) - len(answer))]
+        scores.append(sum(table[position, token].item() for position, token in enumerate(padded)))
+    return torch.tensor(scores)
+
+
+def run(learner: Learner, config: PPOConfig, *, score: ppo.Score | None = None, report: Diary | None = None) -> Diary:
+    report = report or Diary()
+    table = torch.randn(4, len(TOKENIZER), generator=torch.Generator().manual_seed(0))
+    optimise(learner, score or partial(score_by_tokens, table), QUESTIONS, TOKENIZER, config, report)
+    return report
+
+
+def weights(learner: Learner) -> dict[str, Tensor]:
+    models = {"policy": learner.policy, "value": learner.value_model}
+    return {
+        f"{key}/{name}": p.detach().clone() for key, model in models.items() for name, p in model.named_parameters()
+    }
+
+
+# --- against the exact optimum
+
+
+def all_answers(max_new_tokens: int) -> list[list[int]]:
+    """Everything that the model can say: words up to an EOS, or cut by length."""
+    others = [token for token in range(len(TOKENIZER)) if token != EOS]
+    answers = [list(words) for words in itertools.product(others, repeat=max_new_tokens)]
+    for length in range(max_new_tokens):
+        answers += [[*words, EOS] for words in itertools.product(others, repeat=length)]
+    return answers
+
+
+@torch.no_grad()
+def log_law(policy: Policy, question: Question, answers: list[list[int]]) -> Tensor:
+    """log p of each answer, exactly."""
+    rollout = make_rollout(
+        [question] * len(answers), [Generated(answer, [], "stop") for answer in answers], pad_id=PAD, device=CPU
+    )
+    num_new = rollout.mask_BT.shape[1]
+    logprobs = policy.logprobs(rollout.tokens_BL, rollout.attention_BL, num_new=num_new, temperature=1.0)
+    return (logprobs * rollout.mask_BT).sum(1).double()
+
+
+def share_of_the_optimum(folder: Path, seed: int, beta: float) -> float:
+    """(J - J_ref) / (J* - J_ref) over every answer: J = E[r] - beta KL; J* = beta log E_ref[exp(r/beta)]."""
+    base = save_base(folder, seed)
+    config = make_config(
+        num_episodes=256 * 28,
+        episodes_per_batch=256,
+        minibatch_size=64,
+        num_epochs=2,
+        max_new_tokens=3,
+        beta=beta,
+        learning_rate=1e-3,
+        value_learning_rate=2e-3,
+        tokens_per_forward=8192,
+    )
+    learner = make_learner(base, config)
+    table = torch.randn(3, len(TOKENIZER), generator=torch.Generator().manual_seed(seed))
+    run(learner, config, score=partial(score_by_tokens, table))
+    answers = all_answers(3)
+    gained = possible = 0.0
+    for question in QUESTIONS:
+        rows = [[*question.tokens, *answer] for answer in answers]
+        reward = torch.cat(
+            [score_by_tokens(table, torch.tensor([row]), torch.ones(1, len(row)).bool()) for row in rows]
+        ).double()
+        law = log_law(learner.policy, question, answers)
+        with learner.policy.reference():
+            reference = log_law(learner.policy, question, answers)
+        assert reference.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+        start = (reference.exp() * reward).sum().item()
+        gained += (law.exp() * (reward - beta * (law - reference))).sum().item() - start
+        possible += beta * torch.logsumexp(reference + reward / beta, dim=0).item() - start
+    return gained / possible
+
+
+@pytest.mark.slow
+def test_it_reaches_the_exact_optimum(tmp_path: Path) -> None:
+    shares = [share_of_the_optimum(tmp_path / str(seed), seed, beta=0.5) for seed in range(3)]
+    assert sum(shares) / 3 >= 0.95, shares
+    assert max(shares) <= 1.0 + 1e-6
+
+
+# --- rollouts
+
+
+def test_masks_come_from_lengths_not_from_the_padding_token() -> None:
+    answers = [Generated([PAD, 3, EOS], [], "stop"), Generated([4], [], "length")]
+    rollout = make_rollout(QUESTIONS, answers, pad_id=PAD, device=CPU)
+    assert rollout.tokens_BL.tolist() == [[3, 4, PAD, 3, EOS], [PAD, 5, 4, PAD, PAD]]
+    assert rollout.attention_BL.int().tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 0, 0]]
+    assert rollout.mask_BT.int().tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert rollout.has_eos_B.tolist() == [True, False]
+
+
+def test_selected_rows_lose_the_columns_that_are_padding_in_all_of_them() -> None:
+    answers = [Generated([PAD, 3, EOS], [], "stop"), Generated([4], [], "length")]
+    part = make_rollout(QUESTIONS, answers, pad_id=PAD, device=CPU).select(torch.tensor([1]))
+    assert part.tokens_BL.tolist() == [[5, 4]]
+    assert part.mask_BT.tolist() == [[True]]
+
+
+def make_mixed_rollout(learner: Learner, temperature: float) -> tuple[Rollout, list[Generated]]:
+    questions = [Question("q", tokens) for tokens in ([3], [3, 4, 5, 3, 4], [5, 5], [4, 3, 3])] * 3
+    draws = [Draw(question.tokens, "q", index, seed=1) for index, question in enumerate(questions)]
+    drawn = LocalSampler(learner.policy.model, TOKENIZER).draw(
+        draws, temperature=temperature, top_p=1.0, max_new_tokens=6
+    )
+    return make_rollout(questions, drawn, pad_id=PAD, device=CPU), drawn
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_the_training_forward_says_what_the_sampler_said(base: ModelSource, temperature: float) -> None:
+    learner = make_learner(base, make_config())
+    rollout, drawn = make_mixed_rollout(learner, temperature)
+    with torch.no_grad():
+        logprobs = learner.policy.logprobs(
+            rollout.tokens_BL, rollout.attention_BL, num_new=rollout.mask_BT.shape[1], temperature=temperature
+        )
+    sampled = torch.tensor([value for result in drawn for value in result.logprobs])
+    torch.testing.assert_close(logprobs[rollout.mask_BT], sampled, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_loop_samples_and_trains_at_one_temperature(
+    base: ModelSource, lora: LoraConfig | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `optimise` takes for old log-probabilities is what its own sampler drew with."""
+    config = make_config(temperature=0.6, num_episodes=8, lora=lora)
+    learner = make_learner(base, config)
+    drawn: list[Generated] = []
+    used: list[ppo.Trajectory] = []
+    make, update = ppo.make_rollout, ppo._update
+    monkeypatch.setattr(
+        ppo, "make_rollout", lambda asked, answers, **rest: (drawn.extend(answers), make(asked, answers, **rest))[1]
+    )
+    monkeypatch.setattr(
+        ppo, "_update", lambda own, trajectory, *rest: (used.append(trajectory), update(own, trajectory, *rest))[1]
+    )
+    run(learner, config)
+    sampled = torch.tensor([value for result in drawn for value in result.logprobs])
+    torch.testing.assert_close(used[0].logprobs_BT[used[0].rollout.mask_BT], sampled, atol=1e-4, rtol=0)
+
+
+def test_a_value_is_that_of_what_came_before_its_token(base: ModelSource) -> None:
+    value_model = make_learner(base, make_config()).value_model
+    attention = torch.ones(1, 5).bool()
+    with torch.no_grad():
+        values = value_model(torch.tensor([[3, 4, 5, 3, 4]]), attention, num_new=3)
+        others = value_model(torch.tensor([[3, 4, 5, 3, 5]]), attention, num_new=3)
+        earlier = value_model(torch.tensor([[3, 4, 5, 4, 4]]), attention, num_new=3)
+    assert torch.equal(values, others)
+    assert torch.equal(values[:, :2], earlier[:, :2])
+    assert not torch.equal(values[:, 2], earlier[:, 2])
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_advantages_are_whitened_over_the_batch_if_the_config_says_so(
+    base: ModelSource, monkeypatch: pytest.MonkeyPatch, whiten: bool
+) -> None:
+    used: list[ppo.Trajectory] = []
+    monkeypatch.setattr(ppo, "_update", lambda learner, trajectory, *rest: used.append(trajectory) or {})
+    config = make_config(num_episodes=8, whiten_advantages=whiten)
+    run(make_learner(base, config), config)
+    advantages = used[0].advantages_BT[used[0].rollout.mask_BT]
+    is_white = abs(advantages.mean().item()) < 1e-5 and abs(advantages.std(correction=0).item() - 1.0) < 1e-5
+    assert is_white == whiten
+    unwhitened = (used[0].returns_BT - used[0].values_BT)[used[0].rollout.mask_BT]
+    assert torch.allclose(advantages, unwhitened, atol=1e-6) != whiten
+
+
+def test_every_pass_asks_every_question_once() -> None:
+    questions = [Question(str(number), [3]) for number in range(5)]
+    asked = [question.prompt_id for question in ppo._next_questions(questions, 0, 15, seed=4)]
+    assert [sorted(asked[start : start + 5]) for start in (0, 5, 10)] == [["0", "1", "2", "3", "4"]] * 3
+    assert asked[:5] != asked[5:10]
+    assert [question.prompt_id for question in ppo._next_questions(questions, 7, 4, seed=4)] == asked[7:11]
+
+
+# --- updates
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_before_the_first_step_the_ratio_is_1(base: ModelSource, lora: LoraConfig | None) -> None:
+    config = make_config(num_episodes=8, minibatch_size=8, lora=lora)
+    (point,) = run(make_learner(base, config), config).points
+    assert point["ppo/policy/ratio_error"] <= 1e-5
+    assert point["ppo/policy/approxkl"] <= 1e-5
+    assert point["ppo/policy/clipfrac"] == 0.0
+    assert point["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_policy_that_is_not_the_one_that_sampled_is_noticed(
+    base: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    learner = make_learner(base, config)
+    logprobs = learner.policy.logprobs
+
+    def at_another_temperature(*args: Any, temperature: float, **rest: Any) -> Tensor:
+        return logprobs(*args, temperature=temperature if not torch.is_grad_enabled() else 1.1, **rest)
+
+    monkeypatch.setattr(learner.policy, "logprobs", at_another_temperature)
+    with pytest.raises(AssertionError, match="before the first step"):
+        run(learner, config)
+
+
+def test_a_step_does_not_depend_on_micro_batches(base: ModelSource) -> None:
+    results = []
+    for tokens_per_forward in (1, 20, 8192):
+        config = make_config(num_episodes=8, minibatch_size=8, tokens_per_forward=tokens_per_forward)
+        learner = make_learner(base, config)
+        (point,) = run(learner, config).points
+        results.append(
+            [point[f"ppo/{name}"] for name in ("policy/loss", "value/loss", "policy/grad_norm", "value/grad_norm")]
+        )
+    torch.testing.assert_close(torch.tensor(results[0]), torch.tensor(results[2]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(results[1]), torch.tensor(results[2]), atol=1e-5, rtol=1e-5)
+
+
+def test_with_an_adapter_only_the_last_block_and_the_value_head_learn(base: ModelSource) -> None:
+    config = make_config(lora=LORA)
+    learner = make_learner(base, config)
+    before = weights(learner)
+    run(learner, config)
+    moved = {name for name, tensor in weights(learner).items() if not torch.equal(tensor, before[name])}
+    assert moved
+    assert all(("lora_" in name and ".layers.1." in name) or name.startswith("value/head.") for name in moved)
+
+
+def test_an_answer_cut_by_length_pays_the_penalty(base: ModelSource) -> None:
+    # Scores 0 and no KL penalty: what is left of the reward is -3 for each answer without EOS.
+    config = make_config(missing_eos_penalty=3.0, beta=0.0, num_episodes=8)
+    (point,) = run(make_learner(base, config), config, score=lambda tokens, attention: torch.zeros(len(tokens))).points
+    assert 0.0 < point["objective/eos"] < 1.0
+    assert point["objective/rlhf_reward"] == pytest.approx(-3.0 * (1.0 - point["objective/eos"]), abs=1e-6)
+
+
+def test_the_rate_rises_over_a_tenth_of_the_run_at_most(base: ModelSource) -> None:
+    config = make_config(num_episodes=8 * 40, warmup_iterations=10)  # 40 rollouts: 4 of them warm up
+    learner = make_learner(base, config)
+    rates = []
+    for iteration in range(6):
+        learner.progress.num_iterations = iteration
+        ppo._set_rates(learner, config)
+        rates.append(learner.policy_optimizer.param_groups[0]["lr"] / 1e-2)
+    assert rates == pytest.approx([0.1, 0.325, 0.55, 0.775, 1.0, 1.0])
+
+
+def test_an_adaptive_beta_follows_the_summed_kl() -> None:
+    config = make_config(target_kl=6.0, kl_horizon=100)
+    assert ppo._next_beta(0.5, 6.6, 10, config) == pytest.approx(0.5 * (1 + 0.1 * 10 / 100))  # error 0.1
+    assert ppo._next_beta(0.5, 60.0, 10, config) == pytest.approx(0.5 * (1 + 0.2 * 10 / 100))  # cut off at 0.2
+    assert ppo._next_beta(0.5, 0.0, 10, config) == pytest.approx(0.5 * (1 - 0.2 * 10 / 100))
+    assert ppo._next_beta(0.5, 60.0, 10, make_config()) == 0.5
+
+
+def test_it_stops_when_the_kl_is_too_high(base: ModelSource) -> None:
+    config = make_config(num_episodes=80, learning_rate=0.3, kl_stop=1.0, beta=0.0)
+    learner = make_learner(base, config)
+    report = run(learner, config)
+    assert learner.progress.num_episodes < 80
+    assert learner.progress.last_kl is not None
+    assert learner.progress.last_kl > 1.0
+    assert report.lines[-1][1].startswith("Stopped: KL")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_score_that_is_no_number_stops_the_run_before_it_reaches_a_weight(base: ModelSource, bad: float) -> None:
+    config = make_config()
+    learner = make_learner(base, config)
+    before = weights(learner)
+    with pytest.raises(TrainingFailed, match="the reward model's score is NaN or infinite"):
+        run(learner, config, score=lambda tokens, attention: torch.full((len(tokens),), bad))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(learner).items())
+
+
+def test_a_gradient_that_is_no_number_is_not_applied(base: ModelSource) -> None:
+    config = make_config()
+    learner = make_learner(base, config)
+    before = weights(learner)
+    for parameter in (*learner.policy.parameters(), *learner.value_model.parameters()):
+        parameter.grad = torch.zeros_like(parameter)
+    next(learner.value_model.parameters()).grad.fill_(math.nan)  # type: ignore[union-attr]
+    with pytest.raises(TrainingFailed, match="the gradient of the value model is NaN"):
+        ppo._step(learner, config)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(learner).items())
+
+
+# --- a whole run
+
+PROMPTS = [Prompt("p1", [{"role": "user", "content": "a b"}]), Prompt("p2", [{"role": "user", "content": "c"}])]
+TOO_LONG = Prompt("p3", [{"role": "user", "content": "a " * 70}])
+
+
+def train(
+    base: ModelSource,
+    reward: ModelSource,
+    out: Path,
+    *,
+    report: Diary | None = None,
+    prompts: list[Prompt] = PROMPTS,
+    policy: ModelSource | None = None,
+    resume_from: Path | None = None,
+    **fields: Any,
+) -> ppo.PPOResult:
+    return train_ppo(
+        prompts,
+        sft=base,
+        policy=policy or base,
+        reward=reward,
+        config=make_config(**fields),
+        out=out,
+        report=report or Diary(),
+        resume_from=resume_from,
+    )
+
+
+def test_a_run_writes_a_version_and_reports(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
+    report = Diary()
+    result = train(base, reward, tmp_path / "v2", prompts=[*PROMPTS, TOO_LONG], report=report, lora=LORA.as_json())
+    assert result.num_episodes == 16
+    assert [row["prompt_id"] for row in result.refused] == ["p3"]
+    assert "context of 64" in result.refused[0]["reason"]
+    assert set(result.as_json()) == {"num_episodes", "reward", "kl", "seconds", "refused"}
+    assert {"objective/reward", "objective/kl", "objective/entropy", "objective/length"} <= set(report.points[0])
+    assert {
+        "ppo/policy/loss",
+        "ppo/policy/clipfrac",
+        "ppo/policy/approxkl",
+        "ppo/value/loss",
+        "ppo/beta",
+        "sample/tokens_per_second",
+    } <= set(report.points[0])
+    assert [point["step"] for point in report.points] == [8, 16]
+    assert report.steps[-1] == (32, 32)
+    assert [step for step, _ in report.steps] == sorted(step for step, _ in report.steps)
+    assert any(text.startswith("best of 8: score") for _, text in report.lines)
+    manifest = json.loads((tmp_path / "v2" / "manifest.json").read_text())
+    assert manifest["kind"] == "ppo"
+    assert set(manifest["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    loaded = load_policy(replace(base, version=tmp_path / "v2"), lora=None, reference=base)
+    with torch.no_grad(), loaded.reference():
+        reference = log_law(loaded, QUESTIONS[0], all_answers(1))
+    assert not torch.equal(log_law(loaded, QUESTIONS[0], all_answers(1)), reference)
+
+
+def test_the_reference_is_the_sft_model_not_the_policy_that_the_run_began_with(
+    base: ModelSource, reward: ModelSource, tmp_path: Path
+) -> None:
+    train(base, reward, tmp_path / "v2", lora=LORA.as_json(), learning_rate=0.1)
+    report = Diary()
+    train(base, reward, tmp_path / "v3", policy=replace(base, version=tmp_path / "v2"), report=report, num_episodes=8)
+    assert abs(report.points[0]["objective/kl"]) > 1e-3
+
+
+@pytest.mark.parametrize("lora", [None, LORA.as_json()])
+def test_a_killed_run_that_goes_on_ends_as_if_it_had_not_been_killed(
+    base: ModelSource, reward: ModelSource, tmp_path: Path, lora: Any
+) -> None:
+    fields = {"num_episodes": 32, "lora": lora, "target_kl": 1.0, "num_epochs": 2}
+    whole = train(base, reward, tmp_path / "whole", **fields)
+    with pytest.raises(RunCancelled):
+        train(base, reward, tmp_path / "killed", report=Diary(stop_at_progress=44), **fields)  # in the third update
+    assert not (tmp_path / "killed").exists()
+    torch.manual_seed(99)
+    resumed = train(base, reward, tmp_path / "resumed", resume_from=tmp_path / "killed.checkpoint", **fields)
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    expected, found = load_file(tmp_path / "whole" / name), load_file(tmp_path / "resumed" / name)
+    assert set(expected) == set(found)
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+    assert replace(resumed, seconds=0.0) == replace(whole, seconds=0.0)
+
+
+def test_another_run_s_checkpoint_is_refused(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
+    train(base, reward, tmp_path / "one")
+    with pytest.raises(CheckpointError, match="config"):
+        train(base, reward, tmp_path / "two", resume_from=tmp_path / "one.checkpoint", beta=0.7)
+
+
+def test_a_reward_model_that_says_nan_leaves_no_version(base: ModelSource, tmp_path: Path) -> None:
+    broken = RewardModel.from_sft(base, LORA, seed=3)
+    with torch.no_grad():
+        broken.head.weight.fill_(math.nan)
+    (tmp_path / "reward").mkdir()
+    broken.save(tmp_path / "reward")
+    with pytest.raises(TrainingFailed, match="NaN or infinite"):
+        train(base, replace(base, version=tmp_path / "reward"), tmp_path / "v2")
+    assert not (tmp_path / "v2").exists()
+    assert not (tmp_path / "v2.checkpoint").exists()
+
+
+def test_a_run_without_a_prompt_that_fits_is_refused(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="There is no prompt to learn on: 1 prompts, of them 1 over"):
+        train(base, reward, tmp_path / "v2", prompts=[TOO_LONG])
+
+
+def test_progress_survives_json() -> None:
+    progress = Progress(beta=0.3, num_iterations=2, num_episodes=16, first_reward=0.1, last_reward=0.2, last_kl=0.4)
+    assert Progress(**json.loads(json.dumps(progress.__dict__))) == progress
