@@ -83,7 +83,6 @@ def words(request: Request) -> dict[str, Any]:
 
 def render(request: Request, template: str, *, status_code: int = 200, **context: Any) -> HTMLResponse:
     """A page in the reader's language. `user` is who is signed in, or None."""
-    language = request_language(request)
     html = (
         environment()
         .get_template(template)

@@ -1,1 +1,1 @@
-"""The trainer: sampling, reward models and PPO, on any machine with torch. It speaks to the app through `trainer.client` alone."""
+"""The trainer: sampling, reward models and PPO, on any machine with torch. `trainer.client` alone speaks to the app."""

@@ -221,12 +221,13 @@ def test_padding_changes_no_loss_and_gets_no_gradient(loss: Loss) -> None:
 
 def test_padding_changes_no_whitening_reward_or_advantage() -> None:
     hidden = 100.0 * noise(9) * ~MASK
-    for function in (
+    functions: tuple[Callable[[Tensor], Tensor], ...] = (
         lambda extra: masked_whiten(noise(1) + extra, MASK),
         lambda extra: kl_penalised_rewards(noise(3, B), noise(1) + extra, noise(2) - extra, MASK, beta=0.1),
         lambda extra: generalised_advantages(noise(1) + extra, noise(2) + extra, MASK, gamma=1.0, lam=0.95)[0],
         lambda extra: generalised_advantages(noise(1) + extra, noise(2) + extra, MASK, gamma=1.0, lam=0.95)[1],
-    ):
+    )
+    for function in functions:
         torch.testing.assert_close(function(hidden), function(torch.zeros_like(hidden)), rtol=0, atol=1e-12)
         assert not function(hidden)[~MASK].any()
 

@@ -227,12 +227,17 @@ def test_a_loop_samples_and_trains_at_one_temperature(
     drawn: list[Generated] = []
     used: list[ppo.Trajectory] = []
     make, update = ppo.make_rollout, ppo._update
-    monkeypatch.setattr(
-        ppo, "make_rollout", lambda asked, answers, **rest: (drawn.extend(answers), make(asked, answers, **rest))[1]
-    )
-    monkeypatch.setattr(
-        ppo, "_update", lambda own, trajectory, *rest: (used.append(trajectory), update(own, trajectory, *rest))[1]
-    )
+
+    def watched_rollout(asked: Any, answers: Any, **rest: Any) -> ppo.Rollout:
+        drawn.extend(answers)
+        return make(asked, answers, **rest)
+
+    def watched_update(own: ppo.Learner, trajectory: ppo.Trajectory, *rest: Any) -> dict[str, float]:
+        used.append(trajectory)
+        return update(own, trajectory, *rest)
+
+    monkeypatch.setattr(ppo, "make_rollout", watched_rollout)
+    monkeypatch.setattr(ppo, "_update", watched_update)
     run(learner, config)
     sampled = torch.tensor([value for result in drawn for value in result.logprobs])
     torch.testing.assert_close(used[0].logprobs_BT[used[0].rollout.mask_BT], sampled, atol=1e-4, rtol=0)
@@ -255,7 +260,12 @@ def test_advantages_are_whitened_over_the_batch_if_the_config_says_so(
     base: ModelSource, monkeypatch: pytest.MonkeyPatch, whiten: bool
 ) -> None:
     used: list[ppo.Trajectory] = []
-    monkeypatch.setattr(ppo, "_update", lambda learner, trajectory, *rest: used.append(trajectory) or {})
+
+    def only_keep(learner: ppo.Learner, trajectory: ppo.Trajectory, *rest: Any) -> dict[str, float]:
+        used.append(trajectory)
+        return {}
+
+    monkeypatch.setattr(ppo, "_update", only_keep)
     config = make_config(num_episodes=8, whiten_advantages=whiten)
     run(make_learner(base, config), config)
     advantages = used[0].advantages_BT[used[0].rollout.mask_BT]

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
+from app.datasets.models import DatasetRow
 from app.errors import RankloopError
 from app.loop import service as loop
 from app.prompts.models import Prompt, RunPrompt, Split
@@ -160,9 +161,7 @@ async def test_a_ranking_lists_every_version_that_learned_from_it(turned: Loop) 
     await whole_round(turned)
     policy = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.POLICY)
     assert policy is not None
-    rows = await turned.session.scalars(
-        select(loop.DatasetRow.ranking_id).where(loop.DatasetRow.dataset_id == policy.dataset_id)
-    )
+    rows = await turned.session.scalars(select(DatasetRow.ranking_id).where(DatasetRow.dataset_id == policy.dataset_id))
     versions = await loop.versions_of_ranking(turned.session, rows.all()[0])
     assert [(version.number, version.kind) for version in versions] == [(2, "reward"), (3, "policy")]
 

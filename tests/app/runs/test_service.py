@@ -223,7 +223,7 @@ async def test_workers_at_once_never_get_the_same_run(fresh_database_url: str) -
             await enqueue(session, project)
 
     async def work(name: str) -> list[uuid.UUID]:
-        held = []
+        held: list[uuid.UUID] = []
         while True:
             async with make_session.begin() as session:
                 run = await claim(session, token, name)
