@@ -19,7 +19,7 @@ RUN pip install -c constraints.txt '.[trainer]' && pip uninstall -y pixeltable-p
 
 FROM python:3.12-slim AS runtime
 RUN useradd --create-home --uid 10001 rankloop && install -d -o rankloop -g rankloop -m 0700 /data
-ENV PATH=/opt/rankloop/bin:$PATH PYTHONUNBUFFERED=1 RANKLOOP_DATA_DIR=/data
+ENV PATH=/opt/rankloop/bin:$PATH PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE RANKLOOP_DATA_DIR=/data
 WORKDIR /home/rankloop
 USER rankloop
 VOLUME /data

@@ -294,6 +294,8 @@ class Supervisor:
             "RANKLOOP_DATABASE_URL": self.settings.require_database_url(),
             "RANKLOOP_PUBLIC_URL": self.settings.public_url,
             "PYTHONUNBUFFERED": "1",
+            # Threads of torch that wait by spinning keep the other parts of a small machine from working.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
 
     def _announce(self, seconds: float) -> None:

@@ -27,7 +27,7 @@ PROMPT_SEED = 2026
 NUM_RESAMPLES = 10_000
 # A third of the prompts is held out from sampling, ranking and training; they measure.
 SHARES = {"validation_share": 0.1, "test_share": 0.34}
-SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 96}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 128}
 
 
 class RunFailed(ValueError):

@@ -22,8 +22,8 @@ from trainer.simulate import Annotators, LoopResult, RunFailed, hire, rank_waiti
 
 # What is trained in a simulated loop: a small model with all its weights, on a few hundred rankings a round.
 TRAINING: dict[str, dict[str, Any]] = {
-    "reward": {"learning_rate": 3e-4, "epochs": 4},
-    "ppo": {"num_episodes": 1024, "learning_rate": 1e-4, "max_new_tokens": 96},
+    "reward": {},
+    "ppo": {"num_episodes": 1024, "learning_rate": 1e-4, "num_epochs": 2},
 }
 ALL_SCOPES = ("admin", "read", "write")
 
