@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 
 from app.accounts import api as accounts_api
@@ -21,7 +21,7 @@ from app.config import Settings
 from app.datasets import api as datasets_api
 from app.datasets import pages as datasets_pages
 from app.db import SessionMaker, make_engine, make_sessionmaker
-from app.errors import Conflict, FieldError, NotFound, RankloopError, Unavailable
+from app.errors import Conflict, FieldError, Invalid, NotFound, RankloopError, Unavailable
 from app.loop import api as loop_api
 from app.loop import pages as loop_pages
 from app.loop import service as loop
@@ -76,6 +76,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
         openapi_url=f"{API}/openapi.json",
         docs_url=None,
         redoc_url=None,
+        max_body_size=settings.max_body_bytes,
         lifespan=lifespan,
     )
     app.state.settings = settings
@@ -90,6 +91,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_exception_handler(RequestValidationError, handle_invalid_request)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(IntegrityError, handle_integrity_error)
+    app.add_exception_handler(DataError, handle_unstorable_text)
     app.add_exception_handler(OperationalError, handle_database_trouble)
     app.add_exception_handler(500, handle_bug)
     app.add_middleware(SameOrigin)
@@ -175,6 +177,11 @@ async def handle_integrity_error(request: Request, error: Exception) -> Response
     return answer(
         request, Conflict("This breaks a rule of the database, and was not stored. Load the page again and retry.")
     )
+
+
+async def handle_unstorable_text(request: Request, error: Exception) -> Response:
+    """A NUL in a text, or a number beyond its column: nothing was stored."""
+    return answer(request, Invalid("A value can't be stored: a text holds a NUL character, or a number is too large."))
 
 
 async def handle_database_trouble(request: Request, error: Exception) -> Response:

@@ -30,6 +30,7 @@ from app.prompts import service as prompts
 from app.prompts.models import Completion, Prompt, RunPrompt, Split
 from app.prompts.service import CompletionsStored
 from app.rankings import service as rankings
+from app.rankings.importing import RankingsImported
 from app.rankings.service import RankingStored
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
@@ -73,6 +74,7 @@ def subscribe() -> None:
     events.subscribe(ProjectCreated, begin)
     events.subscribe(CompletionsStored, make_tasks)
     events.subscribe(RankingStored, train_at_threshold)
+    events.subscribe(RankingsImported, train_at_threshold)
     events.subscribe(RunFinished, run_finished)
 
 
@@ -308,7 +310,7 @@ async def open_run(session: AsyncSession, project_id: uuid.UUID, *, kinds: Seque
     )
 
 
-async def train_at_threshold(session: AsyncSession, event: RankingStored) -> None:
+async def train_at_threshold(session: AsyncSession, event: RankingStored | RankingsImported) -> None:
     """Train by itself once enough rankings are new. The project's row is locked only when that may be so.
 
     Others may be storing rankings at this moment that this transaction can't see yet, so the lock is taken a little
