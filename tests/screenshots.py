@@ -63,7 +63,8 @@ async def take_page(page: Page, address: str, out: Path, name: str, *, is_whole:
             await page.locator("article.answer").first.focus()
             for key in "213":
                 await page.keyboard.press(key)
-        await page.screenshot(path=out / f"{name}{suffix}.png")
+            await page.evaluate("scrollTo(0, 0)")
+        await page.screenshot(path=out / f"{name}{suffix}.png", animations="disabled")
 
 
 def main() -> None:
