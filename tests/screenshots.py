@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from pathlib import Path
+from urllib.parse import urljoin
 
 from playwright.async_api import Page, ViewportSize, async_playwright
 
@@ -55,7 +56,7 @@ async def take_page(page: Page, address: str, out: Path, name: str, *, is_whole:
             ("-phone-dark", PHONE, "dark", "en"),
         ]
     for suffix, viewport, colours, language in looks:
-        await page.context.add_cookies([{"name": "rl_language", "value": language, "url": address}])
+        await page.context.add_cookies([{"name": "rl_language", "value": language, "url": urljoin(address, "/")}])
         await page.set_viewport_size(viewport)
         await page.emulate_media(color_scheme="dark" if colours == "dark" else "light")
         await page.goto(address)

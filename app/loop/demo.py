@@ -22,8 +22,9 @@ Put the answers in the order in which you would rather get them, the best first.
 2. **Truthful** – is it right? A wrong fact or a wrong result weighs more than clumsy words.
 3. **Harmless** – would it hurt, insult or mislead anybody?
 
-Two answers that are equally good, or equally bad, share a place. The model is small (SmolLM2 with 135 million
-parameters): its English is readable and often wrong, its Chinese is unusable. Rank what is there.
+Two answers that are equally good, or equally bad, share a place.
+
+The model is small (SmolLM2 with 135 million parameters): its English is readable and often wrong, its Chinese is unusable. Rank what is there.
 """
 
 
