@@ -24,7 +24,8 @@ Put the answers in the order in which you would rather get them, the best first.
 
 Two answers that are equally good, or equally bad, share a place.
 
-The model is small (SmolLM2 with 135 million parameters): its English is readable and often wrong, its Chinese is unusable. Rank what is there.
+The model is small (SmolLM2 with 135 million parameters): its English is readable and often wrong, \
+its Chinese is unusable. Rank what is there.
 """
 
 
