@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import Role, Scope
 from app.accounts.service import create_token
 from app.config import Settings
+from app.db import SessionMaker
 from app.main import create_app
-from tests.conftest import SessionMaker
 from tests.factories import make_user
 
 
