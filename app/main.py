@@ -18,10 +18,12 @@ from app.accounts import api as accounts_api
 from app.accounts import pages as accounts_pages
 from app.accounts.guards import SignInFirst
 from app.config import Settings
+from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
 from app.datasets import pages as datasets_pages
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Conflict, FieldError, Invalid, NotFound, RankloopError, Unavailable
+from app.loop import alternatives
 from app.loop import api as loop_api
 from app.loop import pages as loop_pages
 from app.loop import service as loop
@@ -49,6 +51,7 @@ DOMAINS = [
     runs_api,
     projects_api,
     prompts_api,
+    corpora_api,
     tasks_api,
     rankings_api,
     datasets_api,
@@ -97,6 +100,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_middleware(SameOrigin)
     app.add_middleware(SecurityHeaders)
     loop.subscribe()
+    alternatives.subscribe()
     return app
 
 

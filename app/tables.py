@@ -1,6 +1,7 @@
 """All tables in one import, for migrations and for `create_all` comparisons."""
 
 from app.accounts import models as accounts
+from app.corpora import models as corpora
 from app.datasets import models as datasets
 from app.db import Base
 from app.loop import models as loop
@@ -11,5 +12,17 @@ from app.registry import models as registry
 from app.runs import models as runs
 from app.tasks import models as tasks
 
-__all__ = ["Base", "accounts", "datasets", "loop", "projects", "prompts", "rankings", "registry", "runs", "tasks"]
+__all__ = [
+    "Base",
+    "accounts",
+    "corpora",
+    "datasets",
+    "loop",
+    "projects",
+    "prompts",
+    "rankings",
+    "registry",
+    "runs",
+    "tasks",
+]
 metadata = Base.metadata

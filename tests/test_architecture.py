@@ -16,6 +16,7 @@ DOMAINS = [
     "runs",
     "registry",
     "prompts",
+    "corpora",
     "tasks",
     "rankings",
     "quality",

@@ -7,9 +7,10 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial as partial_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
@@ -45,6 +46,7 @@ class ImportKind(StrEnum):
     PROMPTS = "prompts"
     COMPLETIONS = "completions"
     RANKINGS = "rankings"
+    CORPUS = "corpus"
 
 
 def register(cli: typer.Typer) -> None:
@@ -92,19 +94,20 @@ def import_file(
     token: TokenOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Bring prompts, ready completions or rankings that were made elsewhere into a project."""
+    """Bring prompts, ready completions, rankings that were made elsewhere, or a corpus into a project."""
     from trainer.client import ApiError, Client, Retries
 
     settings = settings_with(url, token)
     with one_line_errors(), Client(settings.url, settings.token, retries=Retries(PATIENCE_SECONDS)) as client:
-        send = {
+        senders: dict[ImportKind, Callable[..., dict[str, Any]]] = {
             ImportKind.PROMPTS: client.import_prompts,
             ImportKind.COMPLETIONS: client.import_completions,
             ImportKind.RANKINGS: client.import_rankings,
-        }[kind]
+            ImportKind.CORPUS: partial_of(client.import_corpus, name=file.name),
+        }
         try:
             with file.open("rb") as lines:
-                report = send(project, lines, dry_run=dry_run, partial=partial)
+                report = senders[kind](project, lines, dry_run=dry_run, partial=partial)
         except ApiError as error:
             for problem in error.errors:
                 typer.echo(f"{problem['field']}: {problem['rule']}", err=True)

@@ -151,6 +151,10 @@ class Client:
         """A dataset's frozen rows, in order. With `sha256`, DamagedDownload at the end when they are not those."""
         return self.transport.ndjson(f"/datasets/{dataset_id}/rows", sha256=sha256)
 
+    def corpus_rows(self, corpus_id: str, sha256: str | None = None) -> Iterator[Json]:
+        """A corpus's rows in order, checked as `dataset_rows` are."""
+        return self.transport.ndjson(f"/corpora/{corpus_id}/rows", sha256=sha256)
+
     def download_version_file(self, version_id: str, file: ArtifactInfo, target: Path) -> None:
         """Fetch one file of a version to `target`, which appears only when its hash is right."""
         path = f"/versions/{version_id}/artifacts/{file['name']}"
@@ -185,6 +189,18 @@ class Client:
     def import_rankings(self, project_id: str, lines: Iterable[str | bytes], **options: bool) -> Json:
         """Import rankings that were made elsewhere; as `import_prompts`."""
         return self._import(project_id, "rankings", lines, options)
+
+    def import_corpus(self, project_id: str, lines: Iterable[str | bytes], *, name: str = "", **options: bool) -> Json:
+        """Import texts or conversations to learn from, as one corpus; as `import_prompts`."""
+        return self._import(project_id, "corpora", lines, options, name=name)
+
+    def list_corpora(self, project_id: str) -> list[Json]:
+        """The project's corpora, newest first."""
+        return list(self._items(f"/projects/{project_id}/corpora"))
+
+    def start_run(self, project_id: str, kind: str, **fields: Any) -> Json:
+        """Train in another way: `sft`, `dpo`, `best_of_n` or `star`. Fields: `version_id`, `training`."""
+        return self._create(f"/projects/{project_id}/runs", {"kind": kind, **fields})
 
     def list_prompts(self, project_id: str, split: str | None = None) -> Iterator[Json]:
         """The project's prompts, of one split or of all."""
@@ -298,10 +314,17 @@ class Client:
 
     # How a call is made
 
-    def _import(self, project_id: str, noun: str, lines: Iterable[str | bytes], options: Mapping[str, bool]) -> Json:
+    def _import(
+        self,
+        project_id: str,
+        noun: str,
+        lines: Iterable[str | bytes],
+        options: Mapping[str, bool],
+        **texts: str,
+    ) -> Json:
         encoded = (line.encode() if isinstance(line, str) else line for line in lines)
         body = b"".join(line.rstrip(b"\n") + b"\n" for line in encoded)
-        params = {name: "true" for name, value in options.items() if value}
+        params = {name: "true" for name, value in options.items() if value} | texts
         path = f"/projects/{project_id}/{noun}:import"
         return _object(self._create_response(path, content=body, params=params, type_="application/x-ndjson"))
 

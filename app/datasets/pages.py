@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 
 from app.accounts.guards import Admin
+from app.corpora.service import list_corpora
 from app.datasets import service
 from app.datasets.exporting import download
 from app.projects.guards import PageProject
@@ -17,7 +18,7 @@ LIST_SIZE = 200
 
 @router.get("/projects/{slug}/datasets")
 async def list_datasets(request: Request, project: PageProject, user: Admin, session: SessionDep) -> HTMLResponse:
-    """The datasets of a project, newest first."""
+    """The datasets and the corpora of a project, newest first."""
     return render(
         request,
         "datasets/list.html",
@@ -25,6 +26,7 @@ async def list_datasets(request: Request, project: PageProject, user: Admin, ses
         project=project,
         datasets=await service.list_datasets(session, project.id, limit=LIST_SIZE),
         num_new=await service.count_new_rankings(session, project.id),
+        corpora=await list_corpora(session, project.id),
     )
 
 

@@ -269,6 +269,11 @@ async def get_dataset(session: AsyncSession, dataset_id: uuid.UUID) -> Dataset:
     return dataset
 
 
+def reference(dataset: Dataset) -> dict[str, Any]:
+    """What a run's config says of a dataset (docs/protocol.md)."""
+    return {"id": str(dataset.id), "sha256": dataset.sha256, "num_rows": dataset.num_rows}
+
+
 async def get_dataset_by_number(session: AsyncSession, project_id: uuid.UUID, number: int) -> Dataset:
     """A dataset by its number within a project.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette import status
 
 from app.accounts.guards import AdminCaller, ReadCaller, WriteCaller
-from app.loop import service
+from app.loop import alternatives, service
 from app.loop.schemas import PlanOut, RoundOut
 from app.projects.guards import ApiProject
 from app.projects.service import get_project
@@ -28,6 +28,18 @@ class EvaluateIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version_id: uuid.UUID | None = None
+
+
+class TrainIn(BaseModel):
+    """Another way of training than the loop's own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["sft", "dpo", "best_of_n", "star"]
+    version_id: uuid.UUID | None = None
+    """Where to begin; left out: version 1 for `sft` and `dpo`, the live policy for `best_of_n` and `star`."""
+    training: dict[str, Any] = {}
+    """Overrides of the trainer's defaults."""
 
 
 class PromoteIn(BaseModel):
@@ -52,6 +64,23 @@ async def train(project: ApiProject, caller: WriteCaller, session: SessionDep, s
     """Freeze the rankings, train a reward model on them, then improve the policy against it."""
     run = await service.start_training(
         session, project=project, actor_id=caller.user.id, max_queued=settings.max_queued_runs
+    )
+    return RunOut.model_validate(run)
+
+
+@router.post("/projects/{project_id}/runs", status_code=status.HTTP_201_CREATED)
+async def start_run(
+    project: ApiProject, body: TrainIn, caller: WriteCaller, session: SessionDep, settings: SettingsDep
+) -> RunOut:
+    """Train in another way: SFT, DPO, best of n, STaR. The version that comes of it waits to be promoted."""
+    run = await alternatives.start(
+        session,
+        project=project,
+        kind=body.kind,
+        version=await registry.get_version(session, body.version_id) if body.version_id else None,
+        training=body.training,
+        actor_id=caller.user.id,
+        max_queued=settings.max_queued_runs,
     )
     return RunOut.model_validate(run)
 

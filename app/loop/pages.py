@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import Admin, Annotator
 from app.accounts.models import Role, User
-from app.loop import overview, service
+from app.loop import alternatives, overview, service
 from app.plots import metric_plots
 from app.projects.guards import PageProject
 from app.projects.models import Project
+from app.projects.schemas import parse_object
 from app.projects.service import list_projects
 from app.rankings.pages import ranking_context
 from app.registry import service as registry
@@ -55,6 +56,27 @@ async def sample(project: PageProject, user: Admin, session: SessionDep, setting
 async def train(project: PageProject, user: Admin, session: SessionDep, settings: SettingsDep) -> RedirectResponse:
     """Train the reward model, then the policy."""
     run = await service.start_training(session, project=project, actor_id=user.id, max_queued=settings.max_queued_runs)
+    return see_other(f"/projects/{project.slug}/runs/{run.id}")
+
+
+@router.post("/projects/{slug}/runs")
+async def start_run(
+    project: PageProject,
+    user: Admin,
+    session: SessionDep,
+    settings: SettingsDep,
+    kind: Annotated[str, Form()],
+    training: Annotated[str, Form(max_length=10_000)] = "",
+) -> RedirectResponse:
+    """Train in another way."""
+    run = await alternatives.start(
+        session,
+        project=project,
+        kind=kind,
+        training=parse_object("training", training),
+        actor_id=user.id,
+        max_queued=settings.max_queued_runs,
+    )
     return see_other(f"/projects/{project.slug}/runs/{run.id}")
 
 

@@ -269,15 +269,11 @@ async def start_training(
         raise TrainingUnderWay
     now = await current_round(session, project)
     dataset = await datasets.freeze(session, project=project, created_by=actor_id)
-    if not dataset.counts.get("num_pairs") or not dataset.counts.get("train"):
-        raise Invalid(
-            "Rank some tasks first: the reward model needs at least one answer that was placed above another, "
-            "on a training prompt."
-        )
+    require_pairs(dataset)
     base = await registry.base_version(session, project.id)
     config = {
         "sft": await registry.reference(session, base),
-        "dataset": {"id": str(dataset.id), "sha256": dataset.sha256, "num_rows": dataset.num_rows},
+        "dataset": datasets.reference(dataset),
         "training": project.training.get("reward", {}),
     }
     run = await runs.enqueue(
@@ -293,6 +289,19 @@ async def start_training(
     await audit(session, actor_id=actor_id, action="training.start", subject=str(run.id), dataset=str(dataset.id))
     await session.flush()
     return run
+
+
+def require_pairs(dataset: Dataset) -> None:
+    """Something can be learned from a dataset.
+
+    Raises:
+        Invalid: no answer of a training prompt stands above another.
+    """
+    if not dataset.counts.get("num_pairs") or not dataset.counts.get("train"):
+        raise Invalid(
+            "Rank some tasks first: there must be at least one answer that was placed above another, "
+            "on a training prompt."
+        )
 
 
 async def training_run(session: AsyncSession, project_id: uuid.UUID) -> Run | None:

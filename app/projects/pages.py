@@ -14,7 +14,7 @@ from app.errors import FieldError, Invalid
 from app.projects import service
 from app.projects.guards import PageProject
 from app.projects.models import Project
-from app.projects.schemas import ProjectIn, ProjectSettings, checked, checked_changes
+from app.projects.schemas import ProjectIn, ProjectSettings, checked, checked_changes, parse_object
 from app.web import SessionDep, render, see_other
 
 router = APIRouter()
@@ -120,21 +120,9 @@ def read_form(form: FormData) -> dict[str, Any]:
     values["guidelines"] = form.get("guidelines", "")
     values["train_threshold"] = form.get("train_threshold") or None
     values["sampling"] = {name: form[field] for field, name in SAMPLING.items() if form.get(field)}
-    values["training"] = {name: parse_json(field, form.get(field)) for field, name in TRAINING.items()}
+    values["training"] = {name: parse_object(field, form.get(field)) for field, name in TRAINING.items()}
     values["labels"] = parse_labels(str(form.get("labels", "")))
     return values
-
-
-def parse_json(field: str, value: Any) -> Any:
-    """A field that holds a JSON object; an empty one when nothing was typed.
-
-    Raises:
-        Invalid: it doesn't parse.
-    """
-    try:
-        return json.loads(value) if value else {}
-    except ValueError as error:
-        raise Invalid.field(field, f"is not JSON: {error}") from error
 
 
 def parse_labels(text: str) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
@@ -100,6 +101,21 @@ class ProjectOut(BaseModel):
     seed: int
     is_paused: bool
     created_at: datetime
+
+
+def parse_object(field: str, value: Any) -> dict[str, Any]:
+    """A form's field that holds a JSON object; an empty one when nothing was typed.
+
+    Raises:
+        Invalid: it doesn't parse, or is no object.
+    """
+    try:
+        found = json.loads(value) if value else {}
+    except ValueError as error:
+        raise Invalid.field(field, f"is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Invalid.field(field, "must be a JSON object, such as {}")
+    return found
 
 
 def checked(schema: type[Schema], values: Mapping[str, Any]) -> Schema:

@@ -6,16 +6,16 @@ import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.errors import Conflict, FieldError, Invalid
 from app.ndjson import BadLine, Line
-from app.prompts.lines import ImportReport, PromptFields, explain_errors
+from app.prompts.lines import ImportReport, explain_errors
 
 BATCH = 200
-LineType = TypeVar("LineType", bound=PromptFields)
+LineType = TypeVar("LineType", bound=BaseModel)
 Batch = list[tuple[int, LineType]]
 Store = Callable[[Batch[LineType], ImportReport], Awaitable[None]]
 

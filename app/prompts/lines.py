@@ -243,6 +243,8 @@ class ImportReport(BaseModel):
     """Fields that this import does not read -> on how many lines they stood."""
     num_crowded_prompts: int = 0
     """Prompts that now have more different answers than the 9 that a task can show."""
+    num_held_out: int = 0
+    """Conversations of a corpus that begin with a question of the test split, and were left out."""
     is_dry_run: bool = False
     is_stored: bool = False
 

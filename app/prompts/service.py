@@ -434,6 +434,22 @@ async def count_prompts(session: AsyncSession, project_id: uuid.UUID) -> dict[st
     return {split: found.get(split, 0) for split in Split}
 
 
+def uncheckable(project_id: uuid.UUID) -> Select[Any]:
+    """The prompts whose answers no program can check: those without `check` in their meta."""
+    return select(Prompt.id).where(Prompt.project_id == project_id, ~Prompt.meta.has_key("check"))
+
+
+async def count_checkable(session: AsyncSession, project_id: uuid.UUID) -> int:
+    """How many training prompts have an answer that a program can check."""
+    query = select(func.count()).where(
+        Prompt.project_id == project_id,
+        Prompt.split == Split.TRAIN,
+        Prompt.withdrawn_at.is_(None),
+        Prompt.id.not_in(uncheckable(project_id)),
+    )
+    return await session.scalar(query) or 0
+
+
 async def list_completions(session: AsyncSession, prompt_id: uuid.UUID) -> Sequence[Row[Completion, Version]]:
     """The answers to a prompt, oldest first: rows of (Completion, the Version that wrote it or None)."""
     query = (

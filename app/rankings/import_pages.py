@@ -1,4 +1,4 @@
-"""The page of imports: prompts, ready answers, or rankings that were made elsewhere, as a file or pasted."""
+"""The page of imports: prompts, ready answers, rankings that were made elsewhere, or a corpus; a file or pasted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 from starlette.datastructures import UploadFile
 
 from app.accounts.guards import Admin
+from app.corpora.service import import_corpus
 from app.errors import FieldError, RankloopError
 from app.ndjson import read_lines, read_upload
 from app.projects.guards import PageProject
@@ -24,6 +25,7 @@ IMPORTS: dict[str, Callable[..., Awaitable[ImportReport]]] = {
     "prompts": import_prompts,
     "completions": import_completions,
     "rankings": import_rankings,
+    "corpus": import_corpus,
 }
 
 
@@ -50,7 +52,9 @@ async def take_import(
         if uploaded is None and not text.strip():
             return refused(request, project, kind, text, "file", "choose a file, or paste lines below")
         lines = read_lines(read_upload(uploaded) if uploaded else pasted(text), max_bytes=settings.max_body_bytes)
-        choices = {"partial": "partial" in form, "dry_run": "dry_run" in form}
+        choices: dict[str, Any] = {"partial": "partial" in form, "dry_run": "dry_run" in form}
+        if kind == "corpus" and uploaded is not None:
+            choices["name"] = (uploaded.filename or "")[:200]
         try:
             report = await IMPORTS[kind](session, lines, project=project, actor_id=user.id, **choices)
         except RankloopError as error:

@@ -31,7 +31,7 @@ async def register(
     kind: VersionKind,
     parent: Version,
     run_id: uuid.UUID,
-    dataset_id: uuid.UUID,
+    dataset_id: uuid.UUID | None,
     metrics: Mapping[str, Any],
     reward_version_id: uuid.UUID | None = None,
 ) -> Version:

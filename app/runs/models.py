@@ -21,6 +21,10 @@ class RunKind(StrEnum):
     EVALUATE = "evaluate"  # answers to held-out prompts, that nobody trains on
     REWARD = "reward"  # a reward model from a dataset
     PPO = "ppo"  # a better policy against a reward model
+    SFT = "sft"  # a policy that imitates demonstrations and corpora
+    DPO = "dpo"  # a policy straight from rankings, without a reward model
+    BEST_OF_N = "best_of_n"  # a policy that imitates its own answers that a reward model likes best
+    STAR = "star"  # a policy that imitates its own answers that pass a check
 
 
 class RunState(StrEnum):

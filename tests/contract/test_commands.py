@@ -52,6 +52,17 @@ def test_good_lines_are_taken_when_that_is_asked_for(house: House, tmp_path: Pat
     assert len(list(house.admin.list_prompts(project["id"]))) == 1
 
 
+def test_a_corpus_is_imported_under_the_name_of_its_file_and_read_back(house: House, tmp_path: Path) -> None:
+    project = house.make_project()
+    (tmp_path / "web.jsonl").write_text('{"text": "a b"}\n{"text": "c"}\n')
+    result = run_rankloop(house, "import", "corpus", str(tmp_path / "web.jsonl"), *address(house))
+    assert result.exit_code == 0, result.output
+    (corpus,) = house.admin.list_corpora(project["id"])
+    assert (corpus["name"], corpus["num_rows"]) == ("web.jsonl", 2)
+    rows = house.admin.corpus_rows(corpus["id"], sha256=corpus["sha256"])
+    assert list(rows) == [{"text": "a b"}, {"text": "c"}]
+
+
 def test_completions_and_rankings_are_imported(house: House, tmp_path: Path) -> None:
     project = house.make_project()
     row = {

@@ -1,0 +1,1 @@
+"""Corpora: texts and worked examples that models learn from beside rankings."""

@@ -1,0 +1,61 @@
+"""Other ways of training over HTTP: the API's operation and the form on the page of runs."""
+
+from __future__ import annotations
+
+from httpx2 import AsyncClient
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.models import Role, Scope
+from app.accounts.service import create_token
+from app.runs.models import Run
+from tests.app.corpora.test_corpora import send
+from tests.factories import make_project, make_user, sign_in
+
+
+async def test_a_trainer_starts_a_run_and_is_told_what_is_missing(client: AsyncClient, session: AsyncSession) -> None:
+    project = await make_project(session, test_share=0.0)
+    user = await make_user(session, role=Role.ADMIN)
+    _, secret = await create_token(session, user_id=user.id, name="t", scopes=[Scope.WRITE])
+    await session.commit()
+    headers = {"authorization": f"Bearer {secret}"}
+    address = f"/api/v1/projects/{project.id}/runs"
+    refused = await client.post(address, json={"kind": "sft"}, headers=headers)
+    assert (refused.status_code, refused.headers["content-type"]) == (422, "application/problem+json")
+    assert "Import a corpus" in refused.json()["detail"]
+    await send(session, project, {"prompt": "Q?", "completion": "A."})
+    await session.commit()
+    started = await client.post(address, json={"kind": "sft", "training": {"epochs": 2}}, headers=headers)
+    assert (started.status_code, started.json()["kind"], started.json()["state"]) == (201, "sft", "queued")
+    unknown = await client.post(address, json={"kind": "ppo"}, headers=headers)
+    assert (unknown.status_code, unknown.json()["errors"][0]["field"]) == (422, "kind")
+
+
+async def test_the_form_starts_a_run_with_its_settings(client: AsyncClient, session: AsyncSession) -> None:
+    project = await make_project(session, test_share=0.0)
+    await send(session, project, {"prompt": "Q?", "completion": "A."})
+    await sign_in(client, session)
+    client.headers.update({"sec-fetch-site": "same-origin"})
+    address = f"/projects/{project.slug}/runs"
+    page = await client.get(address)
+    assert "Train in another way" in page.text
+    bad = await client.post(address, data={"kind": "sft", "training": "{oops"}, headers={"accept": "text/html"})
+    assert bad.status_code == 422
+    assert "is not JSON" in bad.text
+    answer = await client.post(address, data={"kind": "sft", "training": '{"epochs": 2}'})
+    run = await session.scalar(select(Run).where(Run.project_id == project.id))
+    assert run is not None
+    assert (answer.status_code, answer.headers["location"]) == (303, f"{address}/{run.id}")
+    assert run.config["training"] == {"epochs": 2}
+
+
+async def test_corpora_stand_beside_the_datasets(client: AsyncClient, session: AsyncSession) -> None:
+    project = await make_project(session)
+    await sign_in(client, session)
+    client.headers.update({"sec-fetch-site": "same-origin"})
+    form = {"kind": "corpus", "text": '{"text": "One."}\n{"text": "Two."}'}
+    taken = await client.post(f"/projects/{project.slug}/prompts/import", data=form)
+    assert taken.status_code == 200
+    page = await client.get(f"/projects/{project.slug}/datasets")
+    assert "imported" in page.text
+    assert '<td class="n">2</td>' in page.text
