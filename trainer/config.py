@@ -118,10 +118,10 @@ class PPOConfig(_Config):
     """IG: 512 episodes a rollout."""
     minibatch_size: int = 8
     """IG: 64 episodes an optimizer step."""
-    num_epochs: int = 1
-    """Passes over one rollout. IG: 1; N+: 4."""
+    num_epochs: int | None = None
+    """Passes over one rollout. IG: 1; N+: 4. null: 4 for a large model on a CPU, where episodes are dear, else 1."""
     learning_rate: float | None = None
-    """IG: 9e-6 for 1.3B. null: 1e-4 for a small model's full weights, 9e-6 for a large one's, 2e-4 for adapters."""
+    """IG: 9e-6 for 1.3B. null: 1e-4 for a small model's full weights, 9e-6 for a large one's, 5e-4 for adapters."""
     value_learning_rate: float | None = None
     """IG: 9e-6, tuned apart from the policy's. null: as the policy's."""
     warmup_iterations: int = 10
@@ -183,10 +183,11 @@ class PPOConfig(_Config):
     def for_model(self, num_parameters: int, device: str) -> PPOConfig:
         """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
         lora = _choose_lora(self.lora, num_parameters, device)
-        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=2e-4, small=1e-4, large=9e-6)
+        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=5e-4, small=1e-4, large=9e-6)
         return dataclasses.replace(
             self,
             lora=lora,
+            num_epochs=self.num_epochs or (4 if _is_large_for(num_parameters, device) else 1),
             num_episodes=self.num_episodes or (64 if _is_large_for(num_parameters, device) else 512),
             learning_rate=rate,
             value_learning_rate=self.value_learning_rate or rate,

@@ -485,6 +485,7 @@ def _update(learner: Learner, trajectory: Trajectory, config: PPOConfig, report:
 def _minibatches(trajectory: Trajectory, config: PPOConfig, iteration: int) -> Iterator[Tensor]:
     """The rows of each step, shuffled anew in each pass."""
     generator = _generator(config.seed, f"iteration {iteration}")
+    assert config.num_epochs is not None
     for _ in range(config.num_epochs):
         order_B = torch.randperm(len(trajectory.logprobs_BT), generator=generator)
         yield from torch.split(order_B.to(trajectory.logprobs_BT.device), config.minibatch_size)

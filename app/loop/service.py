@@ -491,8 +491,8 @@ def forecast_seconds(project: Project, num_rankings: int, tokens_per_second: flo
 
 
 # What one token costs in training, in units of drawing one: measured with SmolLM2-135M on two cores.
-REWARD_COST = 0.5
-PPO_COST = 2.0
+REWARD_COST = 0.25
+PPO_COST = 3.5
 DEFAULT_EPISODES = 64
 
 

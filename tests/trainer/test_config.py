@@ -57,6 +57,8 @@ def test_json_and_back_is_the_same(config: RewardConfig | PPOConfig) -> None:
 def test_a_large_model_on_a_cpu_gets_adapters_and_few_episodes() -> None:
     assert RewardConfig().for_model(LARGE, "cpu").lora == LoraConfig(num_last_blocks=4)
     assert PPOConfig().for_model(LARGE, "cpu").num_episodes == 64
+    assert PPOConfig().for_model(LARGE, "cpu").num_epochs == 4
+    assert PPOConfig().for_model(SMALL, "cpu").num_epochs == 1
 
 
 @pytest.mark.parametrize(("num", "epochs"), [(1, 3), (400, 3), (500, 2), (1_000, 1), (33_000, 1)])

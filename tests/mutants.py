@@ -1,0 +1,189 @@
+"""Plants one error after another in a copy of the project, and shows which test turns red: `make mutants`.
+
+Each error is one that a well-known trainer has or had. A mutant that no test notices, or whose place is no longer in
+the code, fails the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("app", "rankloop", "trainer", "tests", "pyproject.toml")
+LOSSES, PPO, REWARD, MODELS = "trainer/losses.py", "trainer/ppo.py", "trainer/reward.py", "trainer/models.py"
+TESTS_OF = {
+    LOSSES: ("tests/trainer/test_losses_ppo.py", "tests/trainer/test_losses_reward.py", "tests/trainer/test_ppo.py"),
+    PPO: ("tests/trainer/test_ppo.py",),
+    REWARD: ("tests/trainer/test_reward.py",),
+    MODELS: ("tests/trainer/test_models.py", "tests/trainer/test_ppo.py"),
+    "trainer/sampling.py": ("tests/trainer/test_sampling.py", "tests/trainer/test_ppo.py"),
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One error: what is replaced by what, where."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which test saw it first; none means that it lives."""
+
+    name: str
+    file: str
+    caught_by: str | None
+
+
+KL = "-beta * (logprobs_BT - reference_logprobs_BT)"
+MUTANTS = (
+    Mutant(
+        "k3 instead of k1 in the reward",
+        LOSSES,
+        KL,
+        "-beta * ((reference_logprobs_BT - logprobs_BT).exp() - 1 - (reference_logprobs_BT - logprobs_BT))",
+    ),
+    Mutant("|k1| in the reward", LOSSES, KL, "-beta * (logprobs_BT - reference_logprobs_BT).abs()"),
+    Mutant("k1 clamped at 0", LOSSES, KL, "-beta * (logprobs_BT - reference_logprobs_BT).clamp(min=0)"),
+    Mutant("the KL penalty's sign turned", LOSSES, KL, KL.removeprefix("-")),
+    Mutant(
+        "the score one token before the last",
+        LOSSES,
+        "(position_T == last_B[:, None])",
+        "(position_T == (last_B[:, None] - 1).clamp(min=0))",
+    ),
+    Mutant(
+        "the score at the first token", LOSSES, "(position_T == last_B[:, None])", "(position_T == 0 * last_B[:, None])"
+    ),
+    Mutant(
+        "the score lost where the EOS is the last token",
+        LOSSES,
+        "(position_T == last_B[:, None])",
+        "(position_T == last_B[:, None]) * (last_B[:, None] < len(position_T) - 1)",
+    ),
+    Mutant("GAE without the next value", LOSSES, "+ gamma * next_value_B - values", "- values"),
+    Mutant("GAE that runs over the end of an answer", LOSSES, "advantage_B) * mask[:, t]", "advantage_B)"),
+    Mutant(
+        "whitened returns",
+        LOSSES,
+        "return advantages_BT, advantages_BT + values",
+        "return advantages_BT, advantages_BT",
+    ),
+    Mutant(
+        "whitening over padding",
+        LOSSES,
+        "    mean = masked_mean(values_BT, mask_BT)\n",
+        "    mean = values_BT.mean()\n",
+    ),
+    Mutant(
+        "the policy loss's sign turned",
+        LOSSES,
+        "plain_BT = -advantages_BT * ratio_BT",
+        "plain_BT = advantages_BT * ratio_BT",
+    ),
+    Mutant(
+        "the smaller instead of the larger of clipped and plain loss",
+        LOSSES,
+        "loss=share(torch.maximum(plain_BT, clipped_BT))",
+        "loss=share(torch.minimum(plain_BT, clipped_BT))",
+    ),
+    Mutant("the value loss's sign turned", LOSSES, "loss=0.5 * share", "loss=-0.5 * share"),
+    Mutant("the value loss without its half", LOSSES, "loss=0.5 * share", "loss=share"),
+    Mutant("losses over padding", LOSSES, "values_BT.masked_fill(~mask_BT, 0.0).sum()", "values_BT.sum()"),
+    Mutant("the pairwise loss's sign turned", LOSSES, "F.softplus(-margin_BKK", "F.softplus(margin_BKK"),
+    Mutant(
+        "a ranking counts by its number of pairs",
+        LOSSES,
+        "loss_B = each_BKK.sum(dim=(1, 2)) / total_B.clamp(min=0.5)",
+        "loss_B = each_BKK.sum(dim=(1, 2))",
+    ),
+    Mutant(
+        "a missing EOS is rewarded",
+        PPO,
+        "score_B - missing_eos_penalty * ~rollout.has_eos_B",
+        "score_B + missing_eos_penalty * ~rollout.has_eos_B",
+    ),
+    Mutant("no whitening of advantages", PPO, "        if config.whiten_advantages:\n", "        if False:\n"),
+    Mutant(
+        "another temperature in training than in sampling",
+        PPO,
+        "partial(policy.logprobs, temperature=config.temperature)",
+        "partial(policy.logprobs, temperature=1.0)",
+    ),
+    Mutant(
+        "the position ids of padding counted",
+        MODELS,
+        "(attention_BL.long().cumsum(dim=1) - 1).clamp(min=0)",
+        "torch.arange(attention_BL.shape[-1], device=attention_BL.device).expand(attention_BL.shape)",
+    ),
+)
+
+
+def run(mutant: Mutant, copy: Path) -> Verdict:
+    """Plant the error, run the tests of its file until one fails, and take the error out again."""
+    path = copy / mutant.file
+    source = path.read_text(encoding="utf-8")
+    if source.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.name}: {mutant.file} has its place {source.count(mutant.old)} times, not once")
+    path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS_OF[mutant.file]]
+    try:
+        done = subprocess.run(
+            command, check=False, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+    finally:
+        path.write_text(source, encoding="utf-8")
+    red = re.search(r"^(?:FAILED|ERROR) \S*?(\w+\.py(?:::\w+)?)", done.stdout, re.MULTILINE)
+    return Verdict(mutant.name, mutant.file, red[1] if red and done.returncode else None)
+
+
+def as_table(verdicts: Sequence[Verdict]) -> str:
+    """The table that stands in docs/trainer.md."""
+    rows = [
+        f"| {item.name} | `{item.file}` | {f'`{item.caught_by}`' if item.caught_by else '**none**'} |"
+        for item in verdicts
+    ]
+    return "\n".join(["| planted error | in | the first test that turns red |", "|---|---|---|", *rows])
+
+
+def main() -> int:
+    """Read the command line; the exit status is 1 when a mutant lives."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="only mutants whose name contains one of these")
+    parser.add_argument("--json", type=Path, help="write the verdicts to this file")
+    asked = parser.parse_args()
+    chosen = [item for item in MUTANTS if not asked.names or any(name in item.name for name in asked.names)]
+    with tempfile.TemporaryDirectory(prefix="rankloop-mutants-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / name)
+        verdicts = []
+        for mutant in chosen:
+            verdicts.append(run(mutant, copy))
+            sys.stderr.write(f"{mutant.name}: {verdicts[-1].caught_by or 'LIVES'}\n")
+    sys.stdout.write(as_table(verdicts) + "\n")
+    if asked.json:
+        asked.json.write_text(json.dumps([asdict(item) for item in verdicts], indent=2) + "\n", encoding="utf-8")
+    return int(any(item.caught_by is None for item in verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
