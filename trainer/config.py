@@ -55,6 +55,7 @@ class LoraConfig(_Config):
 
 
 Lora = LoraConfig | None | Literal["auto"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,119 @@ class PPOConfig(_Config):
         )
 
 
+@dataclass(frozen=True)
+class SFTConfig(_Config):
+    """Settings of an `sft` run, and of the SFT within `rejection` and `star` runs."""
+
+    lora: Lora = "auto"
+    """IG: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
+    epochs: int = 3
+    """IG: 16, although validation loss rose after the first; here the best step is kept, see `patience`."""
+    conversations_per_batch: int = 8
+    """IG: 32 (8 for 175B)."""
+    learning_rate: float | None = None
+    """IG: 9.65e-6 for 6B. null: 2e-4 for adapters, 5e-4 for a small model's full weights, 9.65e-6 for a large one's."""
+    final_learning_rate_ratio: float = 0.1
+    """IG: cosine down to 10 %."""
+    warmup_ratio: float = 0.03
+    """IG: no warm-up. The share of steps over which the rate rises from zero."""
+    max_length: int | None = None
+    """IG: 2,048 tokens. null: that, or the model's context where it is shorter. A longer conversation is refused."""
+    validation_ratio: float = 0.05
+    """IG held out by customer. The share of conversations held out, by hash, where no row says its split."""
+    evaluations_per_epoch: int = 2
+    """How often the validation loss is taken. IG does not say."""
+    patience: int | None = 2
+    """Stop after so many evaluations in a row without a better loss (IG: never, null). The best weights are kept."""
+    packing: bool = True
+    """Speed only: several conversations share a row. IG does not say."""
+    adam_beta2: float = 0.95
+    """IG: 0.95."""
+    adam_eps: float = 1e-8
+    """IG does not say; Adam's own."""
+    max_grad_norm: float = 1.0
+    """IG does not say."""
+    precision: Precision = "auto"
+    """IG: fp16 with fp32 weights. "bfloat16": products of matrices only. "auto": that on a GPU, float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Memory only: blocks are computed again in the backward pass, about a third more time."""
+    tokens_per_forward: int = 2048
+    """Memory and speed only: tokens of one forward pass; a step adds up as many as it needs."""
+    checkpoint_every: int = 20
+    """Steps between two checkpoints."""
+    seed: int = 17
+    """Adapters and order of the conversations."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "epochs", "conversations_per_batch", "learning_rate", "max_length", "adam_eps")
+        _require_positive(self, "evaluations_per_epoch", "patience", "max_grad_norm", "tokens_per_forward")
+        _require_positive(self, "checkpoint_every")
+        _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio", "validation_ratio", "adam_beta2")
+        _require_between(self, 0, math.inf, "seed")
+
+    def for_model(self, num_parameters: int, device: str) -> SFTConfig:
+        """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
+        lora = _choose_lora(self.lora, num_parameters, device)
+        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=2e-4, small=5e-4, large=9.65e-6)
+        precision = _choose_precision(self.precision, device)
+        return dataclasses.replace(self, lora=lora, learning_rate=rate, precision=precision)
+
+
+@dataclass(frozen=True)
+class DPOConfig(_Config):
+    """Settings of a `dpo` run. DPO = arXiv 2305.18290."""
+
+    lora: Lora = "auto"
+    """DPO: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
+    beta: float = 0.1
+    """DPO: 0.1 (0.5 for summaries): how much a nat away from the SFT model costs."""
+    ties: Literal["drop", "half", "davidson"] = "drop"
+    """DPO has none. "half": the target one half, both ways; "davidson": a tie has a probability of its own."""
+    tie_nu: float = 2.0
+    """2409.17431: nu_D = 1, which is 2 in our notation: equal answers are tied half of the time. For "davidson"."""
+    epochs: int = 1
+    """DPO's code: 1."""
+    rankings_per_batch: int = 8
+    """DPO: 64 pairs; a ranking of four has six."""
+    learning_rate: float | None = None
+    """DPO: 1e-6 (RMSprop). null: 5e-5 for adapters, 1e-4 for a small model's full weights, 1e-6 for a large one's."""
+    final_learning_rate_ratio: float = 0.1
+    """DPO: constant. Here a cosine, as for the reward model; 1 keeps it constant."""
+    warmup_ratio: float = 0.1
+    """DPO: 150 steps."""
+    max_length: int | None = None
+    """DPO's code: 512. null: 2,048 tokens of prompt and answer, or the model's context where it is shorter."""
+    adam_beta2: float = 0.999
+    """DPO: RMSprop, which it found as good as Adam."""
+    adam_eps: float = 1e-5
+    """As for the reward model."""
+    max_grad_norm: float = 1.0
+    """DPO's code: 10."""
+    precision: Precision = "auto"
+    """"bfloat16": products of matrices only. "auto": that on a GPU, float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Memory only: blocks are computed again in the backward pass, about a third more time."""
+    tokens_per_forward: int = 2048
+    """Memory and speed only: tokens of one forward pass; a step adds up as many as it needs."""
+    checkpoint_every: int = 20
+    """Steps between two checkpoints."""
+    seed: int = 17
+    """Adapters and order of the rankings."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "beta", "tie_nu", "epochs", "rankings_per_batch", "learning_rate", "max_length")
+        _require_positive(self, "adam_eps", "max_grad_norm", "tokens_per_forward", "checkpoint_every")
+        _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio", "adam_beta2")
+        _require_between(self, 0, math.inf, "seed")
+
+    def for_model(self, num_parameters: int, device: str) -> DPOConfig:
+        """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
+        lora = _choose_lora(self.lora, num_parameters, device)
+        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=5e-5, small=1e-4, large=1e-6)
+        precision = _choose_precision(self.precision, device)
+        return dataclasses.replace(self, lora=lora, learning_rate=rate, precision=precision)
+
+
 def _is_large_for(num_parameters: int, device: str) -> bool:
     return device == "cpu" and num_parameters > LARGE_MODEL_PARAMETERS
 
@@ -202,6 +316,12 @@ def _choose_lora(lora: Lora, num_parameters: int, device: str) -> LoraConfig | N
     if isinstance(lora, LoraConfig) or lora is None:
         return lora
     return LoraConfig() if _is_large_for(num_parameters, device) else None
+
+
+def _choose_precision(precision: Precision, device: str) -> Precision:
+    if precision != "auto":
+        return precision
+    return "float32" if device == "cpu" else "bfloat16"
 
 
 def _choose_rate(lora: LoraConfig | None, num_parameters: int, *, adapters: float, small: float, large: float) -> float:

@@ -297,11 +297,12 @@ def load_policy(
     seed: int = 0,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    has_reference: bool = True,
 ) -> Policy:
     """The policy to train from `source`, with `reference` (the SFT version; left out: `source` itself) beside it.
 
     An adapter version goes on learning as the adapter that it is. With an adapter on the reference's own weights, the
-    reference is the policy with its adapter off; else it is a frozen copy.
+    reference is the policy with its adapter off; else it is a frozen copy. Without `has_reference`, nothing is copied.
     """
     reference = reference or source
     model = _without_dropout(_from_pretrained(AutoModelForCausalLM, source, dtype))
@@ -311,7 +312,9 @@ def load_policy(
     elif lora is not None:
         adapter = _add_adapter(model, lora, seed)
     is_switchable = adapter is not None and reference.adapter is None and reference.weights == source.weights
-    frozen = None if is_switchable else load_causal_lm(reference, dtype=dtype).requires_grad_(False)
+    frozen = (
+        None if is_switchable or not has_reference else load_causal_lm(reference, dtype=dtype).requires_grad_(False)
+    )
     inner = adapter.base_model.model if adapter is not None else model
     return Policy(inner, frozen=frozen, adapter=adapter, source=source).to(device)
 

@@ -1,0 +1,149 @@
+"""What the loops of SFT and DPO share: the learning rate, precision, finite steps, checkpoints, the version's folder.
+
+Knows no loss and no data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
+from trainer.config import DPOConfig, LoraConfig, SFTConfig
+from trainer.folders import new_folder, sha256_file, write_manifest
+from trainer.models import ModelSource, Policy, load_policy
+
+LoopConfig = SFTConfig | DPOConfig
+
+
+def make_policy(source: ModelSource, config: LoopConfig, device: str) -> Policy:
+    """The model to train, without a reference beside it; `config` has been through `for_model`."""
+    assert config.lora is None or isinstance(config.lora, LoraConfig)
+    policy = load_policy(source, lora=config.lora, seed=config.seed, device=device, has_reference=False)
+    if config.gradient_checkpointing:
+        # The same under its newer and its older name.
+        model: Any = policy.model
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        # Blocks are only computed again in training mode; dropout is 0 in either.
+        model.train()
+    return policy
+
+
+def learning_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that learn, in their order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Adam:
+    """Adam, whose rate each step sets."""
+    return torch.optim.Adam(learning_parameters(model), lr=0.0, betas=(0.9, config.adam_beta2), eps=config.adam_eps)
+
+
+def autocast(config: LoopConfig, device: str) -> AbstractContextManager[Any]:
+    """Products of matrices in bfloat16 where the config says so; weights, losses and the optimizer stay in fp32."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+def learning_rate_at(step: int, num_steps: int, config: LoopConfig) -> float:
+    """Linear from 0 over the warm-up, then along a cosine to `final_learning_rate_ratio` of the rate."""
+    assert config.learning_rate is not None
+    num_warmup = math.ceil(config.warmup_ratio * num_steps)
+    if step < num_warmup:
+        return config.learning_rate * (step + 1) / num_warmup
+    done = (step - num_warmup) / max(1, num_steps - num_warmup)
+    low = config.final_learning_rate_ratio
+    return config.learning_rate * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def shuffled(num: int, *, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch, the same whenever it is asked for."""
+    order: list[int] = torch.randperm(num, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+    return order
+
+
+def apply_step(
+    policy: Policy, optimizer: torch.optim.Optimizer, loss: float, *, rate: float, step: int, max_grad_norm: float
+) -> float:
+    """Clip the gradient, apply the step, return the norm. ValueError, and no step, when something is not finite."""
+    norm = torch.nn.utils.clip_grad_norm_(learning_parameters(policy), max_grad_norm).item()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        name = "the loss" if not math.isfinite(loss) else "the gradient"
+        raise ValueError(
+            f"Training failed at step {step + 1}: {name} is NaN or infinite. That step was not applied, and the last "
+            "checkpoint is good. A lower learning_rate often helps."
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return norm
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Where a run's checkpoints go and come from."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+    on_checkpoint: Callable[[Path], None] | None
+    resume_from: Path | None
+
+    def resume(self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Go back to the checkpoint, if there is one; its progress. Raises CheckpointError."""
+        if self.resume_from is None:
+            return None
+        return load_checkpoint(
+            self.resume_from, models=models, optimizers={"policy": optimizer}, identity=self.identity
+        )
+
+    def save(
+        self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
+    ) -> None:
+        """Replace the checkpoint by one of now, and say so."""
+        save_checkpoint(
+            self.folder,
+            models=models,
+            optimizers={"policy": optimizer},
+            progress=progress,
+            identity=self.identity,
+        )
+        if self.on_checkpoint:
+            self.on_checkpoint(self.folder)
+
+
+def checkpoint_folder(out: Path) -> Path:
+    """Beside the version's folder."""
+    return out.with_name(f"{out.name}.checkpoint")
+
+
+def parents(**sources: ModelSource) -> dict[str, str | None]:
+    """What a manifest says of the versions that a run started from."""
+    return {name: source.version.name if source.version else None for name, source in sources.items()}
+
+
+def save_version(policy: Policy, out: Path, about: Mapping[str, Any]) -> None:
+    """The version's folder, its manifest last."""
+    with new_folder(out) as building:
+        policy.save(building)
+        files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
+        write_manifest(building, {**about, "code_version": code_version(), "files": files})
+
+
+def copy_parameters(target: nn.ParameterList, source: nn.Module) -> None:
+    """`target` takes the values of the parameters that learn in `source`; the other way round by `restore`."""
+    with torch.no_grad():
+        for kept, parameter in zip(target, learning_parameters(source), strict=True):
+            cast(nn.Parameter, kept).copy_(parameter)
+
+
+def restore_parameters(target: nn.Module, source: nn.ParameterList) -> None:
+    """The parameters that learn in `target` take the values that `copy_parameters` kept."""
+    with torch.no_grad():
+        for parameter, kept in zip(learning_parameters(target), source, strict=True):
+            parameter.copy_(cast(nn.Parameter, kept))
