@@ -288,7 +288,7 @@ class DPOConfig(_Config):
     gradient_checkpointing: bool = False
     """Memory only: blocks are computed again in the backward pass, about a third more time."""
     tokens_per_forward: int = 2048
-    """Memory and speed only: tokens of one forward pass; a step adds up as many as it needs."""
+    """Memory and speed only: tokens, or one ranking, that are in memory at once; a step adds up what it needs."""
     checkpoint_every: int = 20
     """Steps between two checkpoints."""
     seed: int = 17

@@ -1,0 +1,327 @@
+"""DPO on rankings (arXiv 2305.18290): a policy learns from people's orders without a reward model, in `_fit`.
+
+The policy is its own reward model: of an answer y to x, r(x, y) = beta log(pi(y|x) / pi_ref(y|x)). What differs from
+the paper:
+
+1. One batch element is one ranking of K answers, as for our reward model: each answer is forwarded once, the loss is
+   the mean over the ranking's pairs, then over the rankings. The paper knows pairs only; a ranking of nine, cut into
+   its 36 pairs, would count 36 times and be forwarded 72 times.
+2. Ties are dropped, or count one half both ways, or have a probability of their own by Davidson's model, as in
+   2409.17431 (DPO-D), with its fixed nu. That paper found that ties keep the policy near its reference.
+3. The reference's log-probabilities are computed once, before the first step, and its weights are let go: where the
+   policy starts as the reference, they are the policy's own.
+4. Adam, and a cosine down to a tenth after the warm-up; the paper took RMSprop, and a constant rate.
+5. An answer that was cut by length is learned without an EOS that it never had.
+6. On a CPU, a model of over 50M parameters learns through adapters on its last blocks.
+7. A prompt is forwarded with each of its K answers, not once for all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trainer.config import DPOConfig
+from trainer.data import Example, encode_rankings, group_by_tokens, stack_weights
+from trainer.fitting import (
+    Keeper,
+    apply_step,
+    autocast,
+    checkpoint_folder,
+    learning_rate_at,
+    make_optimizer,
+    make_policy,
+    parents,
+    save_version,
+    shuffled,
+)
+from trainer.losses import davidson_loss, pairwise_loss
+from trainer.models import ModelSource, Policy, context_length, count_parameters, load_causal_lm, load_tokenizer
+from trainer.packing import Document, Packed, can_pack, learned_logprobs, pack
+from trainer.preferences import Accuracy, Ranking, pairwise_accuracy, to_rankings
+from trainer.reporting import Reporter, RunCancelled
+
+DEFAULT_MAX_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class DPOResult:
+    """What a `dpo` run reports, and the folder of its version."""
+
+    folder: Path
+    num_rankings: int
+    """Rankings that were learned from."""
+    num_pairs: int
+    """Their pairs that count, ties among them unless they are dropped."""
+    accuracy: Accuracy | None
+    """Of the implicit reward on the validation rows; None where there are none."""
+    loss: float
+    """Mean over the last epoch."""
+    margin: float
+    """Mean over the last epoch's ordered pairs: how much more reward the better answer has."""
+    seconds: float
+    refused: list[dict[str, str]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as docs/protocol.md has it."""
+        names = ("num_rankings", "num_pairs", "loss", "margin", "seconds", "refused")
+        accuracy = self.accuracy.as_json() if self.accuracy else None
+        return {name: getattr(self, name) for name in names} | {"accuracy": accuracy}
+
+
+@dataclass
+class Progress:
+    """Where a run stands; plain numbers, so that a checkpoint keeps it as JSON."""
+
+    step: int = 0
+    epoch_losses: list[float] = field(default_factory=list)
+    epoch_margins: list[float] = field(default_factory=list)
+
+
+def train_dpo(
+    rows: Iterable[Mapping[str, Any] | Ranking],
+    *,
+    sft: ModelSource,
+    policy: ModelSource,
+    config: DPOConfig,
+    out: Path,
+    report: Reporter,
+    on_checkpoint: Callable[[Path], None] | None = None,
+    resume_from: Path | None = None,
+    dataset_sha256: str | None = None,
+    device: str = "cpu",
+) -> DPOResult:
+    """Teach `policy` the orders of the rows whose split is "train", near `sft`; measure it on those of "validation".
+
+    Args:
+        rows: a dataset's rows (docs/protocol.md), or what `preferences.read_rankings` gave.
+        sft: the reference, always the project's SFT version.
+        policy: the version to start from, usually `sft` itself.
+        out: the version's folder; appears when all is done. Checkpoints lie beside it, in `<out>.checkpoint`.
+        on_checkpoint: is called with the checkpoint's folder whenever a new one is complete.
+        resume_from: a checkpoint's folder; the run goes on bit for bit (on a CPU) as if it had not been interrupted.
+        dataset_sha256: the dataset's hash; left out, it is computed from the rows.
+
+    Raises:
+        ValueError: nothing to learn from, a bad row, another run's checkpoint, or a loss that is not finite.
+        RunCancelled: the reporter said stop.
+    """
+    started = time.monotonic()
+    rankings = to_rankings(rows)
+    tokenizer = load_tokenizer(policy)
+    config = config.for_model(count_parameters(policy), device)
+    is_from_reference = (policy.base, policy.version) == (sft.base, sft.version)
+    reference = None if is_from_reference else load_causal_lm(sft, device=device)
+    learner = make_policy(policy, config, device)
+    limit = min(context_length(learner.model.config), config.max_length or DEFAULT_MAX_LENGTH)
+    # A tie has no weight as an ordered pair, but a ranking of ties alone is something to learn from.
+    examples, refused = encode_rankings(
+        rankings, tokenizer, max_length=limit, ties="drop" if config.ties == "drop" else "half"
+    )
+    for row in refused:
+        report.log("warning", f"Ranking {row['ranking_id']} was left out: {row['reason']}")
+    training = [example for example in examples if example.ranking.split == "train"]
+    validation = [example for example in examples if example.ranking.split == "validation"]
+    if not training:
+        raise ValueError(
+            f"There is no ranking to learn from: {len(rankings)} rankings, of them {len(refused)} refused and "
+            f"{len(validation)} held out for validation. Collect rankings first."
+        )
+    identity = {
+        "kind": "dpo",
+        "config": config.as_json(),
+        "dataset_sha256": dataset_sha256 or _hash(rankings),
+        "model": policy.name,
+        "parents": parents(sft=sft, policy=policy),
+    }
+    rewards = ImplicitReward(learner, reference, tokenizer, config, device)
+    for name, part in (("training", training), ("validation", validation)):
+        report.log("info", f"Computing the reference's log-probabilities of {len(part)} rankings for {name}.")
+        rewards.add_reference(part)
+    rewards.forget_reference()
+    keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
+    progress = _fit(rewards, training, validation, config, report, keep)
+    result = DPOResult(
+        folder=out,
+        num_rankings=len(training),
+        num_pairs=sum(example.ranking.num_pairs("drop" if config.ties == "drop" else "half") for example in training),
+        accuracy=rewards.accuracy(validation),
+        loss=math.fsum(progress.epoch_losses) / len(progress.epoch_losses),
+        margin=math.fsum(progress.epoch_margins) / len(progress.epoch_margins),
+        seconds=time.monotonic() - started,
+        refused=refused,
+    )
+    save_version(learner, out, identity)
+    return result
+
+
+# --- The loop --------------------------------------------------------------------------------------------------------
+
+
+def _fit(
+    rewards: ImplicitReward,
+    training: Sequence[Example],
+    validation: Sequence[Example],
+    config: DPOConfig,
+    report: Reporter,
+    keep: Keeper,
+) -> Progress:
+    """Train for `config.epochs`. Everything follows from (config.seed, step): a resumed run is the same run."""
+    per_epoch = math.ceil(len(training) / config.rankings_per_batch)
+    num_steps = config.epochs * per_epoch
+    optimizer = make_optimizer(rewards.policy, config)
+    found = keep.resume({"policy": rewards.policy}, optimizer)
+    progress = Progress(**found) if found else Progress()
+
+    while progress.step < num_steps:
+        if report.should_stop():
+            raise RunCancelled
+        # 1. The batch: rankings, in an order that is new in every epoch.
+        epoch, place = divmod(progress.step, per_epoch)
+        order = shuffled(len(training), seed=config.seed, epoch=epoch)
+        start = place * config.rankings_per_batch
+        batch = [training[index] for index in order[start : start + config.rankings_per_batch]]
+
+        # 2. The gradient of the mean loss over the batch's rankings, and the step.
+        optimizer.zero_grad()
+        loss, metrics = _accumulate(rewards, batch, config)
+        rate = learning_rate_at(progress.step, num_steps, config)
+        norm = apply_step(
+            rewards.policy, optimizer, loss, rate=rate, step=progress.step, max_grad_norm=config.max_grad_norm
+        )
+
+        # 3. What it led to, and a checkpoint now and then.
+        progress.epoch_losses = [*(progress.epoch_losses if place else []), loss]
+        progress.epoch_margins = [*(progress.epoch_margins if place else []), metrics["dpo/margin"]]
+        progress.step += 1
+        metrics |= {"loss/dpo": loss, "dpo/grad_norm": norm, "dpo/learning_rate": rate}
+        if place == per_epoch - 1 and (held_out := rewards.accuracy(validation)):
+            metrics["accuracy/validation"] = held_out.value
+        report.metrics(progress.step, metrics)
+        report.progress(progress.step, num_steps, f"epoch {epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        if progress.step % config.checkpoint_every == 0 and progress.step < num_steps:
+            keep.save({"policy": rewards.policy}, optimizer, dataclasses.asdict(progress))
+    return progress
+
+
+# B = rankings, K = answers of a ranking, N = all answers of a batch
+def dpo_loss(reward_BK: Tensor, weight_BKK: Tensor, config: DPOConfig) -> Tensor:
+    """The mean over the rankings of the mean over a ranking's pairs of -log p, rewards being implicit ones.
+
+    `weight_BKK` is 1 where row beats column and one half, both ways, where they are tied.
+    """
+    if config.ties == "davidson":
+        return davidson_loss(reward_BK, weight_BKK == 1.0, weight_BKK == 0.5, nu=config.tie_nu)
+    return pairwise_loss(reward_BK, weight_BKK)
+
+
+def _accumulate(rewards: ImplicitReward, batch: Sequence[Example], config: DPOConfig) -> tuple[float, dict[str, float]]:
+    """Gradients of the batch's loss into the parameters, a few whole rankings at a time; the loss, and means."""
+    loss = 0.0
+    found: list[Tensor] = []
+    margins: list[Tensor] = []
+    for group in group_by_tokens(batch, config.tokens_per_forward):
+        reward_N = rewards.of(group)
+        reward_BK, weight_BKK = _by_ranking(reward_N, group), stack_weights(group).to(rewards.device)
+        group_loss = dpo_loss(reward_BK, weight_BKK, config) * len(group) / len(batch)
+        torch.autograd.backward([group_loss])
+        loss += group_loss.item()
+        found.append(reward_N.detach())
+        margins.append((reward_BK[:, :, None] - reward_BK[:, None, :]).detach()[weight_BKK == 1.0])
+    margin = torch.cat(margins)
+    return loss, {
+        "accuracy/train": (margin > 0).float().mean().item() if len(margin) else 0.0,
+        "dpo/margin": margin.mean().item() if len(margin) else 0.0,
+        "dpo/reward": torch.cat(found).mean().item(),
+    }
+
+
+def _by_ranking(value_N: Tensor, batch: Sequence[Example]) -> Tensor:
+    """value_BK; 0 where a ranking has fewer than K answers."""
+    parts = torch.split(value_N, [len(example.rows) for example in batch])
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+
+
+class ImplicitReward:
+    """r = beta (log pi - log pi_ref), summed over an answer's tokens."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        reference: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase,
+        config: DPOConfig,
+        device: str,
+    ) -> None:
+        """`reference`: None where it is the policy as it is now."""
+        self.policy = policy
+        self.device = device
+        self._reference = reference
+        self._reference_logprobs: dict[tuple[tuple[int, ...], ...], Tensor] = {}
+        self._pad_id = int(str(tokenizer.pad_token_id))
+        self._config = config
+        self._is_packing = can_pack(policy.model)
+
+    @torch.no_grad()
+    def add_reference(self, examples: Sequence[Example]) -> None:
+        """Compute the reference's log-probabilities of these rankings' answers, once and for all."""
+        for example in examples:
+            self._reference_logprobs[_key(example)] = self._logprobs(self._reference or self.policy.model, [example])
+
+    def forget_reference(self) -> None:
+        """Its weights are needed no longer."""
+        self._reference = None
+
+    def of(self, examples: Sequence[Example]) -> Tensor:
+        """reward_N of all answers of these rankings, one after another."""
+        reference_N = torch.cat([self._reference_logprobs[_key(example)] for example in examples])
+        return self._config.beta * (self._logprobs(self.policy.model, examples) - reference_N)
+
+    @torch.no_grad()
+    def accuracy(self, examples: Sequence[Example]) -> Accuracy | None:
+        """Pairwise accuracy of the implicit reward; None when there is no ordered pair."""
+        if not examples:
+            return None
+        scores = [self.of([example]).tolist() for example in examples]
+        return pairwise_accuracy([example.ranking for example in examples], scores)
+
+    def _logprobs(self, model: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
+        """log p of each answer as a whole, in fp32: [N]."""
+        documents = [
+            Document(row, [place >= example.num_prompt_tokens for place in range(len(row))])
+            for example in examples
+            for row in example.rows
+        ]
+        parts = pack(
+            documents,
+            tokens_per_forward=self._config.tokens_per_forward,
+            pad_id=self._pad_id,
+            is_packing=self._is_packing,
+        )
+        total_N = torch.zeros(len(documents), device=self.device)
+        for part in parts:
+            with autocast(self._config, self.device):
+                logprob_M, owner_M = learned_logprobs(model, Packed(*(tensor.to(self.device) for tensor in part)))
+            total_N = total_N.index_add(0, owner_M, logprob_M)
+        return total_N
+
+
+def _key(example: Example) -> tuple[tuple[int, ...], ...]:
+    """What the reference's log-probabilities depend on."""
+    return tuple(tuple(row) for row in example.rows)
+
+
+def _hash(rankings: Sequence[Ranking]) -> str:
+    lines = [json.dumps(dataclasses.asdict(ranking), sort_keys=True, default=dict) for ranking in rankings]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
