@@ -308,6 +308,54 @@ class DPOConfig(_Config):
         return dataclasses.replace(self, lora=lora, learning_rate=rate, precision=precision)
 
 
+@dataclass(frozen=True)
+class _OwnAnswersConfig(_Config):
+    """What `rejection` and `star` runs share: answers of the policy's own are drawn, some are kept, and learned."""
+
+    temperature: float = 1.0
+    """RAFT (2304.06767): 1 (0.85 in one of its experiments). STaR (2203.14465): 0, one answer."""
+    max_new_tokens: int = 64
+    """RAFT: 128. A longer answer is cut, and never learned."""
+    sequences_per_batch: int = 16
+    """Memory and speed only: answers that are drawn at once."""
+    prompts_per_checkpoint: int = 64
+    """Prompts that are answered between two checkpoints."""
+    sft: SFTConfig = dataclasses.field(default_factory=lambda: SFTConfig(epochs=1))
+    """How the kept answers are learned. RAFT: 1 epoch, rate 2e-5. IG: see SFTConfig."""
+    seed: int = 17
+    """Sampling."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "temperature", "max_new_tokens", "sequences_per_batch", "prompts_per_checkpoint")
+        _require_between(self, 0, math.inf, "seed")
+
+
+@dataclass(frozen=True)
+class RejectionConfig(_OwnAnswersConfig):
+    """Settings of a `rejection` run: of n answers a prompt, the one with the highest reward is learned."""
+
+    n: int = 8
+    """RAFT: 8 to 32."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "n")
+
+
+@dataclass(frozen=True)
+class StarConfig(_OwnAnswersConfig):
+    """Settings of a `star` run: of n answers a prompt, those that pass its check are learned."""
+
+    n: int = 4
+    """STaR: 1, greedily, and another one with a hint where it fails."""
+    answers_per_prompt: int = 1
+    """STaR: 1. At most so many different ones are learned of each prompt, so that easy prompts don't rule."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "n", "answers_per_prompt")
+
+
 def _is_large_for(num_parameters: int, device: str) -> bool:
     return device == "cpu" and num_parameters > LARGE_MODEL_PARAMETERS
 

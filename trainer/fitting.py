@@ -22,6 +22,8 @@ from trainer.models import ModelSource, Policy, load_policy
 
 LoopConfig = SFTConfig | DPOConfig
 
+CARRIED = "carried"
+
 
 def make_policy(source: ModelSource, config: LoopConfig, device: str) -> Policy:
     """The model to train, without a reference beside it; `config` has been through `for_model`."""
@@ -93,14 +95,17 @@ class Keeper:
     identity: Mapping[str, Any]
     on_checkpoint: Callable[[Path], None] | None
     resume_from: Path | None
+    carried: Mapping[str, Any] | None = None
+    """JSON that every checkpoint holds besides: what was made before the loop began."""
 
     def resume(self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Go back to the checkpoint, if there is one; its progress. Raises CheckpointError."""
         if self.resume_from is None:
             return None
-        return load_checkpoint(
+        progress = load_checkpoint(
             self.resume_from, models=models, optimizers={"policy": optimizer}, identity=self.identity
         )
+        return {name: value for name, value in progress.items() if name != CARRIED}
 
     def save(
         self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
@@ -110,7 +115,7 @@ class Keeper:
             self.folder,
             models=models,
             optimizers={"policy": optimizer},
-            progress=progress,
+            progress={**progress, **({CARRIED: dict(self.carried)} if self.carried else {})},
             identity=self.identity,
         )
         if self.on_checkpoint:

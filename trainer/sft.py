@@ -129,6 +129,7 @@ def train_sft(
     device: str = "cpu",
     kind: str = "sft",
     about: Mapping[str, Any] | None = None,
+    carried: Mapping[str, Any] | None = None,
 ) -> SFTResult:
     """Teach `source` to say what the assistant says in these conversations.
 
@@ -142,6 +143,7 @@ def train_sft(
         dataset_sha256: the dataset's hash; left out, it is computed from the rows.
         kind: what the manifest calls the run.
         about: what else the manifest says, and a checkpoint must agree with.
+        carried: JSON that every checkpoint holds besides.
 
     Raises:
         ValueError: nothing to learn from, a bad row, another run's checkpoint, or a loss that is not finite.
@@ -174,7 +176,7 @@ def train_sft(
         **(about or {}),
     }
     learner = Learner(policy, tokenizer, config, device, report)
-    keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
+    keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from, carried)
     progress = _fit(learner, training, validation, config, report, keep)
     result = SFTResult(
         folder=out,

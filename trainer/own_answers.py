@@ -1,0 +1,220 @@
+"""A policy draws answers, some are kept, and it learns those: what `best_of_n` and `star` share.
+
+Draws are independent of each other, unlike those for annotators, which must differ: the closed forms of best-of-n hold
+for independent ones only. What was kept travels in every checkpoint, so that nothing is drawn twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trainer.checkpoints import STATE, CheckpointError, load_checkpoint, save_checkpoint
+from trainer.config import RejectionConfig, StarConfig
+from trainer.demonstrations import Conversation
+from trainer.fitting import CARRIED, checkpoint_folder, parents
+from trainer.models import ModelSource, load_causal_lm, load_tokenizer
+from trainer.preferences import Answer
+from trainer.reporting import Reporter, RunCancelled
+from trainer.sampling import Draw, LocalSampler, Prompt, context_refusal, decode, encode_prompt
+from trainer.sft import SFTResult, train_sft
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A prompt and n answers to it, drawn independently; or why it can't be answered (then there are none)."""
+
+    prompt: Prompt
+    answers: list[Answer]
+    refusal: str | None = None
+
+
+class Judge(Protocol):
+    """Says which answers are to be learned."""
+
+    def __call__(self, drawn: Sequence[Drawn]) -> list[list[int]]:
+        """Of each prompt, the indices of the answers to keep; answers that were cut are never learned, though."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Its sums so far, as JSON, for a checkpoint."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from those sums."""
+        ...
+
+
+@dataclass
+class Selection:
+    """What was drawn and kept so far; plain JSON."""
+
+    num_prompts: int = 0
+    """Prompts that were looked at, refused ones among them."""
+    num_answers: int = 0
+    num_cut: int = 0
+    """Answers that were to be kept, but were cut by length."""
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    refused: list[dict[str, str]] = field(default_factory=list)
+    judge: dict[str, Any] = field(default_factory=dict)
+
+
+def draw_answers(
+    sampler: LocalSampler, prompts: Sequence[Prompt], *, n: int, temperature: float, max_new_tokens: int, seed: int
+) -> list[Drawn]:
+    """n independent answers to each prompt, in the order of the prompts. Alike lengths are drawn together."""
+    refusals: dict[int, str] = {}
+    draws: list[tuple[int, Draw]] = []
+    for number, prompt in enumerate(prompts):
+        tokens = encode_prompt(sampler.tokenizer, prompt.messages)
+        refusal = context_refusal(sampler.model, prompt.id, len(tokens), max_new_tokens)
+        if refusal is not None:
+            refusals[number] = refusal
+        else:
+            draws += [(number, Draw(tokens, prompt.id, index, seed)) for index in range(n)]
+    draws.sort(key=lambda item: len(item[1].prompt_tokens))
+    found = sampler.draw([draw for _, draw in draws], temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens)
+    answers: dict[int, list[Answer]] = defaultdict(list)
+    for (number, draw), generated in zip(draws, found, strict=True):
+        text = decode(sampler.tokenizer, generated.tokens)
+        answers[number].append(Answer(str(draw.index), text, generated.finish_reason))
+    return [Drawn(prompt, answers[number], refusals.get(number)) for number, prompt in enumerate(prompts)]
+
+
+def train_on_own_answers(
+    prompts: Sequence[Prompt],
+    *,
+    kind: str,
+    policy: ModelSource,
+    start: ModelSource,
+    judge: Judge,
+    config: RejectionConfig | StarConfig,
+    identity: Mapping[str, Any],
+    out: Path,
+    report: Reporter,
+    on_checkpoint: Callable[[Path], None] | None,
+    resume_from: Path | None,
+    device: str,
+) -> tuple[Selection, SFTResult]:
+    """Draw from `policy`, keep what the judge says, and fine-tune `start` on it. Raises as `train_sft`."""
+    about = {
+        "config": config.as_json(),
+        "prompts_sha256": hash_prompts(prompts),
+        **identity,
+    }
+    drawing = {"kind": f"{kind}/drawing", "model": policy.name, "parents": parents(policy=policy), **about}
+    selection, is_drawn = _resume(resume_from, drawing)
+    judge.restore(selection.judge)
+    if not is_drawn:
+        _select(prompts, selection, policy, judge, config, drawing, out, report, on_checkpoint, device)
+    if not selection.kept:
+        raise ValueError(
+            f"There is no answer to learn from: {selection.num_answers} answers to {selection.num_prompts} prompts "
+            f"were drawn, {len(selection.refused)} prompts refused, {selection.num_cut} good answers cut by length. "
+            "Raise n or max_new_tokens, or add prompts."
+        )
+    report.log("info", f"{len(selection.kept)} of {selection.num_answers} answers are learned.")
+    conversations = [
+        Conversation(row["id"], tuple(row["messages"]), None, row["finish_reason"]) for row in selection.kept
+    ]
+    result = train_sft(
+        conversations,
+        source=start,
+        config=config.sft,
+        out=out,
+        report=report,
+        on_checkpoint=on_checkpoint,
+        resume_from=resume_from if is_drawn else None,
+        device=device,
+        kind=kind,
+        about={f"{kind}_{name}": value for name, value in about.items()} | {"policy": policy.name},
+        carried=asdict(selection),
+    )
+    return selection, result
+
+
+def _resume(resume_from: Path | None, identity: Mapping[str, Any]) -> tuple[Selection, bool]:
+    """What was drawn before, and whether that is all."""
+    if resume_from is None:
+        return Selection(), False
+    try:
+        progress = json.loads((resume_from / STATE).read_text(encoding="utf-8"))["progress"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"The checkpoint is damaged: {STATE} can't be read.") from error
+    if CARRIED in progress:
+        # `train_sft` checks the hashes of this checkpoint, and that it is this run's, before it learns.
+        return Selection(**progress[CARRIED]), True
+    return Selection(**load_checkpoint(resume_from, models={}, optimizers={}, identity=identity)), False
+
+
+def _select(
+    prompts: Sequence[Prompt],
+    selection: Selection,
+    policy: ModelSource,
+    judge: Judge,
+    config: RejectionConfig | StarConfig,
+    identity: Mapping[str, Any],
+    out: Path,
+    report: Reporter,
+    on_checkpoint: Callable[[Path], None] | None,
+    device: str,
+) -> None:
+    """Draw and judge the prompts that are left, a few at a time."""
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(policy)
+    model: PreTrainedModel = load_causal_lm(policy, device=device)
+    sampler = LocalSampler(model, tokenizer, sequences_per_batch=config.sequences_per_batch)
+    folder = checkpoint_folder(out)
+    while selection.num_prompts < len(prompts):
+        if report.should_stop():
+            raise RunCancelled
+        asked = prompts[selection.num_prompts : selection.num_prompts + config.prompts_per_checkpoint]
+        drawn = draw_answers(
+            sampler,
+            asked,
+            n=config.n,
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+            seed=config.seed,
+        )
+        for item, indices in zip(drawn, judge(drawn), strict=True):
+            _keep(item, indices, selection, report)
+        selection.num_prompts += len(asked)
+        selection.judge = judge.state()
+        report.metrics(
+            selection.num_prompts,
+            {"own/kept": len(selection.kept), "sample/tokens_per_second": sampler.tokens_per_second},
+        )
+        report.progress(selection.num_prompts, len(prompts), f"{len(selection.kept)} answers kept")
+        save_checkpoint(folder, models={}, optimizers={}, progress=asdict(selection), identity=identity)
+        if on_checkpoint is not None:
+            on_checkpoint(folder)
+
+
+def _keep(item: Drawn, indices: Sequence[int], selection: Selection, report: Reporter) -> None:
+    if item.refusal is not None:
+        selection.refused.append({"prompt_id": item.prompt.id, "reason": item.refusal})
+        report.log("warning", item.refusal)
+    selection.num_answers += len(item.answers)
+    for index in indices:
+        answer = item.answers[index]
+        if answer.finish_reason == "length" or not answer.text.strip():
+            selection.num_cut += 1
+            continue
+        said = {"role": "assistant", "content": answer.text}
+        asked = [{"role": turn["role"], "content": turn["content"]} for turn in item.prompt.messages]
+        selection.kept.append(
+            {"id": f"{item.prompt.id}#{index}", "messages": [*asked, said], "finish_reason": answer.finish_reason}
+        )
+
+
+def hash_prompts(prompts: Sequence[Prompt]) -> str:
+    """What names these prompts in a manifest."""
+    lines = [json.dumps([prompt.id, [dict(turn) for turn in prompt.messages]], sort_keys=True) for prompt in prompts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

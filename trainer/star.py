@@ -1,0 +1,164 @@
+"""Fine-tuning on own answers that pass a check, for prompts that carry one (after STaR, arXiv 2203.14465).
+
+What differs from the paper:
+
+1. Several answers are drawn at a temperature, and up to `answers_per_prompt` different ones that pass are learned. The
+   paper draws one, greedily.
+2. There is no rationalisation: a prompt that no answer passes is not tried again with the right answer as a hint.
+3. A run is one iteration. As in the paper, what is fine-tuned is the start (the SFT version), not the policy that drew:
+   pass the version of the last run as `policy`, and the SFT version as `sft`.
+4. The fine-tuning is our SFT (its loss, early stop, schedule); the paper lengthens each iteration by a fifth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.checks import Check, CheckTimeout
+from trainer.config import StarConfig
+from trainer.fitting import parents
+from trainer.models import ModelSource
+from trainer.own_answers import Drawn, train_on_own_answers
+from trainer.reporting import Reporter
+from trainer.sampling import Prompt
+from trainer.sft import SFTResult
+
+
+@dataclass(frozen=True)
+class CheckedPrompt:
+    """A prompt whose answer can be checked."""
+
+    prompt: Prompt
+    check: Check
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> CheckedPrompt:
+        """A prompt row (docs/protocol.md) with `check` in its `meta`. ValueError names the prompt and the rule."""
+        try:
+            check = Check.from_json((row.get("meta") or {}).get("check"))
+        except ValueError as error:
+            raise ValueError(f"Prompt {row['id']}: meta.{error}") from error
+        return cls(Prompt.from_json(row), check)
+
+
+@dataclass(frozen=True)
+class StarResult:
+    """What a `star` run reports, and the folder of its version."""
+
+    folder: Path
+    num_prompts: int
+    num_answers: int
+    num_right: int
+    """Answers that passed."""
+    num_solved: int
+    """Prompts of which an answer passed."""
+    num_timeouts: int
+    """Answers on which a regular expression took too long; they count as wrong."""
+    num_kept: int
+    sft: SFTResult
+    seconds: float
+    refused: list[dict[str, str]]
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as docs/protocol.md has it."""
+        names = [f.name for f in dataclasses.fields(self) if f.name not in ("folder", "sft")]
+        return {name: getattr(self, name) for name in names} | {"sft": self.sft.as_json()}
+
+
+class CheckJudge:
+    """Keeps different answers that pass, up to so many a prompt."""
+
+    def __init__(self, checks: Mapping[str, Check], *, answers_per_prompt: int, report: Reporter) -> None:
+        self._checks = checks
+        self._answers_per_prompt = answers_per_prompt
+        self._report = report
+        self.sums = {"right": 0, "solved": 0, "timeouts": 0}
+
+    def __call__(self, drawn: Sequence[Drawn]) -> list[list[int]]:
+        """Of each prompt, the answers to learn."""
+        return [self._judge(item) for item in drawn]
+
+    def state(self) -> dict[str, Any]:
+        """Counts so far."""
+        return dict(self.sums)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from those counts."""
+        self.sums |= state
+
+    def _judge(self, item: Drawn) -> list[int]:
+        check = self._checks[item.prompt.id]
+        right = [index for index, answer in enumerate(item.answers) if self._passes(item, check, answer.text)]
+        self.sums["right"] += len(right)
+        self.sums["solved"] += bool(right)
+        # An answer that was cut can't be learned, whatever it says: it must not take a whole one's place.
+        whole = [index for index in right if item.answers[index].finish_reason != "length"]
+        different: dict[str, int] = {}
+        for index in whole:
+            different.setdefault(" ".join(item.answers[index].text.split()), index)
+        return list(different.values())[: self._answers_per_prompt]
+
+    def _passes(self, item: Drawn, check: Check, text: str) -> bool:
+        try:
+            return check.passes(text)
+        except CheckTimeout as error:
+            self.sums["timeouts"] += 1
+            self._report.log("warning", f"Prompt {item.prompt.id}: {error} It counts as wrong.")
+            return False
+
+
+def train_star(
+    prompts: Sequence[CheckedPrompt],
+    *,
+    sft: ModelSource,
+    policy: ModelSource,
+    config: StarConfig,
+    out: Path,
+    report: Reporter,
+    on_checkpoint: Callable[[Path], None] | None = None,
+    resume_from: Path | None = None,
+    device: str = "cpu",
+) -> StarResult:
+    """Draw n answers to each prompt from `policy`, and fine-tune `sft` on some of those that pass their check.
+
+    Arguments and errors are those of `best_of_n.train_rejection`; `sft` is the version whose weights are trained.
+    """
+    started = time.monotonic()
+    checks = {item.prompt.id: item.check for item in prompts}
+    if len(checks) < len(prompts):
+        raise ValueError("Two prompts have the same id: their checks can't be told apart.")
+    judge = CheckJudge(checks, answers_per_prompt=config.answers_per_prompt, report=report)
+    selection, result = train_on_own_answers(
+        [item.prompt for item in prompts],
+        kind="star",
+        policy=policy,
+        start=sft,
+        judge=judge,
+        config=config,
+        identity={
+            "sources": parents(sft=sft, policy=policy),
+            "checks": [dataclasses.astuple(check) for check in checks.values()],
+        },
+        out=out,
+        report=report,
+        on_checkpoint=on_checkpoint,
+        resume_from=resume_from,
+        device=device,
+    )
+    return StarResult(
+        folder=out,
+        num_prompts=selection.num_prompts - len(selection.refused),
+        num_answers=selection.num_answers,
+        num_right=judge.sums["right"],
+        num_solved=judge.sums["solved"],
+        num_timeouts=judge.sums["timeouts"],
+        num_kept=len(selection.kept),
+        sft=result,
+        seconds=time.monotonic() - started,
+        refused=selection.refused,
+    )
