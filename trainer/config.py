@@ -84,6 +84,8 @@ class RewardConfig(_Config):
     """IG does not say."""
     tokens_per_forward: int = 512
     """Memory and speed only: padded tokens of one forward pass. On a CPU, 512 take a quarter less time than 4,096."""
+    share_prompt: bool = True
+    """Speed only: a prompt is computed once for its K answers. A model that does not allow it is seen by a probe."""
     cache_megabytes: int = 2048
     """Memory only: hidden states of the frozen blocks that are kept between epochs."""
     checkpoint_every: int = 20

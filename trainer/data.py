@@ -29,9 +29,19 @@ class Example:
     """[K][K]: how much it counts that row beats column."""
 
     @property
-    def num_tokens(self) -> int:
-        """Of all K rows."""
-        return sum(len(row) for row in self.rows)
+    def prompt(self) -> list[int]:
+        """The tokens before every answer."""
+        return self.rows[0][: self.num_prompt_tokens]
+
+    @property
+    def answers(self) -> list[list[int]]:
+        """The tokens of each answer."""
+        return [row[self.num_prompt_tokens :] for row in self.rows]
+
+    def num_tokens(self, *, shares_prompt: bool) -> int:
+        """Of all K rows; of the prompt only once where they share it."""
+        repeated = self.num_prompt_tokens * (len(self.rows) - 1) if shares_prompt else 0
+        return sum(len(row) for row in self.rows) - repeated
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> list[int]:
@@ -95,16 +105,17 @@ def chunk_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return chunks
 
 
-def group_by_tokens(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
+def group_by_tokens(examples: Sequence[Example], max_tokens: int, *, shares_prompt: bool) -> list[list[Example]]:
     """Whole rankings in parts of at most `max_tokens` tokens, or of one ranking, in their order."""
     groups: list[list[Example]] = []
     room = 0
     for example in examples:
-        if not groups or example.num_tokens > room:
+        num_tokens = example.num_tokens(shares_prompt=shares_prompt)
+        if not groups or num_tokens > room:
             groups.append([])
             room = max_tokens
         groups[-1].append(example)
-        room -= example.num_tokens
+        room -= num_tokens
     return groups
 
 

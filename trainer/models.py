@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -402,12 +401,12 @@ class RewardModel(_ScalarModel):
 
     def forward(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
         """score_B in fp32 of conversations with their answers, padded on any side."""
-        return self.score_hidden(self._hidden(tokens_BL, attention_BL), attention_BL)
-
-    def score_hidden(self, hidden_BLD: Tensor, attention_BL: Tensor) -> Tensor:
-        """score_B from the last block's (normed) hidden states."""
+        hidden_BLD = self._hidden(tokens_BL, attention_BL)
         row_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
-        hidden_BD = hidden_BLD[row_B, _last_position(attention_BL)]
+        return self.score_states(hidden_BLD[row_B, _last_position(attention_BL)])
+
+    def score_states(self, hidden_BD: Tensor) -> Tensor:
+        """score_B from the hidden states of each answer's last token."""
         return cast(Tensor, self.head(hidden_BD.float())[:, 0])
 
     def save(self, folder: Path) -> None:
@@ -433,97 +432,6 @@ class ValueModel(_ScalarModel):
         """V_BT in fp32 before each of the last T = `num_new` tokens of each row."""
         hidden_BTD = self._hidden(tokens_BL, attention_BL)[:, -num_new - 1 : -1]
         return cast(Tensor, self.head(hidden_BTD.float())[:, :, 0])
-
-
-# --- The blocks that do not learn ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SplitReward:
-    """A reward model in two parts that share its weights: blocks below every adapter, and the rest.
-
-    What the lower part says of an answer never changes, so that it can be kept from one epoch to the next.
-    """
-
-    lower: Any
-    upper: Any
-    reward: RewardModel
-
-    @torch.no_grad()
-    def states(self, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[Tensor]:
-        """hidden_LD after the lower blocks, of each answer with the prompt before it.
-
-        The prompt is computed once, and its keys and values serve all answers. Each answer is computed alone, so that
-        its states do not depend on the others.
-        """
-        device = self.reward.head.weight.device
-        past = DynamicCache(config=self.lower.config)
-        prompt_PD = self._extend(past, torch.tensor([prompt], device=device))
-        parts = [
-            self._extend(copy.deepcopy(past), torch.tensor([answer], device=device)) for answer in answers if answer
-        ]
-        remaining = iter(parts)
-        return [torch.cat([prompt_PD, next(remaining)]) if answer else prompt_PD for answer in answers]
-
-    def _extend(self, past: DynamicCache, tokens_1T: Tensor) -> Tensor:
-        """hidden_TD of tokens that come after what `past` holds; `past` then holds them, too."""
-        start = past.get_seq_length()
-        place_1L = torch.arange(start + tokens_1T.shape[1], device=tokens_1T.device)[None]
-        output = self.lower(
-            input_ids=tokens_1T,
-            attention_mask=torch.ones_like(place_1L),
-            position_ids=place_1L[:, start:],
-            past_key_values=past,
-            use_cache=True,
-        )
-        return cast(Tensor, output.last_hidden_state[0])
-
-    def score(self, states_BLD: Tensor, attention_BL: Tensor) -> Tensor:
-        """score_B from what `states` said."""
-        output = self.upper(
-            inputs_embeds=states_BLD,
-            attention_mask=attention_BL.long(),
-            position_ids=position_ids(attention_BL),
-            use_cache=False,
-        )
-        return self.reward.score_hidden(output.last_hidden_state, attention_BL)
-
-
-def split_reward(reward: RewardModel, probe: Sequence[int]) -> SplitReward | None:
-    """The two parts, or None where everything learns or where an architecture cannot be cut like this.
-
-    That the parts score `probe` (a few tokens) as the whole does is checked, not assumed: some architectures scale
-    what they take for embeddings, or number their blocks.
-    """
-    blocks: Any = reward.blocks
-    if not reward.has_adapter or not isinstance(getattr(blocks, "layers", None), nn.ModuleList):
-        return None
-    learning = [any(parameter.requires_grad for parameter in block.parameters()) for block in blocks.layers]
-    frozen = learning.index(True) if True in learning else 0
-    if frozen == 0:
-        return None
-    lower = _with_blocks(blocks, slice(0, frozen))
-    lower.norm = nn.Identity()
-    parts = SplitReward(lower, _with_blocks(blocks, slice(frozen, None)), reward)
-    tokens_1L = torch.tensor([probe], device=reward.head.weight.device)
-    with torch.no_grad():
-        whole_1 = reward(tokens_1L, torch.ones_like(tokens_1L))
-        (states_LD,) = parts.states(probe[:1], [probe[1:]])
-        is_equal = torch.allclose(parts.score(states_LD[None], torch.ones_like(tokens_1L)), whole_1, 1e-4, 1e-4)
-    return parts if is_equal else None
-
-
-def _with_blocks(model: Any, kept: slice) -> Any:
-    """The same modules in a second model that has only these blocks."""
-    part = copy.copy(model)
-    # A shallow copy shares the table of modules, too; the part needs a table of its own.
-    part.__dict__["_modules"] = dict(model.named_children())
-    part.config = copy.deepcopy(model.config)
-    part.layers = nn.ModuleList(list(model.layers)[kept])
-    part.config.num_hidden_layers = len(part.layers)
-    if getattr(part.config, "layer_types", None):
-        part.config.layer_types = part.config.layer_types[kept]
-    return part
 
 
 # --- Export ----------------------------------------------------------------------------------------------------------

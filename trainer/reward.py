@@ -13,7 +13,8 @@ What differs from the paper:
 5. The rate rises over the first steps; the paper names no warm-up. Batches are of 8 rankings where it took 64, because
    a project begins with tens of rankings.
 6. Afterwards the bias makes the mean score of the *training answers* 0, where the paper took demonstrations.
-7. Where a block learns, it reads a prompt once for every answer, not once for all K of them.
+7. A prompt is computed once for its K answers, in training too (`shared_prompt.py`); scores and gradients are those of
+   separate rows. The paper forwards each answer once, with its prompt.
 """
 
 from __future__ import annotations
@@ -48,15 +49,14 @@ from trainer.losses import pairwise_loss
 from trainer.models import (
     ModelSource,
     RewardModel,
-    SplitReward,
     context_length,
     count_parameters,
     load_tokenizer,
-    split_reward,
 )
 from trainer.preferences import Accuracy, Answer, Ranking, make_folds, pairwise_accuracy, to_rankings
 from trainer.reporting import Reporter, RunCancelled, SilentReporter
 from trainer.sampling import encode_prompt
+from trainer.shared_prompt import CannotShare, SharedPrompt, share_prompt
 
 Rows = Iterable[Mapping[str, Any] | Ranking]
 
@@ -152,6 +152,7 @@ def train_reward(
     }
     model = _make_model(source, config, device)
     scorer = Scorer(model, pad_id=_pad_id(tokenizer), config=config)
+    report.log("info", scorer.way)
     keep = _Keeper(out.with_name(f"{out.name}.checkpoint"), identity, on_checkpoint, resume_from)
     loss = _fit(scorer, training, validation, config, report, keep)
     _centre(scorer, training)
@@ -177,7 +178,7 @@ def score(
 ) -> list[float]:
     """What each (messages, answer) is worth, in their order."""
     rows = [encode_prompt(tokenizer, messages) + encode_answer(tokenizer, answer) for messages, answer in conversations]
-    config = RewardConfig(tokens_per_forward=tokens_per_forward, cache_megabytes=0)
+    config = RewardConfig(tokens_per_forward=tokens_per_forward, share_prompt=False)
     with torch.no_grad():
         scores: list[float] = Scorer(model, pad_id=_pad_id(tokenizer), config=config).scores(rows).tolist()
     return scores
@@ -298,7 +299,7 @@ def _fit(
 def _accumulate(scorer: Scorer, batch: Sequence[Example], config: RewardConfig) -> tuple[float, float]:
     """Gradients of the batch's loss into the parameters; (loss, share of its ordered pairs in the right order)."""
     loss = right = total = 0.0
-    for group in group_by_tokens(batch, TOKENS_PER_STEP * config.tokens_per_forward):
+    for group in scorer.groups(batch):
         scores_BK = scorer.group_scores(group)
         weight_BKK = stack_weights(group).to(scores_BK.device)
         group_loss = pairwise_loss(scores_BK, weight_BKK) * len(group) / len(batch)
@@ -340,15 +341,18 @@ def _centre(scorer: Scorer, training: Sequence[Example]) -> None:
 # --- Scores ----------------------------------------------------------------------------------------------------------
 
 StateCache = dict[str, Tensor]
-"""What the frozen blocks say of a row of tokens, [L, D], by the SHA-256 of the row."""
+"""What the frozen blocks say of a ranking's prompt and answers, [N, D], by the SHA-256 of its tokens."""
 
 
 class Scorer:
-    """Scores rows of tokens by a reward model, in chunks of alike length.
+    """Scores rankings by a reward model: a prompt is computed once for its answers wherever the model allows it.
 
-    Where only an adapter on the last blocks learns, what the blocks below say of a row is computed apart (it does not
-    depend on what else is in the batch, and a prompt is computed once for its answers) and kept while there is room.
+    Where only an adapter on the last blocks learns, what the blocks below say of a ranking is computed apart (so that
+    it does not depend on what else is in the batch) and kept while there is room.
     """
+
+    way: str
+    """Which way was taken, for the run's log."""
 
     def __init__(
         self, model: RewardModel, *, pad_id: int, config: RewardConfig, cache: StateCache | None = None
@@ -358,14 +362,36 @@ class Scorer:
         self._tokens_per_forward = config.tokens_per_forward
         self._cache = {} if cache is None else cache
         self._room = config.cache_megabytes * 2**20 - sum(state.nbytes for state in self._cache.values())
-        self._parts = self._split() if config.cache_megabytes else None
+        self._shared = self._share(config)
 
-    def _split(self) -> SplitReward | None:
-        return split_reward(self.model, [0, 1, 2, 3])
+    def _share(self, config: RewardConfig) -> SharedPrompt | None:
+        if not config.share_prompt:
+            self.way = "Every answer is computed with a prompt of its own (share_prompt is off)."
+            return None
+        try:
+            shared = share_prompt(self.model, keep_states=config.cache_megabytes > 0)
+        except CannotShare as error:
+            self.way = f"Every answer is computed with a prompt of its own, as this model can't share one: {error}."
+            return None
+        kept = " What the frozen blocks say is kept between epochs." if shared.lower is not None else ""
+        self.way = f"A prompt is computed once for all its answers (checked: the scores are the same).{kept}"
+        return shared
 
     def scores(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """score_N of N rows of tokens, in their order, by the whole model."""
-        return self._in_chunks(rows, lambda chunk, attention_BL: self.model(self._pad(rows, chunk), attention_BL))
+        """score_N of N rows of tokens, in their order, each computed on its own and in chunks of alike length."""
+        chunks = chunk_by_length([len(row) for row in rows], self._tokens_per_forward)
+        device = self.model.head.weight.device
+        found: list[Tensor] = []
+        for chunk in chunks:
+            tokens_BL, mask_BL = right_pad([rows[index] for index in chunk], pad_id=self._pad_id)
+            found.append(self.model(tokens_BL.to(device), mask_BL.to(device)))
+        order = torch.tensor([index for chunk in chunks for index in chunk])
+        return torch.cat(found)[order.argsort().to(device)]
+
+    def groups(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """The rankings in their order, in parts that `group_scores` takes at once."""
+        max_tokens = TOKENS_PER_STEP * self._tokens_per_forward
+        return group_by_tokens(examples, max_tokens, shares_prompt=self._shared is not None)
 
     def group_scores(self, group: Sequence[Example]) -> Tensor:
         """scores_BK of rankings; 0 where one has fewer than K answers."""
@@ -375,8 +401,7 @@ class Scorer:
     @torch.no_grad()
     def score_examples(self, examples: Sequence[Example]) -> list[list[float]]:
         """The scores of each ranking's answers."""
-        groups = group_by_tokens(examples, TOKENS_PER_STEP * self._tokens_per_forward)
-        values = iter([value for group in groups for value in self._flat_scores(group).tolist()])
+        values = iter([value for group in self.groups(examples) for value in self._flat_scores(group).tolist()])
         return [[next(values) for _ in example.rows] for example in examples]
 
     def accuracy(self, examples: Sequence[Example]) -> Accuracy | None:
@@ -387,46 +412,23 @@ class Scorer:
 
     def _flat_scores(self, group: Sequence[Example]) -> Tensor:
         """score_N of all answers of these rankings, one after another."""
-        rows = [row for example in group for row in example.rows]
-        parts = self._parts
-        if parts is None:
-            return self.scores(rows)
-        states = [state for example in group for state in self._states(example, parts)]
+        if self._shared is None:
+            return self.scores([row for example in group for row in example.rows])
+        packed = self._shared.pack([(example.prompt, example.answers) for example in group])
+        if self._shared.lower is None:
+            return self._shared.scores(packed)
+        return self._shared.scores(packed, torch.cat([self._states(example, self._shared) for example in group]))
 
-        def forward(chunk: Sequence[int], attention_BL: Tensor) -> Tensor:
-            states_BLD = torch.nn.utils.rnn.pad_sequence([states[index] for index in chunk], batch_first=True)
-            return parts.score(states_BLD, attention_BL)
-
-        return self._in_chunks(rows, forward)
-
-    def _in_chunks(self, rows: Sequence[Sequence[int]], forward: Callable[[Sequence[int], Tensor], Tensor]) -> Tensor:
-        chunks = chunk_by_length([len(row) for row in rows], self._tokens_per_forward)
-        found = [forward(chunk, self._mask(rows, chunk)) for chunk in chunks]
-        order = torch.tensor([index for chunk in chunks for index in chunk])
-        return torch.cat(found)[order.argsort().to(self._device)]
-
-    def _pad(self, rows: Sequence[Sequence[int]], chunk: Sequence[int]) -> Tensor:
-        return right_pad([rows[index] for index in chunk], pad_id=self._pad_id)[0].to(self._device)
-
-    def _mask(self, rows: Sequence[Sequence[int]], chunk: Sequence[int]) -> Tensor:
-        return right_pad([rows[index] for index in chunk], pad_id=self._pad_id)[1].to(self._device)
-
-    @property
-    def _device(self) -> torch.device:
-        return self.model.head.weight.device
-
-    def _states(self, example: Example, parts: SplitReward) -> list[Tensor]:
-        """What the frozen blocks say of each row; kept up to `cache_megabytes`."""
-        num_prompt = example.num_prompt_tokens
-        keys = [hashlib.sha256(json.dumps([num_prompt, *row]).encode()).hexdigest() for row in example.rows]
-        if all(key in self._cache for key in keys):
-            return [self._cache[key] for key in keys]
-        states = parts.states(example.rows[0][:num_prompt], [row[num_prompt:] for row in example.rows])
-        for key, state in zip(keys, states, strict=True):
-            if key not in self._cache and state.nbytes <= self._room:
-                self._room -= state.nbytes
-                self._cache[key] = state
-        return states
+    def _states(self, example: Example, shared: SharedPrompt) -> Tensor:
+        """What the frozen blocks say of this ranking alone; kept up to `cache_megabytes`."""
+        key = hashlib.sha256(json.dumps([example.num_prompt_tokens, *example.rows]).encode()).hexdigest()
+        if key in self._cache:
+            return self._cache[key]
+        states_ND = shared.states(shared.pack([(example.prompt, example.answers)]))
+        if states_ND.nbytes <= self._room:
+            self._room -= states_ND.nbytes
+            self._cache[key] = states_ND
+        return states_ND
 
 
 # --- Before and after ------------------------------------------------------------------------------------------------

@@ -58,8 +58,15 @@ def test_chunks_hold_every_row_once_and_keep_to_their_limit() -> None:
 
 def test_groups_keep_rankings_whole_and_in_order() -> None:
     examples, _ = encode_rankings([make_ranking("a", "b")] * 5, TOKENIZER, max_length=64, ties="drop")
-    groups = group_by_tokens(examples, 2 * examples[0].num_tokens)
+    groups = group_by_tokens(examples, 2 * examples[0].num_tokens(shares_prompt=True), shares_prompt=True)
     assert [len(group) for group in groups] == [2, 2, 1]
+
+
+def test_a_shared_prompt_counts_once() -> None:
+    (example,), _ = encode_rankings([make_ranking("a", "b c", "")], TOKENIZER, max_length=64, ties="drop")
+    assert example.num_tokens(shares_prompt=False) == sum(len(row) for row in example.rows)
+    assert example.num_tokens(shares_prompt=True) == len(example.prompt) + 2 + 3 + 1
+    assert [example.prompt + answer for answer in example.answers] == example.rows
 
 
 def test_weights_are_padded_with_zeros() -> None:

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.trainer.tiny import make_tokenizer, save_tiny
 from trainer.config import LoraConfig
-from trainer.data import right_pad
 from trainer.models import (
     ADAPTER_CONFIG,
     ModelSource,
@@ -24,7 +23,6 @@ from trainer.models import (
     load_tokenizer,
     merge_to_folder,
     position_ids,
-    split_reward,
 )
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
@@ -201,30 +199,6 @@ def test_values_do_not_depend_on_padding(base: ModelSource) -> None:
     value = ValueModel.from_reward(RewardModel.from_sft(base, None))
     alone = value(TOKENS[1:, :6], MASK[1:, :6], num_new=2)
     torch.testing.assert_close(value(TOKENS, MASK, num_new=3)[1:, :2], alone, rtol=1e-5, atol=1e-5)
-
-
-def test_frozen_blocks_and_the_rest_score_as_the_whole_with_the_same_gradients(tmp_path: Path) -> None:
-    source = ModelSource(save_tiny(tmp_path / "deep", num_layers=4))
-    model = RewardModel.from_sft(source, LoraConfig(rank=4, alpha=8, num_last_blocks=2))
-    nudge(model)
-    parts = split_reward(model, [3, 4, 5, 6])
-    assert parts is not None
-    assert (len(parts.lower.layers), len(parts.upper.layers)) == (2, 2)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Three answers to one prompt; the last one is empty.
-    prompt, answers = [3, 4, 5], [[6, 3, 1], [4], []]
-    tokens, mask = right_pad([prompt + answer for answer in answers], pad_id=0)
-    whole = torch.autograd.grad(model(tokens, mask).square().sum(), learning)
-    states = nn.utils.rnn.pad_sequence(parts.states(prompt, answers), batch_first=True)
-    apart = torch.autograd.grad(parts.score(states, mask).square().sum(), learning)
-    for one, other in zip(whole, apart, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_a_model_that_learns_everywhere_is_not_split(base: ModelSource) -> None:
-    assert split_reward(RewardModel.from_sft(base, None), [3, 4, 5, 6]) is None
-    everywhere = RewardModel.from_sft(base, LoraConfig(num_last_blocks=9))
-    assert split_reward(everywhere, [3, 4, 5, 6]) is None
 
 
 # Tokenizer, facts, files
