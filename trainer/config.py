@@ -74,8 +74,17 @@ class RewardConfig(_Config):
     """IG: cosine down to 10 %."""
     warmup_ratio: float = 0.05
     """IG does not say; the share of steps over which the rate rises from zero."""
-    ties: Literal["drop", "half"] = "drop"
-    """IG: dropped. "half": a tied pair has the target one half, both ways."""
+    loss: Literal["pairs", "plackett_luce"] = "pairs"
+    """IG: all pairs. "plackett_luce": the order as a whole, best first; ties by Efron's rule."""
+    ties: Literal["drop", "half", "davidson"] = "drop"
+    """Of "pairs". IG: dropped. "half": a tied pair has the target one half, both ways. "davidson": a tie is a third
+    answer, whose frequency is learned and saved."""
+    margin: float = 0.0
+    """Of "pairs". IG: none. What the better score must exceed the other by, for each place between the two."""
+    label_smoothing: float = 0.0
+    """Of "pairs". IG: none. The chance that a pair was ranked the wrong way round."""
+    annotators: Literal["equal", "agreement"] = "equal"
+    """IG: equal. "agreement": a ranking counts by how well its annotator agrees with others on the same answers."""
     max_length: int | None = None
     """IG: 2,048 tokens of prompt and completion. null: that, or the model's context where it is shorter."""
     adam_eps: float = 1e-5
@@ -97,7 +106,13 @@ class RewardConfig(_Config):
         _require_positive(self, "epochs", "rankings_per_batch", "learning_rate", "max_length", "adam_eps")
         _require_positive(self, "max_grad_norm", "tokens_per_forward", "checkpoint_every")
         _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio")
-        _require_between(self, 0, math.inf, "cache_megabytes", "seed")
+        _require_between(self, 0, math.inf, "cache_megabytes", "seed", "margin")
+        _require_between(self, 0, 0.49, "label_smoothing")
+        if self.loss == "plackett_luce" and (self.ties != "drop" or self.margin or self.label_smoothing):
+            raise ValueError(
+                'loss: "plackett_luce" looks at whole orders and takes ties by Efron\'s rule: ties, margin and '
+                'label_smoothing are settings of "pairs"'
+            )
 
     def for_model(self, num_parameters: int, device: str) -> RewardConfig:
         """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""

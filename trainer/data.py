@@ -119,6 +119,16 @@ def group_by_tokens(examples: Sequence[Example], max_tokens: int, *, shares_prom
     return groups
 
 
+def stack_places(examples: Sequence[Example]) -> Tensor:
+    """place_BK of these rankings, 0 the best; -1 where an answer has no place, or where one has fewer than K."""
+    size = max(len(example.rows) for example in examples)
+    place_BK = torch.full((len(examples), size), -1)
+    for number, example in enumerate(examples):
+        places = [-1 if place is None else place for place in example.ranking.places]
+        place_BK[number, : len(places)] = torch.tensor(places)
+    return place_BK
+
+
 def stack_weights(examples: Sequence[Example]) -> Tensor:
     """weights_BKK of these rankings, 0 where one has fewer than K answers."""
     size = max(len(example.rows) for example in examples)

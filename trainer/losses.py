@@ -22,22 +22,105 @@ def masked_mean(values: Tensor, mask: Tensor, dim: tuple[int, ...] | int | None 
 
 
 # --- Reward model ----------------------------------------------------------------------------------------------------
-# B = rankings, K = completions of a ranking; weight_BKK[b, i, j] says how much it counts that i beats j.
+# B = rankings, K = completions of a ranking; weight_BKK[b, i, j] says how much it counts that i beats j: 1 where it is
+# better, 0 where nothing is known, one half both ways for a tie. What stands at missing completions plays no part.
 
 
-def pairwise_loss(reward_BK: Tensor, weight_BKK: Tensor) -> Tensor:
+def pairwise_loss(
+    reward_BK: Tensor,
+    weight_BKK: Tensor,
+    *,
+    margin_BKK: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    importance_B: Tensor | None = None,
+) -> Tensor:
     """-log sigmoid(r_w - r_l): mean over a ranking's ordered pairs, then over the rankings that have one (InstructGPT,
-    eq. 1).
+    eq. 1). A tie, one half both ways, pulls its two rewards together. 0 when no ranking has a pair.
 
-    A weight is 1 where a completion is better, 0 where nothing is known, and may be one half both ways for a tie; the
-    mean over a ranking is by weight. What stands at missing completions plays no part. 0 when no ranking has a pair.
+    Args:
+        margin_BKK: what r_w - r_l must exceed, antisymmetric (Llama 2, 2307.09288, eq. 2).
+        label_smoothing: the chance that a pair was ranked the wrong way round: so much of each pair's loss is that of
+            the opposite order.
+        importance_B: the weight of each ranking in the mean over rankings.
     """
-    margin_BKK = reward_BK[:, :, None] - reward_BK[:, None, :]
-    counted_BKK = weight_BKK > 0
-    each_BKK = F.softplus(-margin_BKK.masked_fill(~counted_BKK, 0.0)) * weight_BKK
+    gap_BKK = _gaps(reward_BK, weight_BKK, margin_BKK)
+    each_BKK = _smoothed(F.softplus(-gap_BKK), label_smoothing)
+    return _mean_over_rankings(each_BKK, weight_BKK, importance_B)
+
+
+def davidson_loss(
+    reward_BK: Tensor,
+    weight_BKK: Tensor,
+    theta: Tensor,
+    *,
+    margin_BKK: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    importance_B: Tensor | None = None,
+) -> Tensor:
+    """-log P of what was said of each pair, where a tie is a third answer (Davidson 1970), averaged as `pairwise_loss`.
+
+    With d = r_i - r_j and nu = e^theta: P(i over j) = 1 / (1 + e^-d + nu e^(-d/2)) and
+    P(tie) = nu / (e^(d/2) + e^(-d/2) + nu). `theta` (a scalar) learns along. A tie has no margin and no smoothing.
+    """
+    gap_BKK = _gaps(reward_BK, weight_BKK, margin_BKK)
+    won_BKK = _log_sum_exp(torch.zeros_like(gap_BKK), -gap_BKK, theta - gap_BKK / 2)
+    plain_BKK = _gaps(reward_BK, weight_BKK, None)
+    tied_BKK = _log_sum_exp(plain_BKK / 2, -plain_BKK / 2, theta.expand_as(plain_BKK)) - theta
+    is_tie_BKK = (weight_BKK > 0) & (weight_BKK.mT > 0)
+    each_BKK = torch.where(is_tie_BKK, tied_BKK, _smoothed(won_BKK, label_smoothing))
+    return _mean_over_rankings(each_BKK, weight_BKK, importance_B)
+
+
+def plackett_luce_loss(reward_BK: Tensor, place_BK: Tensor, *, importance_B: Tensor | None = None) -> Tensor:
+    """-log P of the whole order, when the best is chosen first, then the best of the rest, and so on (Plackett-Luce):
+    mean over a ranking's choices (its placed answers less one), then over the rankings with two placed answers or more.
+
+    `place_BK` counts from 0, the best; equal places are a tie; -1 is missing. Of m tied answers, the one chosen after l
+    others stands before a rest in which each of the m counts (m - l) / m (Efron 1977): nearer to the mean over their
+    orders than Breslow's rule, which leaves all m in the rest. Two answers in order have the loss of their pair.
+    """
+    is_placed_BK = place_BK >= 0
+    reward_BK = reward_BK.masked_fill(~is_placed_BK, 0.0)
+    is_tied_BKK = (place_BK[:, :, None] == place_BK[:, None, :]) & is_placed_BK[:, :, None]
+    is_after_BKK = (place_BK[:, None, :] > place_BK[:, :, None]) & is_placed_BK[:, :, None]
+    num_tied_BK = is_tied_BKK.sum(dim=2).clamp(min=1)
+    num_before_BK = is_tied_BKK.tril(diagonal=-1).sum(dim=2)
+    part_BK = ((num_tied_BK - num_before_BK) / num_tied_BK).to(reward_BK.dtype)
+    share_BKK = is_after_BKK + is_tied_BKK * part_BK[:, :, None]
+    # A missing answer chooses itself from itself: its term is 0.
+    share_BKK = torch.where(is_placed_BK[:, :, None], share_BKK, torch.eye(place_BK.shape[1], device=place_BK.device))
+    each_BK = (reward_BK[:, None, :] + share_BKK.log()).logsumexp(dim=2) - reward_BK
+    num_choices_B = is_placed_BK.sum(dim=1) - 1
+    return _weighted_mean(each_BK.sum(dim=1) / num_choices_B.clamp(min=1), num_choices_B > 0, importance_B)
+
+
+def _gaps(reward_BK: Tensor, weight_BKK: Tensor, margin_BKK: Tensor | None) -> Tensor:
+    """r_i - r_j, less what it must exceed; 0 where neither order counts."""
+    gap_BKK = reward_BK[:, :, None] - reward_BK[:, None, :]
+    if margin_BKK is not None:
+        gap_BKK = gap_BKK - margin_BKK
+    return gap_BKK.masked_fill((weight_BKK + weight_BKK.mT) == 0, 0.0)
+
+
+def _smoothed(loss_BKK: Tensor, label_smoothing: float) -> Tensor:
+    return loss_BKK if label_smoothing == 0 else torch.lerp(loss_BKK, loss_BKK.mT, label_smoothing)
+
+
+def _log_sum_exp(*terms: Tensor) -> Tensor:
+    return torch.stack(terms).logsumexp(dim=0)
+
+
+def _mean_over_rankings(each_BKK: Tensor, weight_BKK: Tensor, importance_B: Tensor | None) -> Tensor:
+    """The mean over a ranking's pairs by weight, then over the rankings that have one."""
     total_B = weight_BKK.sum(dim=(1, 2))
-    loss_B = each_BKK.sum(dim=(1, 2)) / total_B.clamp(min=0.5)
-    return loss_B.sum() / (total_B > 0).sum().clamp(min=1)
+    loss_B = (each_BKK * weight_BKK).sum(dim=(1, 2)) / total_B.clamp(min=0.5)
+    return _weighted_mean(loss_B, total_B > 0, importance_B)
+
+
+def _weighted_mean(loss_B: Tensor, counts_B: Tensor, importance_B: Tensor | None) -> Tensor:
+    importance_B = counts_B.to(loss_B.dtype) * (1.0 if importance_B is None else importance_B)
+    total = importance_B.sum()
+    return (loss_B * importance_B).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def davidson_loss(reward_BK: Tensor, is_better_BKK: Tensor, is_tied_BKK: Tensor, *, nu: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -362,6 +363,17 @@ class RewardModel(_ScalarModel):
     score_std: float = 1.0
     """Standard deviation of the training answers' scores."""
 
+    def __init__(self, trunk: Any, source: ModelSource, *, is_on_base: bool) -> None:
+        super().__init__(trunk, source, is_on_base=is_on_base)
+        # Davidson's theta: log of how often people tie, against how they would by chance. It learns where ties do.
+        self.tie_theta = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def learn_ties(self, share: float) -> None:
+        """Let theta learn, from where answers of equal worth are tied with the chance `share` (0 < share < 1)."""
+        with torch.no_grad():
+            self.tie_theta.fill_(math.log(2 * share / (1 - share)))
+        self.tie_theta.requires_grad_(True)
+
     @classmethod
     def from_sft(
         cls,
@@ -396,7 +408,10 @@ class RewardModel(_ScalarModel):
         model = cls(trunk, source, is_on_base=source.adapter is not None)
         model.head.load_state_dict(load_file(source.version / REWARD_HEAD))
         model.head.bias.requires_grad_(False)
-        model.score_std = float(json.loads((source.version / REWARD_FACTS).read_text(encoding="utf-8"))["score_std"])
+        facts = json.loads((source.version / REWARD_FACTS).read_text(encoding="utf-8"))
+        model.score_std = float(facts["score_std"])
+        if facts.get("tie_theta") is not None:
+            model.tie_theta.data.fill_(facts["tie_theta"])
         return model.to(device).eval()
 
     def forward(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
@@ -415,6 +430,8 @@ class RewardModel(_ScalarModel):
         head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
         save_file(head, folder / REWARD_HEAD)
         facts = {"format": 1, "base": self.source.name, "bias": self.head.bias.item(), "score_std": self.score_std}
+        if self.tie_theta.requires_grad:
+            facts["tie_theta"] = self.tie_theta.item()
         write_json(folder / REWARD_FACTS, facts)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Ties = Literal["drop", "half"]
+Ties = Literal["drop", "half", "davidson"]
 
 NUM_RESAMPLES = 2_000
 
@@ -40,6 +40,8 @@ class Ranking:
     places: tuple[int | None, ...]
     """Of each answer: 0 is best, equal places are a tie, None is missing (which is not last)."""
     split: str = "train"
+    annotator: str | None = None
+    """Who ranked, by pseudonym; None where it is not known or where several were merged."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,6 +56,11 @@ class Ranking:
         return [(i, j) for i, j in self._placed_pairs() if self.places[i] < self.places[j]]  # type: ignore[operator]
 
     @property
+    def named_pairs(self) -> set[tuple[str, str]]:
+        """(better, worse), as ids of answers."""
+        return {(self.answers[i].id, self.answers[j].id) for i, j in self.ordered_pairs}
+
+    @property
     def tied_pairs(self) -> list[tuple[int, int]]:
         """Pairs in the same place, each once."""
         return [(i, j) for i, j in self._placed_pairs() if i < j and self.places[i] == self.places[j]]
@@ -63,20 +70,20 @@ class Ranking:
         return ((i, j) for i in placed for j in placed if i != j)
 
     def weights(self, ties: Ties) -> list[list[float]]:
-        """[K][K]: how much it counts that row beats column: 1 for an ordered pair; a tie counts one half both ways, or
-        nothing ("drop", as in InstructGPT)."""
+        """[K][K]: how much it counts that row beats column: 1 for an ordered pair; a tie counts one half both ways
+        ("half", "davidson"), or nothing ("drop", as in InstructGPT)."""
         size = len(self.answers)
         weights = [[0.0] * size for _ in range(size)]
         for better, worse in self.ordered_pairs:
             weights[better][worse] = 1.0
-        if ties == "half":
+        if ties != "drop":
             for one, other in self.tied_pairs:
                 weights[one][other] = weights[other][one] = 0.5
         return weights
 
     def num_pairs(self, ties: Ties) -> int:
         """Pairs that count in the loss."""
-        return len(self.ordered_pairs) + (len(self.tied_pairs) if ties == "half" else 0)
+        return len(self.ordered_pairs) + (len(self.tied_pairs) if ties != "drop" else 0)
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -129,22 +136,23 @@ def _parse_interchange(row: Mapping[str, Any]) -> list[Ranking]:
     answers = [Answer(str(item["id"]), _text(item)) for item in row["responses"]]
     name = str(row["id"])
     merged = (row.get("aggregate") or {}).get("ranking")
-    orders = [merged] if merged else list(_annotated_orders(row.get("annotations") or []))
+    orders = [(merged, None)] if merged else list(_annotated_orders(row.get("annotations") or []))
     return [
-        _ranking(row, name if len(orders) == 1 else f"{name}#{number}", name, answers, order)
-        for number, order in enumerate(orders)
+        _ranking({**row, "annotator": who}, name if len(orders) == 1 else f"{name}#{number}", name, answers, order)
+        for number, (order, who) in enumerate(orders)
     ]
 
 
-def _annotated_orders(annotations: Sequence[Mapping[str, Any]]) -> Iterator[list[list[str]]]:
+def _annotated_orders(annotations: Sequence[Mapping[str, Any]]) -> Iterator[tuple[list[list[str]], str | None]]:
     for annotation in annotations:
+        who = annotation.get("annotator")
         if annotation.get("ranks"):
-            yield _order_by(annotation["ranks"])
+            yield _order_by(annotation["ranks"]), who
         elif annotation.get("scores"):
-            yield _order_by({name: -score for name, score in annotation["scores"].items()})
+            yield _order_by({name: -score for name, score in annotation["scores"].items()}), who
         for pair in annotation.get("pairs") or []:
             other = {pair["a"]: pair["b"], pair["b"]: pair["a"]}
-            yield [[pair["a"], pair["b"]]] if pair["pref"] == "tie" else [[pair["pref"]], [other[pair["pref"]]]]
+            yield [[pair["a"], pair["b"]]] if pair["pref"] == "tie" else [[pair["pref"]], [other[pair["pref"]]]], who
 
 
 def _order_by(values: Mapping[str, float]) -> list[list[str]]:
@@ -165,6 +173,7 @@ def _ranking(
         answers=tuple(answers),
         places=_places([answer.id for answer in answers], order),
         split=split,
+        annotator=None if row.get("annotator") is None else str(row["annotator"]),
         meta=row.get("meta") or {},
     )
 
@@ -194,6 +203,52 @@ def _text(item: Mapping[str, Any]) -> str:
     if not isinstance(item["text"], str):
         raise TypeError(f"text: must be a string, and is {type(item['text']).__name__}.")
     return item["text"]
+
+
+# --- Agreement of people with each other -----------------------------------------------------------------------------
+
+PRIOR_PAIRS = 10
+"""An annotator's agreement starts as that of all, with the weight of so many pairs."""
+
+
+def agreements(rankings: Sequence[Ranking]) -> Iterator[tuple[Ranking, Ranking, bool]]:
+    """(one, other, same) for every two rankings of a prompt by different people and every pair that both put in order.
+
+    What either left out or tied is passed over. Rankings whose annotator is not known are nobody's.
+    """
+    by_prompt: dict[str, list[Ranking]] = {}
+    for ranking in rankings:
+        if ranking.annotator is not None:
+            by_prompt.setdefault(ranking.prompt_id, []).append(ranking)
+    for together in by_prompt.values():
+        orders = [ranking.named_pairs for ranking in together]
+        for number, one in enumerate(together):
+            for index in range(number + 1, len(together)):
+                if one.annotator == together[index].annotator:
+                    continue
+                for pair in orders[number]:
+                    if pair in orders[index] or pair[::-1] in orders[index]:
+                        yield one, together[index], pair in orders[index]
+
+
+def annotator_weights(rankings: Sequence[Ranking]) -> dict[str | None, float]:
+    """How much each annotator's rankings count, by agreement with the others: 1 on average, from 0 to 3.
+
+    Two people who are right with the chances a and b agree with the chance p, and 2p - 1 = (2a - 1)(2b - 1). So
+    somebody's 2p - 1, over that of all, is how reliable they are. With few pairs it stays near 1; who has none counts
+    1, and so does everybody where people agree no better than by chance.
+    """
+    same: dict[str | None, int] = {}
+    total: dict[str | None, int] = {}
+    for one, other, is_same in agreements(rankings):
+        for name in (one.annotator, other.annotator):
+            same[name] = same.get(name, 0) + is_same
+            total[name] = total.get(name, 0) + 1
+    mean = sum(same.values()) / max(1, sum(total.values()))
+    if mean <= 0.5:
+        return dict.fromkeys(total, 1.0)
+    smoothed = {name: (same[name] + PRIOR_PAIRS * mean) / (total[name] + PRIOR_PAIRS) for name in total}
+    return {name: min(3.0, max(0.0, (2 * value - 1) / (2 * mean - 1))) for name, value in smoothed.items()}
 
 
 # --- Agreement of scores with people ---------------------------------------------------------------------------------

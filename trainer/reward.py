@@ -6,8 +6,9 @@ What differs from the paper:
    was trained on public NLP data before.
 2. On a CPU, a model of over 50M parameters learns through adapters on its last blocks. What the blocks below say of an
    answer never changes then: it is computed once and kept from one epoch to the next (exact, not an approximation).
-3. Tied answers are dropped as in the paper, or count one half both ways. A ranking may be partial: an answer without a
-   place is missing, not last.
+3. Tied answers are dropped as in the paper, or count one half both ways, or are a third answer that Davidson's model
+   learns. A ranking may be partial: an answer without a place is missing, not last. Plackett-Luce's loss of the whole
+   order, margins, label smoothing and weights of annotators are there to choose, and off.
 4. Up to a few hundred rankings are read three times, and at a higher rate: one pass in so few steps hardly moves a
    fresh head (pocket model, 200 rankings: held-out accuracy 0.70 after one epoch at 1e-4, 0.80 after three at 1e-3).
 5. The rate rises over the first steps; the paper names no warm-up. Batches are of 8 rankings where it took 64, because
@@ -26,6 +27,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,11 @@ from trainer.data import (
     encode_rankings,
     group_by_tokens,
     right_pad,
+    stack_places,
     stack_weights,
 )
 from trainer.folders import new_folder, sha256_file, write_manifest
-from trainer.losses import pairwise_loss
+from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
 from trainer.models import (
     ModelSource,
     RewardModel,
@@ -53,7 +56,16 @@ from trainer.models import (
     count_parameters,
     load_tokenizer,
 )
-from trainer.preferences import Accuracy, Answer, Ranking, make_folds, pairwise_accuracy, to_rankings
+from trainer.preferences import (
+    Accuracy,
+    Answer,
+    Ranking,
+    Ties,
+    annotator_weights,
+    make_folds,
+    pairwise_accuracy,
+    to_rankings,
+)
 from trainer.reporting import Reporter, RunCancelled, SilentReporter
 from trainer.sampling import encode_prompt
 from trainer.shared_prompt import CannotShare, SharedPrompt, share_prompt
@@ -61,6 +73,8 @@ from trainer.shared_prompt import CannotShare, SharedPrompt, share_prompt
 Rows = Iterable[Mapping[str, Any] | Ranking]
 
 PAPER_MAX_LENGTH = 2048
+THETA_SPEED = 20.0
+"""How much faster than a weight Davidson's theta learns: one number, which a weight's rate would hardly move."""
 TOKENS_PER_STEP = 4
 """Forward passes whose graphs one backward pass may hold at once."""
 
@@ -79,6 +93,9 @@ class RewardResult:
     """Mean over the last epoch."""
     seconds: float
     refused: list[dict[str, str]] = field(default_factory=list)
+    tie_theta: float | None = None
+    """Davidson's theta, where ties are learned by it: two answers of equal worth are tied with the chance
+    nu / (2 + nu), nu = e^theta."""
 
     def as_json(self) -> dict[str, Any]:
         """The result as docs/protocol.md has it."""
@@ -161,11 +178,12 @@ def train_reward(
     return RewardResult(
         folder=out,
         num_rankings=len(training),
-        num_pairs=sum(example.ranking.num_pairs(config.ties) for example in training),
+        num_pairs=sum(example.ranking.num_pairs(_ties_of(config)) for example in training),
         accuracy=accuracy,
         loss=loss,
         seconds=time.monotonic() - started,
         refused=refused,
+        tie_theta=model.tie_theta.item() if config.ties == "davidson" else None,
     )
 
 
@@ -251,8 +269,17 @@ def _fit(
     """
     assert config.epochs is not None
     model = scorer.model
+    if config.ties == "davidson":
+        model.learn_ties(_tie_share(training))
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(learning, lr=0.0, eps=config.adam_eps)
+    weights = [parameter for parameter in learning if parameter is not model.tie_theta]
+    groups = [{"params": weights, "speed": 1.0}]
+    if config.ties == "davidson":
+        groups.append({"params": [model.tie_theta], "speed": THETA_SPEED})
+    optimizer = torch.optim.Adam(groups, lr=0.0, eps=config.adam_eps)
+    reliability: Mapping[str | None, float] = {}
+    if config.annotators == "agreement":
+        reliability = annotator_weights([example.ranking for example in training])
     per_epoch = math.ceil(len(training) / config.rankings_per_batch)
     num_steps = config.epochs * per_epoch
     progress = keep.resume(model, optimizer) or {"step": 0, "epoch_losses": []}
@@ -268,14 +295,14 @@ def _fit(
 
         # 2. The gradient of the mean loss over the batch's rankings.
         optimizer.zero_grad()
-        loss, accuracy = _accumulate(scorer, batch, config)
+        loss, accuracy = _accumulate(scorer, batch, config, reliability)
 
         # 3. The step, unless something is not finite.
         norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm).item()
         _require_finite(loss, norm, step)
         rate = learning_rate_at(step, num_steps, config)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["speed"]
         optimizer.step()
 
         # 4. What it led to, and a checkpoint now and then.
@@ -287,6 +314,8 @@ def _fit(
             "reward/grad_norm": norm,
             "reward/learning_rate": rate,
         }
+        if config.ties == "davidson":
+            metrics["reward/tie_theta"] = model.tie_theta.item()
         if place == per_epoch - 1 and (held_out := scorer.accuracy(validation)):
             metrics["accuracy/validation"] = held_out.value
         report.metrics(step + 1, metrics)
@@ -296,18 +325,55 @@ def _fit(
     return math.fsum(progress["epoch_losses"]) / len(progress["epoch_losses"])
 
 
-def _accumulate(scorer: Scorer, batch: Sequence[Example], config: RewardConfig) -> tuple[float, float]:
+def _accumulate(
+    scorer: Scorer, batch: Sequence[Example], config: RewardConfig, reliability: Mapping[str | None, float]
+) -> tuple[float, float]:
     """Gradients of the batch's loss into the parameters; (loss, share of its ordered pairs in the right order)."""
     loss = right = total = 0.0
+    whole = _importance(batch, reliability).sum()
     for group in scorer.groups(batch):
         scores_BK = scorer.group_scores(group)
-        weight_BKK = stack_weights(group).to(scores_BK.device)
-        group_loss = pairwise_loss(scores_BK, weight_BKK) * len(group) / len(batch)
+        importance_B = _importance(group, reliability)
+        share = (importance_B.sum() / whole.clamp(min=1e-9)).item()
+        group_loss = ranking_loss(scores_BK, group, config, scorer.model.tie_theta, importance_B) * share
         torch.autograd.backward([group_loss])
         loss += group_loss.item()
-        won_BKK = (scores_BK[:, :, None] > scores_BK[:, None, :])[weight_BKK == 1.0]
+        is_better_BKK = stack_weights(group).to(scores_BK.device) == 1.0
+        won_BKK = (scores_BK[:, :, None] > scores_BK[:, None, :])[is_better_BKK]
         right, total = right + won_BKK.sum().item(), total + won_BKK.numel()
     return loss, right / max(total, 1.0)
+
+
+def ranking_loss(
+    scores_BK: Tensor, group: Sequence[Example], config: RewardConfig, theta: Tensor, importance_B: Tensor
+) -> Tensor:
+    """The loss that the settings name: the mean over these rankings, each with its importance."""
+    device = scores_BK.device
+    place_BK, importance_B = stack_places(group).to(device), importance_B.to(device)
+    if config.loss == "plackett_luce":
+        return plackett_luce_loss(scores_BK, place_BK, importance_B=importance_B)
+    weight_BKK = stack_weights(group).to(device)
+    # Where one of two has no place, no order of the two counts, and the margin has no effect.
+    margin_BKK = config.margin * (place_BK[:, None, :] - place_BK[:, :, None]) if config.margin else None
+    loss = partial(davidson_loss, theta=theta) if config.ties == "davidson" else pairwise_loss
+    return loss(
+        scores_BK,
+        weight_BKK,
+        margin_BKK=margin_BKK,
+        label_smoothing=config.label_smoothing,
+        importance_B=importance_B,
+    )
+
+
+def _importance(group: Sequence[Example], reliability: Mapping[str | None, float]) -> Tensor:
+    return torch.tensor([reliability.get(example.ranking.annotator, 1.0) for example in group])
+
+
+def _tie_share(training: Sequence[Example]) -> float:
+    """Of all pairs with places, those in the same one; never quite none and never quite all."""
+    tied = sum(len(example.ranking.tied_pairs) for example in training)
+    ordered = sum(len(example.ranking.ordered_pairs) for example in training)
+    return (tied + 0.5) / (tied + ordered + 1.0)
 
 
 def learning_rate_at(step: int, num_steps: int, config: RewardConfig) -> float:
@@ -475,7 +541,12 @@ def _encode(
 ) -> tuple[list[Example], list[dict[str, str]]]:
     context = context_length(AutoConfig.from_pretrained(source.weights, local_files_only=True, trust_remote_code=False))
     max_length = min(context, config.max_length or PAPER_MAX_LENGTH)
-    return encode_rankings(rankings, tokenizer, max_length=max_length, ties=config.ties)
+    return encode_rankings(rankings, tokenizer, max_length=max_length, ties=_ties_of(config))
+
+
+def _ties_of(config: RewardConfig) -> Ties:
+    """Plackett-Luce learns from ties; its loss looks at places, not at weights of pairs."""
+    return "half" if config.loss == "plackett_luce" else config.ties
 
 
 def _log_refused(refused: Sequence[Mapping[str, str]], report: Reporter) -> None:

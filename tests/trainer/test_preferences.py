@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.preferences import Ranking, make_folds, pairwise_accuracy, read_rankings, to_rankings
+from trainer.preferences import (
+    Answer,
+    Ranking,
+    agreements,
+    annotator_weights,
+    make_folds,
+    pairwise_accuracy,
+    read_rankings,
+    to_rankings,
+)
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 
@@ -154,3 +163,48 @@ def test_real_rankings_are_read() -> None:
     assert len(rankings) == 212
     assert sum(len(ranking.ordered_pairs) for ranking in rankings) == 754
     assert len({ranking.root for ranking in rankings}) == 100
+
+
+# --- Agreement of people with each other ---
+
+
+def say(prompt: str, annotator: str | None, order: str, k: int = 4) -> Ranking:
+    """`order` lists answers from the best, ties by a slash-free pair such as "a=b"."""
+    cells = [cell.split("=") for cell in order.split()]
+    answers = tuple(Answer(name, name) for name in "abcd"[:k])
+    places = tuple(next((n for n, cell in enumerate(cells) if answer.id in cell), None) for answer in answers)
+    messages = [{"role": "user", "content": prompt}]
+    return Ranking(f"{prompt}-{annotator}", prompt, messages, answers, places, annotator=annotator)
+
+
+def test_agreements_are_of_pairs_that_two_people_put_in_order() -> None:
+    rankings = [say("p", "ann", "a b c"), say("p", "bob", "b a c=d"), say("p", None, "a b c d"), say("q", "cy", "a b")]
+    # ann: ab, ac, bc; bob: ba, bc, bd, ac, ad. Both: ab (not the same), ac, bc.
+    assert sorted(same for _, _, same in agreements(rankings)) == [False, True, True]
+
+
+def test_one_persons_two_rankings_are_no_agreement() -> None:
+    assert list(agreements([say("p", "ann", "a b"), say("p", "ann", "a b")])) == []
+
+
+def test_reliability_by_hand() -> None:
+    rankings = [say(f"p{n}", who, "a b" if who != "cy" else "b a") for n in range(10) for who in ("ann", "bob", "cy")]
+    rankings += [say(f"q{n}", who, "a b") for n in range(30) for who in ("ann", "bob")]
+    # Of 10 + 30 comparisons ann and bob agree in all; each of them disagrees with cy in 10; cy agrees in 0 of 20.
+    # mean = 80 / 120 = 2/3; ann: (40 + 20/3) / 60 = 7/9, so (5/9) / (1/3) = 5/3; cy: (20/3) / 30, under one half: 0.
+    weights = annotator_weights(rankings)
+    assert weights == pytest.approx({"ann": 5 / 3, "bob": 5 / 3, "cy": 0.0})
+
+
+def test_people_who_agree_no_better_than_by_chance_all_count_the_same() -> None:
+    rankings = [say("p", "ann", "a b"), say("p", "bob", "b a")]
+    assert annotator_weights(rankings) == {"ann": 1.0, "bob": 1.0}
+    assert annotator_weights([say("p", "ann", "a b")]) == {}
+
+
+def test_rows_and_annotations_name_their_annotator() -> None:
+    row = {"id": "x", "prompt": "p", "responses": [{"id": "a", "text": "1"}, {"id": "b", "text": "2"}]}
+    noted = [{"annotator": "ann", "pairs": [{"a": "a", "b": "b", "pref": "a"}]}, {"ranks": {"a": 2, "b": 1}}]
+    assert [ranking.annotator for ranking in to_rankings([row | {"annotations": noted}])] == ["ann", None]
+    merged = row | {"aggregate": {"ranking": [["a"], ["b"]]}, "annotations": noted}
+    assert [ranking.annotator for ranking in to_rankings([merged])] == [None]

@@ -190,6 +190,33 @@ def test_an_over_long_ranking_is_named_and_the_others_are_learned(source: ModelS
     assert any("Ranking too-long was left out" in line for line in report.lines)
 
 
+@pytest.mark.parametrize(
+    "setting", [{"loss": "plackett_luce"}, {"ties": "half"}, {"margin": 0.2, "label_smoothing": 0.1}]
+)
+def test_every_loss_learns_however_the_work_is_cut(
+    setting: dict[str, Any], source: ModelSource, tmp_path: Path
+) -> None:
+    rankings = with_ties([*make_rankings(40), *make_rankings(24, k=2, seed=3)])
+    losses = []
+    for number, tokens in enumerate([512, 16]):
+        report = Recorder()
+        config = dataclasses.replace(CONFIG, epochs=3, tokens_per_forward=tokens, **setting)
+        train(rankings, source, tmp_path / f"reward{number}", config=config, report=report)
+        losses.append(report.points["loss/reward"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert sum(losses[0][-8:]) < 0.9 * sum(losses[0][:8])
+
+
+def with_ties(rankings: list[Ranking], gap: float = 0.8) -> list[Ranking]:
+    """The same, with answers whose true utilities are near each other in the same place."""
+    merged = []
+    for ranking in rankings:
+        values = [utility(answer.text) for answer in ranking.answers]
+        steps = [math.floor(value / gap) for value in values]
+        merged.append(dataclasses.replace(ranking, places=tuple(sum(o > s for o in set(steps)) for s in steps)))
+    return merged
+
+
 def test_nothing_to_learn_from_is_said(source: ModelSource, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no ranking to learn from: 3 rankings, of them 0 refused and 3 held out"):
         train(make_rankings(3, split="validation"), source, tmp_path / "reward")
@@ -271,3 +298,53 @@ def test_the_reported_loss_is_the_mean_of_the_last_epoch(source: ModelSource, tm
         make_rankings(24), source, tmp_path / "reward", config=dataclasses.replace(CONFIG, epochs=2), report=report
     )
     assert result.loss == pytest.approx(sum(report.points["loss/reward"][3:]) / 3)
+
+
+def say_by_davidson(num: int, theta: float) -> list[Ranking]:
+    """Two answers each, whose three outcomes have Davidson's probabilities."""
+    chance = random.Random(7)
+    rankings = []
+    for ranking in make_rankings(num, k=2, seed=8):
+        gap = utility(ranking.answers[0].text) - utility(ranking.answers[1].text)
+        weights = [math.exp(gap / 2), math.exp(-gap / 2), math.exp(theta)]
+        places = chance.choices([(0, 1), (1, 0), (0, 0)], weights)[0]
+        rankings.append(dataclasses.replace(ranking, places=places))
+    return rankings
+
+
+def test_davidsons_theta_is_learned_reported_and_saved(source: ModelSource, tmp_path: Path) -> None:
+    theta = 0.5
+    config = dataclasses.replace(CONFIG, ties="davidson", epochs=3)
+    report = Recorder()
+    result = train(say_by_davidson(600, theta), source, tmp_path / "reward", config=config, report=report)
+    # 600 comparisons know it to about 0.1, and it began from answers of equal worth.
+    assert result.tie_theta is not None
+    assert result.tie_theta == pytest.approx(theta, abs=0.3)
+    assert abs(result.tie_theta - theta) < abs(report.points["reward/tie_theta"][0] - theta)
+    saved = RewardModel.load(ModelSource(source.base, result.folder))
+    assert saved.tie_theta.item() == pytest.approx(result.tie_theta)
+    assert json.loads(json.dumps(result.as_json()))["tie_theta"] == result.tie_theta
+
+
+def test_theta_goes_on_bit_for_bit(source: ModelSource, tmp_path: Path) -> None:
+    rankings = say_by_davidson(40, 0.0)
+    config = dataclasses.replace(CONFIG, ties="davidson", checkpoint_every=3)
+    kept: list[Path] = []
+    whole = train(rankings, source, tmp_path / "whole", config=config, on_checkpoint=kept.append)
+    resumed = train(rankings, source, tmp_path / "resumed", config=config, resume_from=kept[-1])
+    assert (resumed.tie_theta, resumed.loss) == (whole.tie_theta, whole.loss)
+    assert whole.tie_theta is not None
+
+
+def test_who_agrees_with_nobody_teaches_less(source: ModelSource, tmp_path: Path) -> None:
+    # Four who agree, and one who says the opposite of everything: that one's rankings count nothing.
+    rankings = []
+    for ranking in make_rankings(16, seed=11):
+        for who in ("ann", "bob", "cy", "dee", "contrary"):
+            order = ranking.places if who != "contrary" else tuple(3 - (place or 0) for place in ranking.places)
+            rankings.append(dataclasses.replace(ranking, annotator=who, places=order))
+    found = {
+        way: train(rankings, source, tmp_path / way, config=dataclasses.replace(CONFIG, epochs=3, annotators=way)).loss
+        for way in ("equal", "agreement")
+    }
+    assert found["agreement"] < 0.9 * found["equal"]
