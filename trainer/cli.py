@@ -206,17 +206,28 @@ def train_ppo(
     reward: Annotated[Path, typer.Option(help="Folder of a reward model that `train reward` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the new policy.")],
     policy: Annotated[Path | None, typer.Option(help="Folder of the policy to go on from; default: the model.")] = None,
+    ptx: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines with `text` or `messages` to go on learning, against forgetting (PPO-ptx)."),
+    ] = None,
     settings: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Improve a policy against a reward model, near the model that it started from."""
+    """Improve a policy against a reward model, near the model that it started from.
+
+    With --ptx, the weight of the text is InstructGPT's 27.8, unless --set ptx_coefficient says otherwise.
+    """
     with one_line_errors():
         from trainer import ppo
-        from trainer.config import PPOConfig
+        from trainer.config import PAPER_PTX_COEFFICIENT, PPOConfig
         from trainer.models import ModelSource
+        from trainer.pretraining import read_texts
         from trainer.sampling import Prompt
 
-        config = PPOConfig.from_overrides(parse_settings(settings))
+        overrides = parse_settings(settings)
+        if ptx is not None:
+            overrides.setdefault("ptx_coefficient", PAPER_PTX_COEFFICIENT)
+        config = PPOConfig.from_overrides(overrides)
         questions = [Prompt.from_json(prompt) for prompt in read_prompts(prompts)]
         sft = find_source(model)
         with BarReporter() as report:
@@ -228,6 +239,7 @@ def train_ppo(
                 config=config,
                 out=out,
                 report=report,
+                ptx_texts=read_texts(ptx) if ptx is not None else (),
                 device=WorkerSettings().torch_device(),
             )
         show(result.as_json(), json_file)

@@ -17,6 +17,9 @@ LARGE_MODEL_PARAMETERS = 50_000_000
 """From this size on, a CPU trains LoRA on the last blocks instead of full weights."""
 
 
+PAPER_PTX_COEFFICIENT = 27.8
+"""Of PPO-ptx in InstructGPT; the command line takes it where it is given text."""
+
 MANY_RANKINGS, MOST_EPOCHS = 1_200, 3
 """A reward model reads its rankings so often that it sees this many, but each at most so often."""
 
@@ -170,6 +173,10 @@ class PPOConfig(_Config):
     """Subtracted from the reward of an answer cut by length. null: one standard deviation of the reward's scores."""
     max_new_tokens: int = 64
     """IG: up to 1,024 tokens. An answer that is longer is cut."""
+    ptx_coefficient: float = 0.0
+    """IG: 27.8, the weight of the loss on pretraining text (PPO-ptx). 0: off, because it needs text."""
+    ptx_examples_per_episode: int = 8
+    """IG: 8 times as many texts as episodes."""
     lora: Lora = "auto"
     """IG: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
     adam_eps: float = 1e-5
@@ -187,11 +194,12 @@ class PPOConfig(_Config):
         _require_positive(self, "num_episodes", "episodes_per_batch", "minibatch_size", "num_epochs", "learning_rate")
         _require_positive(self, "value_learning_rate", "target_kl", "kl_horizon", "kl_stop", "clip", "value_clip")
         _require_positive(self, "temperature", "max_new_tokens", "adam_eps", "max_grad_norm", "checkpoint_every")
-        _require_positive(self, "tokens_per_forward")
+        _require_positive(self, "tokens_per_forward", "ptx_examples_per_episode")
         _require_between(self, 0, 1, "gamma", "gae_lambda")
         _require_between(
             self, 0, math.inf, "beta", "value_coefficient", "missing_eos_penalty", "warmup_iterations", "seed"
         )
+        _require_between(self, 0, math.inf, "ptx_coefficient")
         if self.episodes_per_batch % self.minibatch_size:
             raise ValueError(
                 f"episodes_per_batch: must be a multiple of minibatch_size ({self.minibatch_size}), "

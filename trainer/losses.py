@@ -254,6 +254,11 @@ def clipped_value_loss(
     )
 
 
+def pretraining_loss(logprobs_BT: Tensor, learned_BT: Tensor, *, num_tokens: int | None = None) -> Tensor:
+    """-log p of the learned tokens of B texts, as `clipped_policy_loss` averages (InstructGPT, eq. 2, last term)."""
+    return -_token_share(logprobs_BT, mask_BT=learned_BT, num_tokens=num_tokens)
+
+
 def _token_share(values_BT: Tensor, *, mask_BT: Tensor, num_tokens: int | None) -> Tensor:
     """This micro-batch's part of a token mean over `num_tokens` tokens."""
     total = values_BT.masked_fill(~mask_BT, 0.0).sum()

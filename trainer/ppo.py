@@ -15,7 +15,8 @@ It is InstructGPT's (arXiv 2203.02155, "IG") with the details of 2403.17031 ("N+
 6. beta may adapt to a target of *summed* KL (1909.08593); IG kept it fixed. A run may stop at a KL that is too high.
 7. With adapters, the reference is the policy with its adapters off, and only the last blocks learn. IG trained and kept
    full copies.
-8. Pretraining gradients (PPO-ptx) and averaged weights (EMA) are not here.
+8. Pretraining gradients (PPO-ptx) are off unless text is given: a project has none of the base model's. Their loss is
+   the mean over the learned tokens of a minibatch's texts, as PPO's is over its answers; IG does not say which mean.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,13 +47,26 @@ from trainer.losses import (
     generalised_advantages,
     kl_penalised_rewards,
     masked_whiten,
+    pretraining_loss,
 )
-from trainer.models import ModelSource, Policy, RewardModel, ValueModel, count_parameters, load_policy, load_tokenizer
+from trainer.models import (
+    ModelSource,
+    Policy,
+    RewardModel,
+    ValueModel,
+    context_length,
+    count_parameters,
+    load_policy,
+    load_tokenizer,
+)
+from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages, passage_batches
 from trainer.reporting import Reporter, RunCancelled
 from trainer.sampling import Draw, Generated, LocalSampler, Prompt, context_refusal, decode, encode_prompt, left_pad
 
 SHOWN_CHARACTERS = 200
 """Of a sampled text in the log."""
+
+Item = TypeVar("Item")
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """(tokens_BL, attention_BL) -> score_B: what a conversation with its answer is worth."""
@@ -236,6 +250,7 @@ def train_ppo(
     report: Reporter,
     on_checkpoint: Callable[[Path], None] | None = None,
     resume_from: Path | None = None,
+    ptx_texts: Sequence[Mapping[str, Any]] = (),
     device: str = "cpu",
 ) -> PPOResult:
     """Improve `policy` against `reward`, near `sft`.
@@ -248,9 +263,12 @@ def train_ppo(
         out: the new version's folder; appears when all is done. Checkpoints lie beside it, in `<out>.checkpoint`.
         on_checkpoint: is called with the checkpoint's folder whenever a new one is complete.
         resume_from: a checkpoint's folder; the run goes on bit for bit (on a CPU) as if it had not been interrupted.
+        ptx_texts: rows of text (`trainer.pretraining`) that the policy goes on learning to write; they are needed
+            where `ptx_coefficient` is over 0, and only there.
 
     Raises:
-        ValueError: no prompt that fits, a model that cannot be loaded, another run's checkpoint.
+        ValueError: no prompt that fits, a model that cannot be loaded, another run's checkpoint, texts without a
+            coefficient or a coefficient without texts.
         TrainingFailed: something became NaN or infinite; that step was not applied, and `out` was not written.
         RunCancelled: the reporter said stop.
     """
@@ -262,7 +280,8 @@ def train_ppo(
     learner = Learner.create(_load_policy(policy, sft, config, device), ValueModel.from_reward(reward_model), config)
     reward_model.requires_grad_(False)
     questions, refused = _encode(prompts, tokenizer, learner.policy, config, report)
-    identity = _identity(questions, config, {"sft": sft, "policy": policy, "reward": reward})
+    passages = _encode_passages(ptx_texts, tokenizer, learner.policy, config, report)
+    identity = _identity(questions, passages, config, {"sft": sft, "policy": policy, "reward": reward})
     if resume_from is not None:
         learner.restore(resume_from, identity)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
@@ -272,7 +291,7 @@ def train_ppo(
         if on_checkpoint is not None:
             on_checkpoint(checkpoint)
 
-    optimise(learner, reward_model, questions, tokenizer, config, report, keep=keep)
+    optimise(learner, reward_model, questions, tokenizer, config, report, passages=passages, keep=keep)
     result = learner.progress.result(refused)
     _save(learner.policy, out, {**identity, "result": result.as_json()})
     return result
@@ -286,9 +305,12 @@ def optimise(
     config: PPOConfig,
     report: Reporter,
     *,
+    passages: Sequence[Passage] = (),
     keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the episodes that are left; `keep` saves a checkpoint, every `checkpoint_every` rollouts but the last.
+
+    `passages`: what the policy learns to write in the same steps, where `ptx_coefficient` is over 0.
 
     Randomness comes only from (config.seed, episode or iteration), so that a resumed run is the same run.
     Raises TrainingFailed at the first NaN or infinity, before it reaches a weight, and RunCancelled.
@@ -303,7 +325,7 @@ def optimise(
         started = time.perf_counter()
 
         # 1. Rollout: the policy answers; what it and the reference think of each token, what the value model expects.
-        asked = _next_questions(questions, progress.num_episodes, batch_size, config.seed)
+        asked = _walk(questions, progress.num_episodes, batch_size, config.seed, "pass")
         rollout = _roll_out(sampler, asked, progress.num_episodes, config, report)
         mask_BT = rollout.mask_BT
         logprobs = partial(policy.logprobs, temperature=config.temperature)
@@ -334,7 +356,7 @@ def optimise(
             report.log("warning", f"Stopped: KL {kl:.2f} nats an answer is over kl_stop {config.kl_stop}.")
             break
         metrics |= {"ppo/beta": progress.beta, "sample/tokens_per_second": sampler.tokens_per_second}
-        metrics |= _update(learner, trajectory, config, report)
+        metrics |= _update(learner, trajectory, passages, config, report)
         metrics["ppo/seconds"] = time.perf_counter() - started
         progress.advance(batch_size, metrics["ppo/seconds"])
         progress.beta = _next_beta(progress.beta, kl, batch_size, config)
@@ -350,13 +372,13 @@ def _sequences_per_batch(questions: Sequence[Question], config: PPOConfig) -> in
     return max(1, config.tokens_per_forward // (longest + config.max_new_tokens))
 
 
-def _next_questions(questions: Sequence[Question], start: int, num: int, seed: int) -> list[Question]:
-    """Episodes start .. start + num of an endless walk over the questions, shuffled anew in every pass."""
-    chosen: list[Question] = []
-    for episode in range(start, start + num):
-        number, place = divmod(episode, len(questions))
-        order = torch.randperm(len(questions), generator=_generator(seed, f"pass {number}"))
-        chosen.append(questions[int(order[place])])
+def _walk(items: Sequence[Item], start: int, num: int, seed: int, name: str) -> list[Item]:
+    """Places start .. start + num of an endless walk over the items, shuffled anew in every pass."""
+    chosen: list[Item] = []
+    while len(chosen) < num:
+        number, place = divmod(start + len(chosen), len(items))
+        order = torch.randperm(len(items), generator=_generator(seed, f"{name} {number}"))
+        chosen += [items[index] for index in order[place : place + num - len(chosen)].tolist()]
     return chosen
 
 
@@ -463,15 +485,22 @@ def _next_beta(beta: float, kl: float, num_episodes: int, config: PPOConfig) -> 
     return beta * (1.0 + error * num_episodes / config.kl_horizon)
 
 
-def _update(learner: Learner, trajectory: Trajectory, config: PPOConfig, report: Reporter) -> dict[str, float]:
+def _update(
+    learner: Learner, trajectory: Trajectory, passages: Sequence[Passage], config: PPOConfig, report: Reporter
+) -> dict[str, float]:
     """`num_epochs` passes in minibatches, one optimizer step each; the mean of each metric over the steps."""
     _set_rates(learner, config)
     minibatches = list(_minibatches(trajectory, config, learner.progress.num_iterations))
     batch_size = len(trajectory.logprobs_BT)
+    num_texts = learner.progress.num_episodes * config.num_epochs * config.ptx_examples_per_episode
     sums: defaultdict[str, float] = defaultdict(float)
     for number, row_R in enumerate(minibatches):
         _stop_if_cancelled(report)
         metrics = _accumulate(learner, trajectory, row_R, config)
+        if config.ptx_coefficient > 0:
+            texts = _walk(passages, num_texts, len(row_R) * config.ptx_examples_per_episode, config.seed, "texts")
+            num_texts += len(texts)
+            metrics |= _accumulate_pretraining(learner.policy, texts, config)
         if learner.progress.num_iterations == 0 and number == 0:
             _check_unmoved(learner.policy, metrics)
         metrics |= _step(learner, config)
@@ -529,6 +558,23 @@ def _accumulate(learner: Learner, trajectory: Trajectory, row_R: Tensor, config:
         sums["ppo/value/loss"] += value.loss.item()
         sums["ppo/value/clipfrac"] += value.clipfrac.item()
     return dict(sums)
+
+
+def _accumulate_pretraining(policy: Policy, passages: Sequence[Passage], config: PPOConfig) -> dict[str, float]:
+    """gamma times the gradient of these passages' loss, on top of what PPO left in the policy's parameters."""
+    num_tokens = sum(passage.num_learned for passage in passages)
+    total = 0.0
+    # Masks decide what padding is: any token may stand there.
+    for part in passage_batches(
+        passages, tokens_per_forward=config.tokens_per_forward, pad_id=0, device=policy.model.device
+    ):
+        logprobs_BT = policy.logprobs(
+            part.tokens_BL, part.attention_BL, num_new=part.learned_BT.shape[1], temperature=1.0
+        )
+        loss = pretraining_loss(logprobs_BT, part.learned_BT, num_tokens=num_tokens)
+        torch.autograd.backward([config.ptx_coefficient * loss])
+        total += loss.item()
+    return {"ppo/ptx/loss": total}
 
 
 def _step(learner: Learner, config: PPOConfig) -> dict[str, float]:
@@ -627,13 +673,45 @@ def _encode(
     return questions, refused
 
 
-def _identity(questions: Sequence[Question], config: PPOConfig, sources: Mapping[str, ModelSource]) -> dict[str, Any]:
+def _encode_passages(
+    texts: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
+    config: PPOConfig,
+    report: Reporter,
+) -> list[Passage]:
+    """The texts of PPO-ptx in tokens; what is left out is said."""
+    if bool(texts) != (config.ptx_coefficient > 0):
+        raise ValueError(
+            "PPO-ptx needs both texts and a weight: "
+            + (
+                "set ptx_coefficient (the paper's is 27.8)."
+                if texts
+                else "ptx_coefficient is set, and no text is given."
+            )
+        )
+    limit = min(MAX_TOKENS, context_length(policy.model.config))
+    passages, refused = encode_texts(texts, tokenizer, max_tokens=limit)
+    for reason in refused:
+        report.log("warning", reason)
+    if texts and not passages:
+        raise ValueError(f"There is nothing to learn in the {len(texts)} texts for PPO-ptx: {refused[0]}")
+    return passages
+
+
+def _identity(
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    config: PPOConfig,
+    sources: Mapping[str, ModelSource],
+) -> dict[str, Any]:
     """What must be the same for a run to go on, and what the version's manifest says of its making."""
     lines = "\n".join(json.dumps(asdict(question), sort_keys=True) for question in questions)
     return {
         "kind": "ppo",
         "config": config.as_json(),
         "prompts_sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "ptx_texts_sha256": hash_passages(passages) if passages else None,
         "model": sources["policy"].name,
         "parents": {name: source.version.name if source.version else None for name, source in sources.items()},
     }

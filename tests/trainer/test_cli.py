@@ -130,8 +130,12 @@ def test_a_policy_is_trained_on_files_and_exported(tiny: Path, rankings: Path, p
     assert run("train", "reward", rankings, "--model", tiny, "--out", reward).exit_code == 0
     sizes = ["--set", "num_episodes=4", "--set", "episodes_per_batch=4", "--set", "minibatch_size=4"]
     length = ["--set", "max_new_tokens=4"]
-    result = run("train", "ppo", prompts, "--model", tiny, "--reward", reward, "--out", policy, *sizes, *length)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "a b c"}\n')
+    models = ["--model", tiny, "--reward", reward, "--ptx", texts]
+    result = run("train", "ppo", prompts, *models, "--out", policy, *sizes, *length)
     assert result.exit_code == 0, result.output
+    assert json.loads((policy / "manifest.json").read_text())["config"]["ptx_coefficient"] == 27.8
     result = run("model", "export", policy, exported, "--model", tiny)
     assert result.exit_code == 0, result.output
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in exported.iterdir()}

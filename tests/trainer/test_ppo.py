@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from trainer.checkpoints import CheckpointError
 from trainer.config import LoraConfig, PPOConfig
 from trainer.models import ModelSource, Policy, RewardModel, ValueModel, load_policy
 from trainer.ppo import Learner, Progress, Question, Rollout, TrainingFailed, make_rollout, optimise, train_ppo
+from trainer.pretraining import Passage
 from trainer.reporting import RunCancelled, SilentReporter
 from trainer.sampling import Draw, Generated, LocalSampler, Prompt
 
@@ -277,10 +278,10 @@ def test_advantages_are_whitened_over_the_batch_if_the_config_says_so(
 
 def test_every_pass_asks_every_question_once() -> None:
     questions = [Question(str(number), [3]) for number in range(5)]
-    asked = [question.prompt_id for question in ppo._next_questions(questions, 0, 15, seed=4)]
+    asked = [question.prompt_id for question in ppo._walk(questions, 0, 15, 4, "pass")]
     assert [sorted(asked[start : start + 5]) for start in (0, 5, 10)] == [["0", "1", "2", "3", "4"]] * 3
     assert asked[:5] != asked[5:10]
-    assert [question.prompt_id for question in ppo._next_questions(questions, 7, 4, seed=4)] == asked[7:11]
+    assert [question.prompt_id for question in ppo._walk(questions, 7, 4, 4, "pass")] == asked[7:11]
 
 
 # --- updates
@@ -393,6 +394,108 @@ def test_a_gradient_that_is_no_number_is_not_applied(base: ModelSource) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(learner).items())
 
 
+# --- pretraining text (PPO-ptx)
+
+A, B, C = 3, 4, 5
+
+
+def make_trajectory(learner: Learner) -> ppo.Trajectory:
+    """A rollout with made-up advantages and returns, and old log-probabilities that are not the policy's."""
+    rollout, drawn = make_mixed_rollout(learner, 1.0)
+    noise = torch.Generator().manual_seed(5)
+    made_up = [torch.randn(rollout.mask_BT.shape, generator=noise) * rollout.mask_BT for _ in range(3)]
+    logprobs = torch.zeros(rollout.mask_BT.shape)
+    for row, answer in enumerate(drawn):
+        logprobs[row, : len(answer.logprobs)] = torch.tensor(answer.logprobs) + 0.1
+    return ppo.Trajectory(rollout, logprobs, *made_up)
+
+
+def policy_gradient(learner: Learner) -> Tensor:
+    return torch.cat([p.grad.flatten().double() for p in learner.policy.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_gradient_is_that_of_ppo_plus_gamma_times_that_of_the_text(
+    base: ModelSource, lora: LoraConfig | None
+) -> None:
+    config = make_config(lora=lora, ptx_coefficient=27.8, tokens_per_forward=8)
+    learner = make_learner(base, config)
+    trajectory, rows = make_trajectory(learner), torch.arange(12)
+    passages = [Passage([A, B, C, A, EOS], 1), Passage([C, C, B, EOS], 2), Passage([B, A], 1)]
+    ppo._accumulate(learner, trajectory, rows, config)
+    of_ppo = policy_gradient(learner)
+    learner.policy_optimizer.zero_grad()
+    # By hand: every passage alone, the mean over all 4 + 2 + 1 learned tokens.
+    total = torch.zeros(())
+    for passage in passages:
+        laws = learner.policy.model(torch.tensor([passage.tokens])).logits[0].log_softmax(-1)
+        total = total - sum(laws[at - 1, passage.tokens[at]] for at in range(passage.num_given, len(passage.tokens)))
+    (total / 7).backward()
+    of_text = policy_gradient(learner)
+
+    metrics = ppo._accumulate(learner, trajectory, rows, config)
+    metrics |= ppo._accumulate_pretraining(learner.policy, passages, config)
+    expected = of_ppo + 27.8 * of_text
+    assert (policy_gradient(learner) - expected).norm() <= 1e-6 * expected.norm()
+    assert metrics["ppo/ptx/loss"] == pytest.approx(total.item() / 7, rel=1e-6)
+    assert of_ppo.norm() > 1e-3 * of_text.norm() > 0
+
+
+def lm_loss(policy: Policy, texts: list[list[int]]) -> float:
+    with torch.no_grad():
+        losses = [policy.model(torch.tensor([text]), labels=torch.tensor([text])).loss for text in texts]
+    return torch.stack(losses).mean().item()
+
+
+def test_after_ppo_with_text_the_policy_writes_held_out_text_better(base: ModelSource) -> None:
+    """The text counts a, b, c, a …; the reward wants only "a". What is held out begins elsewhere."""
+    texts = [[A, B, C] * 4 + [A, EOS], [B, C, A] * 3 + [B, C, EOS]]
+    held_out = [[C, A, B] * 5 + [EOS]]
+    losses = {}
+    for coefficient in (0.0, 1.0):
+        config = make_config(num_episodes=64, ptx_coefficient=coefficient)
+        learner = make_learner(base, config)
+        before = lm_loss(learner.policy, held_out)
+        passages = [Passage(text, 1) for text in texts]
+
+        def count_a(tokens: Tensor, attention: Tensor) -> Tensor:
+            return ((tokens == A) & attention).sum(1).float()
+
+        optimise(learner, count_a, QUESTIONS, TOKENIZER, config, Diary(), passages=passages)
+        losses[coefficient] = lm_loss(learner.policy, held_out)
+    assert losses[1.0] < before
+    assert losses[1.0] < losses[0.0] - 0.1
+
+
+def test_each_minibatch_reads_its_share_of_the_texts_and_every_text_in_turn(
+    base: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[list[int]] = []
+    accumulate = ppo._accumulate_pretraining
+
+    def watched(policy: Policy, passages: list[Passage], config: PPOConfig) -> dict[str, float]:
+        read.append([passage.tokens[0] for passage in passages])
+        return accumulate(policy, passages, config)
+
+    monkeypatch.setattr(ppo, "_accumulate_pretraining", watched)
+    config = make_config(ptx_coefficient=1.0, ptx_examples_per_episode=2, num_epochs=2)
+    passages = [Passage([token, A], 1) for token in range(len(TOKENIZER))] * 4  # 24 passages
+    optimise(
+        make_learner(base, config),
+        lambda t, a: t[:, 0].float(),
+        QUESTIONS,
+        TOKENIZER,
+        config,
+        Diary(),
+        passages=passages,
+    )
+    # 2 rollouts x 2 epochs x 2 minibatches of 4 episodes, two texts for each of them: 64 texts, 2 whole passes first.
+    assert [len(texts) for texts in read] == [8] * 8
+    in_order = [token for texts in read for token in texts]
+    assert sorted(in_order[:24]) == sorted(in_order[24:48]) == sorted(passage.tokens[0] for passage in passages)
+    assert in_order[:24] != in_order[24:48]
+
+
 # --- a whole run
 
 PROMPTS = [Prompt("p1", [{"role": "user", "content": "a b"}]), Prompt("p2", [{"role": "user", "content": "c"}])]
@@ -408,6 +511,7 @@ def train(
     prompts: list[Prompt] = PROMPTS,
     policy: ModelSource | None = None,
     resume_from: Path | None = None,
+    ptx_texts: Sequence[Mapping[str, Any]] = (),
     **fields: Any,
 ) -> ppo.PPOResult:
     return train_ppo(
@@ -419,6 +523,7 @@ def train(
         out=out,
         report=report or Diary(),
         resume_from=resume_from,
+        ptx_texts=ptx_texts,
     )
 
 
@@ -465,6 +570,8 @@ def test_a_killed_run_that_goes_on_ends_as_if_it_had_not_been_killed(
     base: ModelSource, reward: ModelSource, tmp_path: Path, lora: Any
 ) -> None:
     fields = {"num_episodes": 32, "lora": lora, "target_kl": 1.0, "num_epochs": 2}
+    if lora:
+        fields |= {"ptx_coefficient": 2.0, "ptx_texts": [{"text": "a b c a b"}, {"text": "c c"}, {"text": "b a"}]}
     whole = train(base, reward, tmp_path / "whole", **fields)
     with pytest.raises(RunCancelled):
         train(base, reward, tmp_path / "killed", report=Diary(stop_at_progress=44), **fields)  # in the third update
@@ -499,6 +606,30 @@ def test_a_reward_model_that_says_nan_leaves_no_version(base: ModelSource, tmp_p
 def test_a_run_without_a_prompt_that_fits_is_refused(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="There is no prompt to learn on: 1 prompts, of them 1 over"):
         train(base, reward, tmp_path / "v2", prompts=[TOO_LONG])
+
+
+def test_texts_without_a_weight_and_a_weight_without_texts_are_refused(
+    base: ModelSource, reward: ModelSource, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="set ptx_coefficient"):
+        train(base, reward, tmp_path / "v2", ptx_texts=[{"text": "a b"}])
+    with pytest.raises(ValueError, match="no text is given"):
+        train(base, reward, tmp_path / "v2", ptx_coefficient=27.8)
+    with pytest.raises(ValueError, match=r"nothing to learn in the 1 texts.*Text 1 holds nothing"):
+        train(base, reward, tmp_path / "v2", ptx_coefficient=27.8, ptx_texts=[{"text": ""}])
+
+
+def test_other_texts_are_another_run(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
+    train(base, reward, tmp_path / "one", ptx_coefficient=1.0, ptx_texts=[{"text": "a b"}])
+    with pytest.raises(CheckpointError, match="ptx_texts_sha256"):
+        train(
+            base,
+            reward,
+            tmp_path / "two",
+            resume_from=tmp_path / "one.checkpoint",
+            ptx_coefficient=1.0,
+            ptx_texts=[{"text": "a c"}],
+        )
 
 
 def test_progress_survives_json() -> None:
