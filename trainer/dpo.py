@@ -222,7 +222,7 @@ def dpo_loss(reward_BK: Tensor, weight_BKK: Tensor, config: DPOConfig) -> Tensor
     `weight_BKK` is 1 where row beats column and one half, both ways, where they are tied.
     """
     if config.ties == "davidson":
-        return davidson_loss(reward_BK, weight_BKK == 1.0, weight_BKK == 0.5, nu=config.tie_nu)
+        return davidson_loss(reward_BK, weight_BKK, reward_BK.new_tensor(config.tie_nu).log())
     return pairwise_loss(reward_BK, weight_BKK)
 
 
@@ -231,7 +231,7 @@ def _accumulate(rewards: ImplicitReward, batch: Sequence[Example], config: DPOCo
     loss = 0.0
     found: list[Tensor] = []
     margins: list[Tensor] = []
-    for group in group_by_tokens(batch, config.tokens_per_forward):
+    for group in group_by_tokens(batch, config.tokens_per_forward, shares_prompt=False):
         reward_N = rewards.of(group)
         reward_BK, weight_BKK = _by_ranking(reward_N, group), stack_weights(group).to(rewards.device)
         group_loss = dpo_loss(reward_BK, weight_BKK, config) * len(group) / len(batch)

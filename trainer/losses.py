@@ -4,7 +4,6 @@ Letters in names are dimensions, explained where a section begins. Arguments are
 comes back detached.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -121,25 +120,6 @@ def _weighted_mean(loss_B: Tensor, counts_B: Tensor, importance_B: Tensor | None
     importance_B = counts_B.to(loss_B.dtype) * (1.0 if importance_B is None else importance_B)
     total = importance_B.sum()
     return (loss_B * importance_B).sum() / torch.where(total > 0, total, torch.ones_like(total))
-
-
-def davidson_loss(reward_BK: Tensor, is_better_BKK: Tensor, is_tied_BKK: Tensor, *, nu: float) -> Tensor:
-    """-log p of what people said, ties among it, averaged as `pairwise_loss` does (Davidson 1970; 2409.17431).
-
-    With d = r_i - r_j: p(i over j) = 1 / (1 + e^-d + nu e^(-d/2)), p(tie) = nu / (e^(d/2) + e^(-d/2) + nu).
-    `is_tied_BKK` is symmetric, and each tie counts once. 0 when no ranking has a pair.
-    """
-    margin_BKK = reward_BK[:, :, None] - reward_BK[:, None, :]
-    counted_BKK = is_better_BKK | is_tied_BKK
-    margin_BKK = margin_BKK.masked_fill(~counted_BKK, 0.0)
-    log_nu = torch.full_like(margin_BKK, math.log(nu))
-    # All three outcomes over their sum; a shift by d / 2 changes none of them.
-    total_BKK = torch.logsumexp(torch.stack([margin_BKK / 2, -margin_BKK / 2, log_nu]), dim=0)
-    chosen_BKK = torch.where(is_tied_BKK, log_nu, margin_BKK / 2)
-    weight_BKK = is_better_BKK.to(margin_BKK.dtype) + 0.5 * is_tied_BKK
-    total_B = weight_BKK.sum(dim=(1, 2))
-    loss_B = ((total_BKK - chosen_BKK) * weight_BKK).sum(dim=(1, 2)) / total_B.clamp(min=1.0)
-    return loss_B.sum() / (total_B > 0).sum().clamp(min=1)
 
 
 # --- PPO -------------------------------------------------------------------------------------------------------------

@@ -489,6 +489,7 @@ def _update(
     learner: Learner, trajectory: Trajectory, passages: Sequence[Passage], config: PPOConfig, report: Reporter
 ) -> dict[str, float]:
     """`num_epochs` passes in minibatches, one optimizer step each; the mean of each metric over the steps."""
+    assert config.num_epochs is not None
     _set_rates(learner, config)
     minibatches = list(_minibatches(trajectory, config, learner.progress.num_iterations))
     batch_size = len(trajectory.logprobs_BT)

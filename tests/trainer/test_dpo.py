@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from tests.trainer.tiny import save_tiny
 from trainer.config import DPOConfig, LoraConfig
 from trainer.dpo import DPOResult, dpo_loss, train_dpo
-from trainer.losses import davidson_loss
 from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import Level, RunCancelled, SilentReporter
@@ -86,28 +85,6 @@ def test_a_pair_worked_by_hand() -> None:
     assert dpo_loss(reward, tied, dataclasses.replace(CONFIG, ties="half")).item() == pytest.approx(0.8132617)
     assert dpo_loss(reward, tied, davidson).item() == pytest.approx(-math.log(2 / 4.2552519))
     assert dpo_loss(reward, better, davidson).item() == pytest.approx(-math.log(math.exp(0.5) / 4.2552519))
-
-
-@pytest.mark.parametrize("nu", [0.3, 2.0])
-def test_davidson_is_a_law_over_three_outcomes(nu: float) -> None:
-    for margin in (-3.0, 0.0, 0.7, 40.0):
-        reward = torch.tensor([[margin, 0.0]], dtype=torch.float64)
-        first = torch.tensor([[[False, True], [False, False]]])
-        tied = torch.tensor([[[False, True], [True, False]]])
-        none = torch.zeros_like(tied)
-        outcomes = [(first, none), (first.transpose(1, 2), none), (none, tied)]
-        total = sum(math.exp(-davidson_loss(reward, b, t, nu=nu).item()) for b, t in outcomes)
-        assert total == pytest.approx(1.0, abs=1e-12)
-        # As docs say it, in another form: p(i over j) = 1 / (1 + e^-d + nu e^(-d/2)).
-        plain = 1 / (1 + math.exp(-margin) + nu * math.exp(-margin / 2))
-        assert davidson_loss(reward, first, none, nu=nu).item() == pytest.approx(-math.log(plain), abs=1e-12)
-
-
-def test_davidson_with_hardly_any_ties_is_bradley_terry() -> None:
-    reward = torch.tensor([[0.4, -1.0, 2.0]], dtype=torch.float64)
-    better = torch.tensor([[[False, True, False], [False, False, False], [True, True, False]]])
-    found = davidson_loss(reward, better, torch.zeros_like(better), nu=1e-12)
-    assert found.item() == pytest.approx(dpo_loss(reward, better.double(), CONFIG).item(), abs=1e-9)
 
 
 @pytest.mark.parametrize("ties", ["drop", "half", "davidson"])
