@@ -4,22 +4,21 @@ Torch is loaded when the first run begins, so that a worker that only waits is s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.artifacts import BadCheckpoint, CheckpointStore, model_source
-from trainer.client import ClaimedRun, Client, ModelReference
+from trainer.client import ClaimedRun, Client, Json, ModelReference
 from trainer.reporting import RunCancelled
 from trainer.run_reporter import RunReporter
 from trainer.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from trainer.models import ModelSource
-    from trainer.ppo import PPOResult
-    from trainer.reward import RewardResult
+    from trainer.sampling import Prompt
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,14 @@ class Outcome:
 
 
 Handler = Callable[[Job], Outcome]
+
+
+class Result(Protocol):
+    """What a training reports at its end."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The result of docs/protocol.md."""
+        ...
 
 
 def sample(job: Job) -> Outcome:
@@ -100,46 +107,98 @@ def reward(job: Job) -> Outcome:
     from trainer.config import RewardConfig
     from trainer.reward import train_reward
 
-    dataset = job.config["dataset"]
-    config = RewardConfig.from_overrides(job.config["training"])
-    rows = list(job.client.dataset_rows(dataset["id"], sha256=dataset["sha256"]))
-    train = partial(
+    return fit(
+        job,
         train_reward,
-        rows,
+        dataset_rows(job),
         source=find_model(job, job.config["sft"]),
-        config=config,
-        out=job.out,
-        report=job.report,
-        dataset_sha256=dataset["sha256"],
-        device=job.settings.torch_device(),
+        config=RewardConfig.from_overrides(job.config["training"]),
+        dataset_sha256=job.config["dataset"]["sha256"],
     )
-    return Outcome(go_on(job, train), job.out)
 
 
 def ppo(job: Job) -> Outcome:
     """A better policy against a reward model. Length, temperature and seed are those of the project's sampling."""
     from trainer.config import PPOConfig
     from trainer.ppo import train_ppo
-    from trainer.sampling import Prompt
 
-    sampling = {name: job.config["sampling"][name] for name in ("max_new_tokens", "temperature", "seed")}
-    config = PPOConfig.from_overrides(sampling | job.config["training"])
-    prompts = [Prompt.from_json(row) for row in job.run.prompts()]
-    train = partial(
+    return fit(
+        job,
         train_ppo,
-        prompts,
-        sft=find_model(job, job.config["sft"]),
-        policy=find_model(job, job.config["policy"]),
-        reward=find_model(job, job.config["reward"]),
-        config=config,
-        out=job.out,
-        report=job.report,
-        device=job.settings.torch_device(),
+        run_prompts(job),
+        **find_models(job, "sft", "policy", "reward"),
+        config=PPOConfig.from_overrides(sampled_with(job) | job.config["training"]),
+        ptx_texts=corpus_rows(job),
     )
-    return Outcome(go_on(job, train), job.out)
 
 
-HANDLERS: dict[str, Handler] = {"sample": sample, "evaluate": sample, "reward": reward, "ppo": ppo}
+def sft(job: Job) -> Outcome:
+    """A policy that imitates demonstrations and imported conversations."""
+    from trainer.config import SFTConfig
+    from trainer.sft import train_sft
+
+    return fit(
+        job,
+        train_sft,
+        corpus_rows(job),
+        source=find_model(job, job.config["policy"]),
+        config=SFTConfig.from_overrides(job.config["training"]),
+    )
+
+
+def dpo(job: Job) -> Outcome:
+    """A policy straight from a frozen dataset of rankings."""
+    from trainer.config import DPOConfig
+    from trainer.dpo import train_dpo
+
+    return fit(
+        job,
+        train_dpo,
+        dataset_rows(job),
+        **find_models(job, "sft", "policy"),
+        config=DPOConfig.from_overrides(job.config["training"]),
+        dataset_sha256=job.config["dataset"]["sha256"],
+    )
+
+
+def best_of_n(job: Job) -> Outcome:
+    """A policy that imitates the best of its own answers."""
+    from trainer.best_of_n import train_rejection
+    from trainer.config import RejectionConfig
+
+    return fit(
+        job,
+        train_rejection,
+        run_prompts(job),
+        **find_models(job, "policy", "reward"),
+        config=RejectionConfig.from_overrides(sampled_with(job) | job.config["training"]),
+    )
+
+
+def star(job: Job) -> Outcome:
+    """The SFT policy, trained on those of the live policy's answers that pass the check of their prompt."""
+    from trainer.config import StarConfig
+    from trainer.star import CheckedPrompt, train_star
+
+    return fit(
+        job,
+        train_star,
+        [CheckedPrompt.from_json(row) for row in job.run.prompts()],
+        **find_models(job, "sft", "policy"),
+        config=StarConfig.from_overrides(sampled_with(job) | job.config["training"]),
+    )
+
+
+HANDLERS: dict[str, Handler] = {
+    "sample": sample,
+    "evaluate": sample,
+    "reward": reward,
+    "ppo": ppo,
+    "sft": sft,
+    "dpo": dpo,
+    "best_of_n": best_of_n,
+    "star": star,
+}
 
 
 def do(job: Job) -> Outcome:
@@ -160,7 +219,45 @@ def find_model(job: Job, reference: ModelReference) -> ModelSource:
     return model_source(reference, job.client, job.settings, progress)
 
 
-def go_on(job: Job, train: Callable[..., RewardResult | PPOResult]) -> dict[str, Any]:
+def find_models(job: Job, *roles: str) -> dict[str, ModelSource]:
+    """The models that a config names, by their roles."""
+    return {role: find_model(job, job.config[role]) for role in roles}
+
+
+def run_prompts(job: Job) -> list[Prompt]:
+    """The run's frozen prompts."""
+    from trainer.sampling import Prompt
+
+    return [Prompt.from_json(row) for row in job.run.prompts()]
+
+
+def dataset_rows(job: Job) -> list[Json]:
+    """The frozen rankings that the config names, checked."""
+    dataset = job.config["dataset"]
+    return list(job.client.dataset_rows(dataset["id"], sha256=dataset["sha256"]))
+
+
+def corpus_rows(job: Job) -> list[Json]:
+    """The rows of every corpus that the config names, checked; none when it names none."""
+    return [
+        row
+        for corpus in job.config.get("corpora", ())
+        for row in job.client.corpus_rows(corpus["id"], sha256=corpus["sha256"])
+    ]
+
+
+def sampled_with(job: Job) -> dict[str, Any]:
+    """What a training that draws answers takes from the project's sampling."""
+    return {name: job.config["sampling"][name] for name in ("max_new_tokens", "temperature", "seed")}
+
+
+def fit(job: Job, train: Callable[..., Result], data: Sequence[Any], **arguments: Any) -> Outcome:
+    """Train on the job's device, from where an earlier attempt got to."""
+    begun = partial(train, data, **arguments, out=job.out, report=job.report, device=job.settings.torch_device())
+    return Outcome(go_on(job, begun), job.out)
+
+
+def go_on(job: Job, train: Callable[..., Result]) -> dict[str, Any]:
     """Train from where an earlier attempt got to. A checkpoint that can't be used is said and ignored.
 
     Returns the result of docs/protocol.md.

@@ -100,19 +100,23 @@ async def material(
     if kind == RunKind.DPO:
         dataset = await datasets.freeze(session, project=project, created_by=actor_id)
         require_pairs(dataset)
-        base = await registry.base_version(session, project.id)
-        return {"sft": await registry.reference(session, base), "dataset": datasets.reference(dataset)}
+        return {**await sft_version(session, project), "dataset": datasets.reference(dataset)}
     if kind == RunKind.STAR:
         if not await prompts.count_checkable(session, project.id):
             raise Invalid(
                 "No training prompt has an answer that can be checked. Import prompts with "
                 '`"meta": {"check": {"kind": "exact" | "numeric" | "regex", "value": …}}`.'
             )
-        return {"sampling": project.sampling}
+        return {**await sft_version(session, project), "sampling": project.sampling}
     reward = await registry.live_version(session, project_id=project.id, kind=VersionKind.REWARD)
     if reward is None:
         raise Invalid("Best of n needs a reward model to choose by. Rank some tasks and press Train first.")
     return {"reward": await registry.reference(session, reward), "sampling": project.sampling}
+
+
+async def sft_version(session: AsyncSession, project: Project) -> dict[str, Any]:
+    """The project's version 1: DPO's reference, and where STaR's training begins each time (2203.14465)."""
+    return {"sft": await registry.reference(session, await registry.base_version(session, project.id))}
 
 
 async def worked_examples(

@@ -19,6 +19,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.service import audit
+from app.corpora import service as corpora
 from app.datasets import service as datasets
 from app.datasets.models import Dataset, DatasetRow
 from app.errors import Conflict, Invalid, RankloopError
@@ -267,6 +268,8 @@ async def start_training(
     """
     if await training_run(session, project.id) is not None:
         raise TrainingUnderWay
+    if project.training.get("ppo", {}).get("ptx_coefficient") and not await pretraining_text(session, project):
+        raise Invalid.field("training.ppo.ptx_coefficient", "is above 0 and needs text to learn: import a corpus first")
     now = await current_round(session, project)
     dataset = await datasets.freeze(session, project=project, created_by=actor_id)
     require_pairs(dataset)
@@ -398,6 +401,7 @@ async def enqueue_ppo(session: AsyncSession, *, now: Round, reward: Version, rew
         "reward": await registry.reference(session, reward),
         "sampling": project.sampling,
         "training": project.training.get("ppo", {}),
+        "corpora": await pretraining_text(session, project),
     }
     run = await runs.enqueue(
         session,
@@ -410,6 +414,13 @@ async def enqueue_ppo(session: AsyncSession, *, now: Round, reward: Version, rew
     )
     await prompts.freeze_run_prompts(session, run_id=run.id, project_id=project.id, splits=(Split.TRAIN,))
     return run
+
+
+async def pretraining_text(session: AsyncSession, project: Project) -> list[dict[str, Any]]:
+    """What PPO goes on learning to write (PPO-ptx): every corpus of the project, where that is switched on."""
+    if not project.training.get("ppo", {}).get("ptx_coefficient"):
+        return []
+    return [corpora.reference(corpus) for corpus in await corpora.list_corpora(session, project.id)]
 
 
 async def policy_finished(session: AsyncSession, run: Run) -> None:

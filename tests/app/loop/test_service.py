@@ -17,6 +17,7 @@ from app.registry.models import VersionKind
 from app.runs import service as runs
 from app.runs.models import Run, RunKind, RunState
 from app.tasks.models import Task
+from tests.app.corpora.test_corpora import send
 from tests.app.loop.conftest import Loop
 
 REWARD_RESULT = {"num_rankings": 6, "accuracy": None, "seconds": 12.0}
@@ -95,6 +96,29 @@ async def test_one_sampling_at_a_time(turned: Loop) -> None:
 async def test_training_needs_a_ranking(turned: Loop) -> None:
     with pytest.raises(RankloopError, match=r"Rank some tasks first"):
         await loop.start_training(turned.session, project=turned.project)
+
+
+async def test_pretraining_text_goes_along_where_it_is_switched_on(turned: Loop) -> None:
+    session, project = turned.session, turned.project
+    project.training = {"ppo": {"ptx_coefficient": 27.8}}
+    await turned.sample()
+    await turned.rank_all()
+    with pytest.raises(RankloopError, match="import a corpus first"):
+        await loop.start_training(session, project=project)
+    await send(session, project, {"text": "Plain."})
+    await loop.start_training(session, project=project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    ppo = await turned.claim()
+    assert [corpus["kind"] for corpus in ppo.config["corpora"]] == ["text"]
+
+
+async def test_without_it_no_text_goes_along(turned: Loop) -> None:
+    await send(turned.session, turned.project, {"text": "Plain."})
+    await turned.sample()
+    await turned.rank_all()
+    await loop.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    assert (await turned.claim()).config["corpora"] == []
 
 
 async def test_one_training_at_a_time(turned: Loop) -> None:
