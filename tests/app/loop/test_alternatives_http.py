@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope
 from app.accounts.service import create_token
+from app.registry import service as registry
+from app.registry.models import VersionKind
 from app.runs.models import Run
 from tests.app.corpora.test_corpora import send
-from tests.factories import make_project, make_user, sign_in
+from tests.factories import make_project, make_run, make_user, sign_in
 
 
 async def test_a_trainer_starts_a_run_and_is_told_what_is_missing(client: AsyncClient, session: AsyncSession) -> None:
@@ -59,3 +64,35 @@ async def test_corpora_stand_beside_the_datasets(client: AsyncClient, session: A
     page = await client.get(f"/projects/{project.slug}/datasets")
     assert "imported" in page.text
     assert '<td class="n">2</td>' in page.text
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        (
+            {"num_conversations": 9, "validation_loss": {"first": 2.5, "best": 1.25}, "seconds": 3.0},
+            ["1.25", "from 2.5"],
+        ),
+        ({"num_answers": 32, "num_kept": 4, "reward": {"mean": 0.25, "best": 1.5}}, ["1.5", "0.25", "32"]),
+        ({"reward": {"first": -0.5, "last": 0.75}, "kl": 0.5, "num_episodes": 64}, ["0.75", "from -0.5", "64"]),
+    ],
+)
+async def test_each_kinds_result_is_shown_on_its_run_and_its_version(
+    client: AsyncClient, session: AsyncSession, result: dict[str, Any], shown: list[str]
+) -> None:
+    project = await make_project(session, slug="shown")
+    base = await registry.base_version(session, project.id)
+    run = await make_run(session, project, kind="sft", state="finished", result=result)
+    await registry.register(
+        session,
+        project_id=project.id,
+        kind=VersionKind.POLICY,
+        parent=base,
+        run_id=run.id,
+        dataset_id=None,
+        metrics=result,
+    )
+    await sign_in(client, session)
+    for address in (f"/projects/shown/runs/{run.id}", "/projects/shown/versions/2"):
+        page = (await client.get(address)).text.replace("\u2212", "-")
+        assert [text for text in shown if text not in page] == [], address
