@@ -39,6 +39,11 @@ def base_folder(alias: str, settings: WorkerSettings, progress: Progress) -> Pat
     Raises SettingsError when it is not listed, or listed as a folder that is not there.
     """
     model = settings.find_model(alias)
+    if model.endpoint is not None:
+        raise SettingsError(
+            f"The model “{alias}” is listed as a server ({model.endpoint.url}): it samples, and has no weights here. "
+            "List a folder or a hub id to train, score or export it."
+        )
     if _is_model(model.folder):
         return model.folder
     if not model.is_built_in and model.hub_id is None:

@@ -21,6 +21,7 @@ from trainer.settings import SettingsError, WorkerSettings
 
 if TYPE_CHECKING:
     from trainer.models import ModelSource
+    from trainer.sampling import Sampler
 
 model_cli = typer.Typer(help="Models: fetch a base model, export a trained version.", no_args_is_help=True)
 train_cli = typer.Typer(help="Train on files, without a server.", no_args_is_help=True)
@@ -132,13 +133,11 @@ def sample(
     from tqdm import tqdm
 
     with one_line_errors():
-        from trainer.models import load_causal_lm, load_tokenizer
-        from trainer.sampling import LocalSampler, Prompt, SamplingSettings
+        from trainer.sampling import Prompt, SamplingSettings
 
         settings = SamplingSettings(temperature, top_p, max_new_tokens, seed)
         questions = {prompt["id"]: prompt for prompt in read_prompts(prompts)}
-        source, device = find_source(model), WorkerSettings().torch_device()
-        sampler = LocalSampler(load_causal_lm(source, device=device), load_tokenizer(source))
+        sampler = _make_sampler(model)
         waiting = [Prompt(name, prompt["messages"]) for name, prompt in questions.items()]
         figures = {"num_prompts": 0, "num_completions": 0, "num_duplicates": 0, "num_refused": 0}
         with out.open("w", encoding="utf-8") as file, tqdm(total=len(waiting), unit="prompt") as bar:
@@ -158,6 +157,20 @@ def sample(
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         show(figures | {"tokens_per_second": round(sampler.tokens_per_second, 1)}, json_file)
+
+
+def _make_sampler(model: str) -> Sampler:
+    """The server that the list of models names, or the model itself in this process."""
+    from trainer.models import load_causal_lm, load_tokenizer
+    from trainer.openai_sampler import OpenAISampler
+    from trainer.sampling import LocalSampler
+
+    settings = WorkerSettings()
+    listed = settings.listed_models().get(model)
+    if listed is not None and listed.endpoint is not None:
+        return OpenAISampler(listed.endpoint)
+    source = find_source(model)
+    return LocalSampler(load_causal_lm(source, device=settings.torch_device()), load_tokenizer(source))
 
 
 @train_cli.command("reward")

@@ -14,11 +14,15 @@ from trainer.artifacts import BadCheckpoint, CheckpointStore, model_source
 from trainer.client import ClaimedRun, Client, Json, ModelReference
 from trainer.reporting import RunCancelled
 from trainer.run_reporter import RunReporter
-from trainer.settings import WorkerSettings
+from trainer.settings import SettingsError, WorkerSettings
+from trainer.transport import Retries
 
 if TYPE_CHECKING:
     from trainer.models import ModelSource
-    from trainer.sampling import Prompt
+    from trainer.sampling import Prompt, Sampler
+
+ENDPOINT_PATIENCE_SECONDS = 300.0
+"""How long a server that samples may be away before the run fails."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,13 @@ class Result(Protocol):
 
 def sample(job: Job) -> Outcome:
     """K completions for every prompt that has none of this run; each prompt is delivered as soon as it is done."""
-    from trainer.models import load_causal_lm, load_tokenizer
-    from trainer.sampling import LocalSampler, Prompt, SamplingSettings
+    from trainer.sampling import Prompt, SamplingSettings
 
     settings = SamplingSettings.from_json(job.config["sampling"])
     rows = list(job.run.prompts())
     waiting = [Prompt.from_json(row) for row in rows if not row["num_completions"]]
     num_done = len(rows) - len(waiting)
-    source = find_model(job, job.config["policy"])
-    model = load_causal_lm(source, device=job.settings.torch_device())
-    sampler = LocalSampler(model, load_tokenizer(source))
+    sampler = make_sampler(job, job.config["policy"])
     refused: list[dict[str, str]] = []
     num_completions = num_duplicates = 0
     for sampled in sampler.sample(waiting, k=job.config["k"], settings=settings):
@@ -208,6 +209,24 @@ def do(job: Job) -> Outcome:
 
         torch.set_num_threads(job.settings.threads)
     return HANDLERS[job.run.claim["kind"]](job)
+
+
+def make_sampler(job: Job, reference: ModelReference) -> Sampler:
+    """The server that the worker's list names for this model, or the model itself in this process."""
+    from trainer.models import load_causal_lm, load_tokenizer
+    from trainer.openai_sampler import OpenAISampler
+    from trainer.sampling import LocalSampler
+
+    endpoint = job.settings.find_model(reference["alias"]).endpoint
+    if endpoint is None:
+        source = find_model(job, reference)
+        return LocalSampler(load_causal_lm(source, device=job.settings.torch_device()), load_tokenizer(source))
+    if reference["files"]:
+        raise SettingsError(
+            f"Version {reference['number']} has weights of its own, and “{reference['alias']}” is listed as a server, "
+            "which only has the base model. List a folder or a hub id for it."
+        )
+    return OpenAISampler(endpoint, retries=Retries(ENDPOINT_PATIENCE_SECONDS))
 
 
 def find_model(job: Job, reference: ModelReference) -> ModelSource:

@@ -5,10 +5,13 @@ A project names an alias of this list, never a path or a URL."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -24,13 +27,61 @@ class SettingsError(Exception):
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """A server with OpenAI's chat completions that samples for us, and what it calls the model."""
+
+    url: str
+    """Up to and with /v1, where it has that."""
+    model: str
+    key_env: str | None = None
+    """The environment variable that holds its key; the list itself holds none."""
+    concurrent: int = 8
+    """Requests at a time."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of every request, for what only this server knows."""
+
+    @classmethod
+    def from_entry(cls, entry: Mapping[str, Any]) -> Endpoint:
+        """An entry of the list. ValueError names the field and the rule."""
+        unknown = sorted(set(entry) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not known; known are {', '.join(cls.__dataclass_fields__)}.")
+        url, model, key_env = entry.get("url"), entry.get("model"), entry.get("key_env")
+        if not isinstance(url, str) or not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+            raise ValueError("url must be an address such as http://host:8000/v1, without a user or a key in it.")
+        if not isinstance(model, str) or not model:
+            raise ValueError("model must be the name by which the server knows it.")
+        if key_env is not None and not isinstance(key_env, str):
+            raise ValueError("key_env must be the name of an environment variable.")
+        concurrent, extra = entry.get("concurrent", 8), entry.get("extra", {})
+        if type(concurrent) is not int or not 1 <= concurrent <= 1024:
+            raise ValueError("concurrent must be a whole number from 1 to 1024.")
+        if not isinstance(extra, Mapping):
+            raise ValueError("extra must be an object: further fields of every request.")  # noqa: TRY004 (the user's mistake)
+        return cls(url.rstrip("/"), model, key_env, concurrent, extra)
+
+    def key(self) -> str | None:
+        """The key, from the environment. SettingsError when it is named and not there."""
+        if self.key_env is None:
+            return None
+        key = os.environ.get(self.key_env, "").strip()
+        if not key:
+            raise SettingsError(
+                f"The environment variable {self.key_env}, which should hold a server's key, is not set."
+            )
+        return key
+
+
+@dataclass(frozen=True)
 class ListedModel:
-    """One entry of the list of models. A folder that must be there already, or one that a hub id is fetched into."""
+    """One entry of the list of models. A folder that must be there already, or one that a hub id is fetched into; or a
+    server that samples, which no training can start from."""
 
     alias: str
     folder: Path
     hub_id: str | None = None
     revision: str | None = None
+    endpoint: Endpoint | None = None
 
     @property
     def is_built_in(self) -> bool:
@@ -50,7 +101,8 @@ class WorkerSettings(BaseSettings):
     data_dir: Path = Path(".data")
     """Folder for models (`models/`) and downloaded versions (`cache/`)."""
     models: Path | None = None
-    """JSON or TOML file that lists further models: alias -> folder or hub id (`owner/name`, `owner/name@revision`)."""
+    """JSON or TOML file that lists further models: alias -> folder or hub id (`owner/name`, `owner/name@revision`), or
+    `{url, model}` of a server that samples."""
     threads: int | None = None
     """CPU threads of torch. Not set: one a core, or `OMP_NUM_THREADS` where that is set."""
     device: str | None = None
@@ -98,6 +150,11 @@ class WorkerSettings(BaseSettings):
                 f"{self.models}: the alias “{alias}” must begin with a lower-case letter or a digit "
                 "and hold only a-z, 0-9, _ . -"
             )
+        if isinstance(place, Mapping):
+            try:
+                return ListedModel(alias, self.models_dir / alias, endpoint=Endpoint.from_entry(place))
+            except ValueError as error:
+                raise SettingsError(f"{self.models}: “{alias}”: {error}") from error
         if not isinstance(place, str) or not place.strip():
             raise SettingsError(f"{self.models}: “{alias}” must name a folder or a hub id in quotation marks.")
         base = self.models.parent if self.models else Path()

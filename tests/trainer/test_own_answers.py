@@ -24,7 +24,7 @@ from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
 from trainer.sampling import LocalSampler, Prompt, encode_prompt
-from trainer.star import CheckedPrompt, StarResult, train_star
+from trainer.star import CheckedPrompt, CheckJudge, StarResult, train_star
 
 SFT = SFTConfig(lora=None, epochs=2, learning_rate=3e-3, conversations_per_batch=4, checkpoint_every=1)
 REJECTION = RejectionConfig(n=4, max_new_tokens=4, prompts_per_checkpoint=4, sft=SFT)
@@ -255,6 +255,13 @@ def test_what_passes_is_learned_once_and_never_cut(source: ModelSource, tmp_path
         assert all("a" in text or "b" in text for _, text in texts)
         learned.append(len(rows))
     assert learned[0] < learned[1]
+
+
+def test_an_answer_that_was_cut_takes_no_place() -> None:
+    answers = [Answer("0", "a b", "length"), Answer("1", "a c", "stop"), Answer("2", "a d", "stop")]
+    judge = CheckJudge({"p": Check("regex", "a")}, answers_per_prompt=1, report=SilentReporter())
+    assert judge([Drawn(Prompt("p", []), answers)]) == [[1]]
+    assert judge.sums == {"right": 3, "solved": 1, "timeouts": 0}
 
 
 # --- Checks ---
