@@ -55,6 +55,10 @@ def register(cli: typer.Typer) -> None:
     cli.command()(worker)
     cli.command()(sample)
     cli.command("import")(import_file)
+    # Imported here, because it needs what the commands share.
+    from trainer import alternatives_cli
+
+    alternatives_cli.register(cli, train_cli)
     cli.add_typer(train_cli, name="train")
     cli.add_typer(model_cli, name="model")
 
@@ -298,12 +302,13 @@ def export_model(
             base = find_source(model)
             source = ModelSource(base.base, Path(version), base.alias)
         else:
-            source = _fetched_version(version, settings_with(url, token))
+            source = fetched_version(version, settings_with(url, token))
         merge_to_folder(source, out)
     typer.echo(out)
 
 
-def _fetched_version(version_id: str, settings: WorkerSettings) -> ModelSource:
+def fetched_version(version_id: str, settings: WorkerSettings) -> ModelSource:
+    """The files of a version, from Rankloop."""
     from trainer.artifacts import model_source
     from trainer.client import Client, ModelReference, Retries
 

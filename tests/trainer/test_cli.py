@@ -60,7 +60,22 @@ def test_help_is_there_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", [["worker"], ["sample"], ["train", "reward"], ["train", "ppo"], ["model", "fetch"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["worker"],
+        ["sample"],
+        ["best-of-n"],
+        ["serve-reward"],
+        ["train", "reward"],
+        ["train", "ppo"],
+        ["train", "sft"],
+        ["train", "dpo"],
+        ["train", "rejection"],
+        ["train", "star"],
+        ["model", "fetch"],
+    ],
+)
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
@@ -139,6 +154,53 @@ def test_a_policy_is_trained_on_files_and_exported(tiny: Path, rankings: Path, p
     result = run("model", "export", policy, exported, "--model", tiny)
     assert result.exit_code == 0, result.output
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in exported.iterdir()}
+
+
+def test_sft_learns_from_a_file_and_dpo_goes_on_from_it(tiny: Path, rankings: Path, tmp_path: Path) -> None:
+    data, sft, dpo = tmp_path / "data.jsonl", tmp_path / "sft", tmp_path / "dpo"
+    rows = [{"prompt": f"a {word}", "completion": f"{word} b"} for word in "abcd"]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("train", "sft", data, "--model", tiny, "--out", sft, "--json", "-", "--set", "validation_ratio=0")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["num_conversations"] == 4
+    result = run("train", "dpo", rankings, "--model", tiny, "--sft", sft, "--out", dpo, "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["num_rankings"] == 12
+    assert json.loads((dpo / "manifest.json").read_text())["parents"] == {"sft": "sft", "policy": "sft"}
+
+
+def test_a_policy_learns_its_best_and_its_right_answers(
+    tiny: Path, rankings: Path, prompts: Path, tmp_path: Path
+) -> None:
+    reward, best, checked = tmp_path / "reward", tmp_path / "best.jsonl", tmp_path / "checked.jsonl"
+    assert run("train", "reward", rankings, "--model", tiny, "--out", reward).exit_code == 0
+    options = ["--model", tiny, "--json", "-"]
+    result = run("best-of-n", prompts, *options, "--reward", reward, "--out", best, "-n", 4, "--max-new-tokens", 8)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["best"] > json.loads(result.stdout)["mean"]
+    rows = [json.loads(line) for line in best.read_text().splitlines()]
+    assert [len(row["scores"]) for row in rows] == [4, 4]
+    assert [len(row["completions"]) for row in rows] == [1, 1]
+    settings = ["--set", "max_new_tokens=30", "--set", "n=8", "--set", 'sft={"validation_ratio": 0}']
+    result = run("train", "rejection", prompts, *options, "--reward", reward, "--out", tmp_path / "raft", *settings)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["num_answers"] == 16
+    checked.write_text('{"prompt": "a", "check": {"kind": "regex", "value": "."}}\n')
+    result = run("train", "star", checked, *options, "--out", tmp_path / "star", *settings)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["num_kept"] == 1
+    result = run("train", "star", prompts, *options, "--out", tmp_path / "none")
+    assert result.exit_code == 1
+    assert "Prompt 1: meta.check: must be an object" in result.stderr
+
+
+def test_a_reward_server_needs_a_base_and_a_reward_model(tiny: Path, tmp_path: Path) -> None:
+    result = run("serve-reward", tmp_path)
+    assert result.exit_code == 1
+    assert "Name the base model of the folder with --model" in result.stderr
+    result = run("serve-reward", tmp_path, "--model", tiny)
+    assert result.exit_code == 1
+    assert "is no reward model" in result.stderr
 
 
 def test_export_never_writes_over_a_folder(tiny: Path, tmp_path: Path) -> None:
