@@ -206,6 +206,7 @@ def train_reward(
                 )
                 figures["held_out_accuracy"] = measured.accuracy.as_json()
                 figures["held_out_accuracy_by_conversation"] = measured.accuracy_by_conversation.as_json()
+                figures["held_out_report"] = measured.report
                 figures |= {"folds": measured.fold_accuracies, "num_refused": len(measured.refused)}
                 figures["seconds"] = round(measured.seconds, 1)
             if out is not None:
@@ -374,13 +375,15 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
 
 
 def show(figures: dict[str, Any], json_file: Path | None) -> None:
-    """The figures on the terminal, and as JSON where that is asked for."""
+    """The figures on the terminal, and as JSON where that is asked for; a report of many parts only as JSON."""
     if json_file is not None and str(json_file) != "-":
         json_file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if str(json_file) == "-":
         typer.echo(json.dumps(figures, ensure_ascii=False))
         return
     for name, value in figures.items():
+        if name.endswith("report"):
+            continue
         typer.echo(f"{name:24} {json.dumps(value, ensure_ascii=False)}")
 
 

@@ -95,7 +95,8 @@ class RewardConfig(_Config):
     max_grad_norm: float = 1.0
     """IG does not say."""
     tokens_per_forward: int = 512
-    """Memory and speed only: padded tokens of one forward pass. On a CPU, 512 take a quarter less time than 4,096."""
+    """Memory and speed only: tokens of one forward pass, or of one ranking. More take more memory and save no time on a
+    CPU."""
     share_prompt: bool = True
     """Speed only: a prompt is computed once for its K answers. A model that does not allow it is seen by a probe."""
     cache_megabytes: int = 2048

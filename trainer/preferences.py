@@ -27,6 +27,8 @@ class Answer:
     text: str
     finish_reason: str | None = None
     """"length" when it was cut; "stop" or None when it is whole."""
+    policy: str | None = None
+    """Who wrote it: a version's id or a model's name; None where it is not known, or a person."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,15 @@ def _parse_row(row: Mapping[str, Any]) -> list[Ranking]:
         return _parse_interchange(row)
     if "completions" not in row:
         raise ValueError("must have `completions` with `order`, or `responses` with `aggregate` or `annotations`.")
-    answers = [Answer(str(item["id"]), _text(item), item.get("finish_reason")) for item in row["completions"]]
+    answers = [
+        Answer(str(item["id"]), _text(item), item.get("finish_reason"), _policy(item)) for item in row["completions"]
+    ]
     return [_ranking(row, str(row["ranking_id"]), str(row["prompt_id"]), answers, row["order"])]
 
 
 def _parse_interchange(row: Mapping[str, Any]) -> list[Ranking]:
     """The merged order where there is one, else each annotator's ranks, scores or pairs."""
-    answers = [Answer(str(item["id"]), _text(item)) for item in row["responses"]]
+    answers = [Answer(str(item["id"]), _text(item), policy=_policy(item)) for item in row["responses"]]
     name = str(row["id"])
     merged = (row.get("aggregate") or {}).get("ranking")
     orders = [(merged, None)] if merged else list(_annotated_orders(row.get("annotations") or []))
@@ -197,6 +201,11 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
     if not messages:
         raise ValueError("messages: must hold at least one turn.")
     return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in messages]
+
+
+def _policy(item: Mapping[str, Any]) -> str | None:
+    name = item.get("version_id") or item.get("model")
+    return str(name) if name else None
 
 
 def _text(item: Mapping[str, Any]) -> str:
@@ -284,12 +293,20 @@ def pairwise_accuracy(
 
     The interval resamples whole prompts (`cluster`), never pairs: the pairs of a prompt depend on each other.
     """
+    won = (
+        (cluster(ranking), 0.5 if score[better] == score[worse] else float(score[better] > score[worse]))
+        for ranking, score in zip(rankings, scores, strict=True)
+        for better, worse in ranking.ordered_pairs
+    )
+    return estimate_accuracy(won, seed=seed)
+
+
+def estimate_accuracy(won: Iterable[tuple[Hashable, float]], *, seed: int = 17) -> Accuracy | None:
+    """The mean of (cluster, right or not) with an interval that resamples clusters; None when there is nothing."""
     counts: dict[Hashable, list[float]] = {}
-    for ranking, score in zip(rankings, scores, strict=True):
-        for better, worse in ranking.ordered_pairs:
-            right, total = counts.setdefault(cluster(ranking), [0.0, 0.0])
-            won = 0.5 if score[better] == score[worse] else float(score[better] > score[worse])
-            counts[cluster(ranking)] = [right + won, total + 1]
+    for cluster, is_right in won:
+        right, total = counts.setdefault(cluster, [0.0, 0.0])
+        counts[cluster] = [right + is_right, total + 1]
     if not counts:
         return None
     table = np.array(list(counts.values()))

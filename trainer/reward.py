@@ -13,7 +13,8 @@ What differs from the paper:
    fresh head (pocket model, 200 rankings: held-out accuracy 0.70 after one epoch at 1e-4, 0.80 after three at 1e-3).
 5. The rate rises over the first steps; the paper names no warm-up. Batches are of 8 rankings where it took 64, because
    a project begins with tens of rankings.
-6. Afterwards the bias makes the mean score of the *training answers* 0, where the paper took demonstrations.
+6. Afterwards the bias makes the mean score of the *training answers* 0 (of up to 2,000 rankings), where the paper took
+   demonstrations.
 7. A prompt is computed once for its K answers, in training too (`shared_prompt.py`); scores and gradients are those of
    separate rows. The paper forwards each answer once, with its prompt.
 """
@@ -67,16 +68,19 @@ from trainer.preferences import (
     to_rankings,
 )
 from trainer.reporting import Reporter, RunCancelled, SilentReporter
+from trainer.reward_report import make_report
 from trainer.sampling import encode_prompt
 from trainer.shared_prompt import CannotShare, SharedPrompt, share_prompt
 
 Rows = Iterable[Mapping[str, Any] | Ranking]
 
 PAPER_MAX_LENGTH = 2048
+REFERENCE_RANKINGS = 2_000
+"""Whose answers say where a score of 0 is."""
 THETA_SPEED = 20.0
 """How much faster than a weight Davidson's theta learns: one number, which a weight's rate would hardly move."""
 TOKENS_PER_STEP = 4
-"""Forward passes whose graphs one backward pass may hold at once."""
+"""Forward passes of separate rows whose graphs one backward pass may hold at once."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class RewardResult:
     loss: float
     """Mean over the last epoch."""
     seconds: float
+    report: dict[str, Any]
+    """What else the validation rows say, beside people's own agreement (docs/protocol.md)."""
     refused: list[dict[str, str]] = field(default_factory=list)
     tie_theta: float | None = None
     """Davidson's theta, where ties are learned by it: two answers of equal worth are tied with the chance
@@ -118,6 +124,8 @@ class CrossValidation:
     rankings: list[Ranking]
     """The rankings that were used, in the order of `scores`."""
     refused: list[dict[str, str]]
+    report: dict[str, Any]
+    """As `RewardResult.report`, on all rankings."""
     seconds: float
 
 
@@ -173,13 +181,14 @@ def train_reward(
     keep = _Keeper(out.with_name(f"{out.name}.checkpoint"), identity, on_checkpoint, resume_from)
     loss = _fit(scorer, training, validation, config, report, keep)
     _centre(scorer, training)
-    accuracy = scorer.accuracy(validation)
+    scores = scorer.score_examples(validation)
     _save(model, out, identity)
     return RewardResult(
         folder=out,
         num_rankings=len(training),
         num_pairs=sum(example.ranking.num_pairs(_ties_of(config)) for example in training),
-        accuracy=accuracy,
+        accuracy=pairwise_accuracy([example.ranking for example in validation], scores),
+        report=_report(validation, scores, examples),
         loss=loss,
         seconds=time.monotonic() - started,
         refused=refused,
@@ -243,12 +252,20 @@ def cross_validate(
         accuracies.append(found.value if found else math.nan)
         report.log("info", f"fold {number + 1} of {folds}: accuracy {accuracies[-1]:.3f}")
     rankings = [example.ranking for example in examples]
+    report_of_all = _report(examples, scores, examples)
     overall = pairwise_accuracy(rankings, scores)
     by_conversation = pairwise_accuracy(rankings, scores, cluster=_root_of)
     if overall is None or by_conversation is None:
         raise ValueError("There is no pair to measure: every ranking is one tie.")
     return CrossValidation(
-        overall, by_conversation, accuracies, scores, rankings, refused, seconds=time.monotonic() - started
+        overall,
+        by_conversation,
+        accuracies,
+        scores,
+        rankings,
+        refused,
+        report_of_all,
+        seconds=time.monotonic() - started,
     )
 
 
@@ -398,8 +415,12 @@ def _require_finite(loss: float, norm: float, step: int) -> None:
 
 @torch.no_grad()
 def _centre(scorer: Scorer, training: Sequence[Example]) -> None:
-    """Shift the scores so that those of the training answers have mean 0, and remember how they spread."""
-    scores = torch.tensor([value for example in scorer.score_examples(training) for value in example]).double()
+    """Shift the scores so that those of the training answers have mean 0, and remember how they spread.
+
+    Of many rankings, every n-th is looked at: the mean of 2,000 is known to a fiftieth of the spread or better.
+    """
+    reference = training[:: math.ceil(len(training) / REFERENCE_RANKINGS)]
+    scores = torch.tensor([value for example in scorer.score_examples(reference) for value in example]).double()
     scorer.model.head.bias.sub_(scores.mean().float())
     scorer.model.score_std = scores.std(correction=0).item()
 
@@ -456,8 +477,9 @@ class Scorer:
 
     def groups(self, examples: Sequence[Example]) -> list[list[Example]]:
         """The rankings in their order, in parts that `group_scores` takes at once."""
-        max_tokens = TOKENS_PER_STEP * self._tokens_per_forward
-        return group_by_tokens(examples, max_tokens, shares_prompt=self._shared is not None)
+        shares_prompt = self._shared is not None
+        max_tokens = self._tokens_per_forward * (1 if shares_prompt else TOKENS_PER_STEP)
+        return group_by_tokens(examples, max_tokens, shares_prompt=shares_prompt)
 
     def group_scores(self, group: Sequence[Example]) -> Tensor:
         """scores_BK of rankings; 0 where one has fewer than K answers."""
@@ -547,6 +569,14 @@ def _encode(
 def _ties_of(config: RewardConfig) -> Ties:
     """Plackett-Luce learns from ties; its loss looks at places, not at weights of pairs."""
     return "half" if config.loss == "plackett_luce" else config.ties
+
+
+def _report(
+    examples: Sequence[Example], scores: Sequence[Sequence[float]], people: Sequence[Example]
+) -> dict[str, Any]:
+    lengths = [[len(answer) for answer in example.answers] for example in examples]
+    rankings = [example.ranking for example in examples]
+    return make_report(rankings, scores, lengths, people=[example.ranking for example in people])
 
 
 def _log_refused(refused: Sequence[Mapping[str, str]], report: Reporter) -> None:

@@ -89,8 +89,41 @@ def test_it_learns_plackett_luce_utilities(source: ModelSource, tmp_path: Path) 
     assert result.accuracy is not None
     assert result.accuracy.value >= best / len(pairs) - 0.02
     assert report.points["accuracy/validation"][-1] == result.accuracy.value
+    assert json.loads(json.dumps(result.as_json()))["report"]["accuracy"] == result.accuracy.as_json()
+    assert result.report["calibration"]["error"] < 0.15
     assert report.points["loss/reward"][-1] < report.points["loss/reward"][0]
     assert (result.num_rankings, result.num_pairs, result.accuracy.num_prompts) == (400, 2400, 120)
+
+
+def measure(rankings: list[Ranking], scores: list[list[float]]) -> tuple[float, float, float]:
+    """(accuracy, mean -log sigmoid) over ordered pairs, and the slope of gaps of scores on gaps of utilities."""
+    right = nll = above = below = 0.0
+    num_pairs = 0
+    for ranking, score_of in zip(rankings, scores, strict=True):
+        worth = [utility(answer.text) for answer in ranking.answers]
+        for better, worse in ranking.ordered_pairs:
+            gap, true_gap = score_of[better] - score_of[worse], worth[better] - worth[worse]
+            right += (gap > 0) + 0.5 * (gap == 0)
+            nll += math.log1p(math.exp(-gap))
+            above, below = above + gap * true_gap, below + true_gap**2
+            num_pairs += 1
+    return right / num_pairs, nll / num_pairs, above / below
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["pairs", "plackett_luce"])
+def test_4000_rankings_teach_the_true_utilities(loss: str, source: ModelSource, tmp_path: Path) -> None:
+    held_out = make_rankings(1000, seed=1)
+    best_accuracy, best_nll, _ = measure(held_out, [[utility(a.text) for a in held.answers] for held in held_out])
+    config = dataclasses.replace(CONFIG, loss=loss, rankings_per_batch=16, checkpoint_every=1000)
+    result = train(make_rankings(4000), source, tmp_path / "reward", config=config)
+    version = ModelSource(source.base, result.folder)
+    examples, _ = encode_rankings(held_out, load_tokenizer(version), max_length=64, ties="drop")
+    scores = Scorer(RewardModel.load(version), pad_id=0, config=config).score_examples(examples)
+    accuracy, nll, slope = measure(held_out, scores)
+    assert accuracy >= best_accuracy - 0.01
+    assert nll <= best_nll + 0.01
+    assert 0.9 <= slope <= 1.1
 
 
 def test_training_answers_have_mean_zero_and_scores_survive_saving(source: ModelSource, tmp_path: Path) -> None:
@@ -101,6 +134,17 @@ def test_training_answers_have_mean_zero_and_scores_survive_saving(source: Model
     scores = torch.tensor(score(RewardModel.load(saved), load_tokenizer(saved), asked))
     assert scores.mean().abs().item() < 1e-5
     assert RewardModel.load(saved).score_std == pytest.approx(scores.std(correction=0).item(), rel=1e-4)
+
+
+def test_of_many_rankings_some_say_where_zero_is(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.reward.REFERENCE_RANKINGS", 6)
+    rankings = make_rankings(16)
+    saved = ModelSource(source.base, train(rankings, source, tmp_path / "reward").folder)
+    # Every third one: 0, 3, ..., 15.
+    asked = [(ranking.messages, answer) for ranking in rankings[::3] for answer in ranking.answers]
+    assert abs(sum(score(RewardModel.load(saved), load_tokenizer(saved), asked))) < 1e-3
 
 
 def test_without_validation_rows_there_is_no_accuracy(source: ModelSource, tmp_path: Path) -> None:
@@ -272,6 +316,7 @@ def test_cross_validation_scores_every_ranking_by_a_model_that_did_not_see_it(so
     assert found.accuracy.num_pairs == 540
     assert len(found.fold_accuracies) == 3
     assert found.accuracy.low > 0.55
+    assert found.report["accuracy"] == found.accuracy.as_json()
 
 
 def test_cross_validation_of_noise_finds_nothing(source: ModelSource) -> None:
