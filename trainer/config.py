@@ -86,6 +86,9 @@ class RewardConfig(_Config):
     """Of "pairs". IG: none. What the better score must exceed the other by, for each place between the two."""
     label_smoothing: float = 0.0
     """Of "pairs". IG: none. The chance that a pair was ranked the wrong way round."""
+    num_heads: int = 1
+    """IG: 1. More are an ensemble on one transformer (arXiv 2310.02743 has whole models): each learns from a resampling
+    of the rankings; their mean is the score, their spread its doubt."""
     annotators: Literal["equal", "agreement"] = "equal"
     """IG: equal. "agreement": a ranking counts by how well its annotator agrees with others on the same answers."""
     max_length: int | None = None
@@ -112,6 +115,7 @@ class RewardConfig(_Config):
         _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio")
         _require_between(self, 0, math.inf, "cache_megabytes", "seed", "margin")
         _require_between(self, 0, 0.49, "label_smoothing")
+        _require_between(self, 1, 64, "num_heads")
         if self.loss == "plackett_luce" and (self.ties != "drop" or self.margin or self.label_smoothing):
             raise ValueError(
                 'loss: "plackett_luce" looks at whole orders and takes ties by Efron\'s rule: ties, margin and '

@@ -36,6 +36,8 @@ from trainer.folders import new_folder
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REWARD_HEAD, REWARD_FACTS = "reward_head.safetensors", "reward.json"
+REWARD_MEMBERS = "reward_members.safetensors"
+"""The heads of an ensemble, where there is one; the head is their mean."""
 
 
 @dataclass(frozen=True)
@@ -367,6 +369,34 @@ class RewardModel(_ScalarModel):
         super().__init__(trunk, source, is_on_base=is_on_base)
         # Davidson's theta: log of how often people tie, against how they would by chance. It learns where ties do.
         self.tie_theta = nn.Parameter(torch.zeros(()), requires_grad=False)
+        # An ensemble: heads that learn apart, of which `head` is the mean. None: `head` learns by itself.
+        self.members: nn.Linear | None = None
+
+    def add_members(self, num_members: int, seed: int) -> None:
+        """Let so many fresh heads learn in place of the one, each from a start of its own."""
+        hidden_size, device = self.head.in_features, self.head.weight.device
+        members = nn.Linear(hidden_size, num_members, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            members.weight.normal_(0.0, (hidden_size + 1) ** -0.5, generator=generator)
+            members.bias.zero_()
+        members.bias.requires_grad_(False)
+        self.head.weight.requires_grad_(False)
+        self.members = members.to(device)
+        self.average_members()
+
+    @torch.no_grad()
+    def average_members(self) -> None:
+        """Make `head` the mean of the members: the mean of linear functions is linear, so that it is exact."""
+        if self.members is not None:
+            self.head.weight.copy_(self.members.weight.mean(dim=0, keepdim=True))
+            self.head.bias.copy_(self.members.bias.mean(dim=0, keepdim=True))
+
+    @torch.no_grad()
+    def shift(self, mean_E: Tensor) -> None:
+        """Take the mean score of each of the E heads off its bias."""
+        (self.members or self.head).bias.sub_(mean_E.to(self.head.bias))
+        self.average_members()
 
     def learn_ties(self, share: float) -> None:
         """Let theta learn, from where answers of equal worth are tied with the chance `share` (0 < share < 1)."""
@@ -412,23 +442,39 @@ class RewardModel(_ScalarModel):
         model.score_std = float(facts["score_std"])
         if facts.get("tie_theta") is not None:
             model.tie_theta.data.fill_(facts["tie_theta"])
+        if (source.version / REWARD_MEMBERS).is_file():
+            state = load_file(source.version / REWARD_MEMBERS)
+            model.add_members(len(state["bias"]), seed=0)
+            cast(nn.Linear, model.members).load_state_dict(state)
+            model.average_members()
         return model.to(device).eval()
 
     def forward(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
         """score_B in fp32 of conversations with their answers, padded on any side."""
+        return self.score_states(self.last_states(tokens_BL, attention_BL))
+
+    def last_states(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
+        """hidden_BD of each row's last real token."""
         hidden_BLD = self._hidden(tokens_BL, attention_BL)
         row_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
-        return self.score_states(hidden_BLD[row_B, _last_position(attention_BL)])
+        return hidden_BLD[row_B, _last_position(attention_BL)]
 
     def score_states(self, hidden_BD: Tensor) -> Tensor:
         """score_B from the hidden states of each answer's last token."""
         return cast(Tensor, self.head(hidden_BD.float())[:, 0])
+
+    def member_scores(self, hidden_BD: Tensor) -> Tensor:
+        """score_BE by each of the E heads; by the only one where there is no ensemble. Their mean is the score."""
+        return cast(Tensor, (self.members or self.head)(hidden_BD.float()))
 
     def save(self, folder: Path) -> None:
         """Write the version's weights, its head and `reward.json` into an existing folder."""
         _save_weights(self.trunk, folder, alias=self.source.name, is_on_base=self.is_on_base)
         head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
         save_file(head, folder / REWARD_HEAD)
+        if self.members is not None:
+            members = {name: tensor.detach().cpu().contiguous() for name, tensor in self.members.state_dict().items()}
+            save_file(members, folder / REWARD_MEMBERS)
         facts = {"format": 1, "base": self.source.name, "bias": self.head.bias.item(), "score_std": self.score_std}
         if self.tie_theta.requires_grad:
             facts["tie_theta"] = self.tie_theta.item()

@@ -188,7 +188,7 @@ def train_reward(
         num_rankings=len(training),
         num_pairs=sum(example.ranking.num_pairs(_ties_of(config)) for example in training),
         accuracy=pairwise_accuracy([example.ranking for example in validation], scores),
-        report=_report(validation, scores, examples),
+        report=_report(validation, scores, examples, scorer=scorer if config.num_heads > 1 else None),
         loss=loss,
         seconds=time.monotonic() - started,
         refused=refused,
@@ -204,11 +204,23 @@ def score(
     tokens_per_forward: int = 512,
 ) -> list[float]:
     """What each (messages, answer) is worth, in their order."""
+    return score_with_doubt(model, tokenizer, conversations, tokens_per_forward=tokens_per_forward)[0]
+
+
+def score_with_doubt(
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[tuple[Sequence[Mapping[str, str]], Answer]],
+    *,
+    tokens_per_forward: int = 512,
+) -> tuple[list[float], list[float]]:
+    """(scores, doubts) of each (messages, answer): a doubt is the standard deviation of an ensemble's heads, and 0
+    where there is one head."""
     rows = [encode_prompt(tokenizer, messages) + encode_answer(tokenizer, answer) for messages, answer in conversations]
     config = RewardConfig(tokens_per_forward=tokens_per_forward, share_prompt=False)
     with torch.no_grad():
-        scores: list[float] = Scorer(model, pad_id=_pad_id(tokenizer), config=config).scores(rows).tolist()
-    return scores
+        states_ND = Scorer(model, pad_id=_pad_id(tokenizer), config=config).last_states(rows)
+        return model.score_states(states_ND).tolist(), model.member_scores(states_ND).std(dim=1, correction=0).tolist()
 
 
 def cross_validate(
@@ -286,6 +298,8 @@ def _fit(
     """
     assert config.epochs is not None
     model = scorer.model
+    if config.num_heads > 1:
+        model.add_members(config.num_heads, config.seed)
     if config.ties == "davidson":
         model.learn_ties(_tie_share(training))
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -294,12 +308,11 @@ def _fit(
     if config.ties == "davidson":
         groups.append({"params": [model.tie_theta], "speed": THETA_SPEED})
     optimizer = torch.optim.Adam(groups, lr=0.0, eps=config.adam_eps)
-    reliability: Mapping[str | None, float] = {}
-    if config.annotators == "agreement":
-        reliability = annotator_weights([example.ranking for example in training])
+    importance_NE = _importance(training, config)
     per_epoch = math.ceil(len(training) / config.rankings_per_batch)
     num_steps = config.epochs * per_epoch
     progress = keep.resume(model, optimizer) or {"step": 0, "epoch_losses": []}
+    model.average_members()
 
     for step in range(progress["step"], num_steps):
         if report.should_stop():
@@ -308,11 +321,12 @@ def _fit(
         epoch, place = divmod(step, per_epoch)
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
         start = place * config.rankings_per_batch
-        batch = [training[index] for index in order[start : start + config.rankings_per_batch]]
+        chosen = order[start : start + config.rankings_per_batch]
+        batch = [training[index] for index in chosen]
 
         # 2. The gradient of the mean loss over the batch's rankings.
         optimizer.zero_grad()
-        loss, accuracy = _accumulate(scorer, batch, config, reliability)
+        loss, accuracy = _accumulate(scorer, batch, config, importance_NE[chosen])
 
         # 3. The step, unless something is not finite.
         norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm).item()
@@ -321,6 +335,7 @@ def _fit(
         for group in optimizer.param_groups:
             group["lr"] = rate * group["speed"]
         optimizer.step()
+        model.average_members()
 
         # 4. What it led to, and a checkpoint now and then.
         losses = [*(progress["epoch_losses"] if place else []), loss]
@@ -343,18 +358,27 @@ def _fit(
 
 
 def _accumulate(
-    scorer: Scorer, batch: Sequence[Example], config: RewardConfig, reliability: Mapping[str | None, float]
+    scorer: Scorer, batch: Sequence[Example], config: RewardConfig, importance_BE: Tensor
 ) -> tuple[float, float]:
-    """Gradients of the batch's loss into the parameters; (loss, share of its ordered pairs in the right order)."""
+    """Gradients of the batch's loss, the mean over heads, into the parameters.
+
+    Returns (loss, share of the batch's ordered pairs that the mean score has in the right order).
+    """
     loss = right = total = 0.0
-    whole = _importance(batch, reliability).sum()
+    whole_E = importance_BE.sum(dim=0).clamp(min=1e-9)
+    rest_BE = importance_BE
     for group in scorer.groups(batch):
-        scores_BK = scorer.group_scores(group)
-        importance_B = _importance(group, reliability)
-        share = (importance_B.sum() / whole.clamp(min=1e-9)).item()
-        group_loss = ranking_loss(scores_BK, group, config, scorer.model.tie_theta, importance_B) * share
+        scores_BKE = scorer.group_scores(group)
+        part_BE, rest_BE = rest_BE[: len(group)], rest_BE[len(group) :]
+        share_E = (part_BE.sum(dim=0) / whole_E).tolist()
+        losses = [
+            ranking_loss(scores_BK, group, config, scorer.model.tie_theta, importance_B) * share
+            for scores_BK, importance_B, share in zip(scores_BKE.unbind(2), part_BE.unbind(1), share_E, strict=True)
+        ]
+        group_loss = torch.stack(losses).mean()
         torch.autograd.backward([group_loss])
         loss += group_loss.item()
+        scores_BK = scores_BKE.mean(dim=2)
         is_better_BKK = stack_weights(group).to(scores_BK.device) == 1.0
         won_BKK = (scores_BK[:, :, None] > scores_BK[:, None, :])[is_better_BKK]
         right, total = right + won_BKK.sum().item(), total + won_BKK.numel()
@@ -382,8 +406,16 @@ def ranking_loss(
     )
 
 
-def _importance(group: Sequence[Example], reliability: Mapping[str | None, float]) -> Tensor:
-    return torch.tensor([reliability.get(example.ranking.annotator, 1.0) for example in group])
+def _importance(training: Sequence[Example], config: RewardConfig) -> Tensor:
+    """importance_NE of each ranking to each head: by its annotator, and in an ensemble by how often a resampling of
+    the rankings (Poisson, with mean 1) holds it."""
+    rankings = [example.ranking for example in training]
+    reliability = annotator_weights(rankings) if config.annotators == "agreement" else {}
+    importance_N = torch.tensor([reliability.get(ranking.annotator, 1.0) for ranking in rankings])
+    if config.num_heads == 1:
+        return importance_N[:, None]
+    generator = torch.Generator().manual_seed(config.seed)
+    return importance_N[:, None] * torch.poisson(torch.ones(len(training), config.num_heads), generator=generator)
 
 
 def _tie_share(training: Sequence[Example]) -> float:
@@ -420,9 +452,9 @@ def _centre(scorer: Scorer, training: Sequence[Example]) -> None:
     Of many rankings, every n-th is looked at: the mean of 2,000 is known to a fiftieth of the spread or better.
     """
     reference = training[:: math.ceil(len(training) / REFERENCE_RANKINGS)]
-    scores = torch.tensor([value for example in scorer.score_examples(reference) for value in example]).double()
-    scorer.model.head.bias.sub_(scores.mean().float())
-    scorer.model.score_std = scores.std(correction=0).item()
+    score_NE = scorer.score_members(reference).double()
+    scorer.model.shift(score_NE.mean(dim=0))
+    scorer.model.score_std = score_NE.mean(dim=1).std(correction=0).item()
 
 
 # --- Scores ----------------------------------------------------------------------------------------------------------
@@ -464,14 +496,14 @@ class Scorer:
         self.way = f"A prompt is computed once for all its answers (checked: the scores are the same).{kept}"
         return shared
 
-    def scores(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """score_N of N rows of tokens, in their order, each computed on its own and in chunks of alike length."""
+    def last_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """hidden_ND of the last tokens of N rows, in their order; each computed on its own, in chunks by length."""
         chunks = chunk_by_length([len(row) for row in rows], self._tokens_per_forward)
         device = self.model.head.weight.device
         found: list[Tensor] = []
         for chunk in chunks:
             tokens_BL, mask_BL = right_pad([rows[index] for index in chunk], pad_id=self._pad_id)
-            found.append(self.model(tokens_BL.to(device), mask_BL.to(device)))
+            found.append(self.model.last_states(tokens_BL.to(device), mask_BL.to(device)))
         order = torch.tensor([index for chunk in chunks for index in chunk])
         return torch.cat(found)[order.argsort().to(device)]
 
@@ -482,15 +514,22 @@ class Scorer:
         return group_by_tokens(examples, max_tokens, shares_prompt=shares_prompt)
 
     def group_scores(self, group: Sequence[Example]) -> Tensor:
-        """scores_BK of rankings; 0 where one has fewer than K answers."""
-        parts = torch.split(self._flat_scores(group), [len(example.rows) for example in group])
+        """scores_BKE of rankings by each of the E heads; 0 where a ranking has fewer than K answers."""
+        scores_NE = self.model.member_scores(self._group_states(group))
+        parts = torch.split(scores_NE, [len(example.rows) for example in group])
         return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
     @torch.no_grad()
     def score_examples(self, examples: Sequence[Example]) -> list[list[float]]:
         """The scores of each ranking's answers."""
-        values = iter([value for group in self.groups(examples) for value in self._flat_scores(group).tolist()])
+        parts = [self.model.score_states(self._group_states(group)) for group in self.groups(examples)]
+        values = iter([value for score_N in parts for value in score_N.tolist()])
         return [[next(values) for _ in example.rows] for example in examples]
+
+    @torch.no_grad()
+    def score_members(self, examples: Sequence[Example]) -> Tensor:
+        """score_NE of all the rankings' answers, one after another, by each head."""
+        return torch.cat([self.model.member_scores(self._group_states(group)) for group in self.groups(examples)])
 
     def accuracy(self, examples: Sequence[Example]) -> Accuracy | None:
         """Pairwise accuracy on rankings; None when they hold no pair."""
@@ -498,14 +537,14 @@ class Scorer:
             return None
         return pairwise_accuracy([example.ranking for example in examples], self.score_examples(examples))
 
-    def _flat_scores(self, group: Sequence[Example]) -> Tensor:
-        """score_N of all answers of these rankings, one after another."""
+    def _group_states(self, group: Sequence[Example]) -> Tensor:
+        """hidden_ND of the last tokens of all answers of these rankings, one after another."""
         if self._shared is None:
-            return self.scores([row for example in group for row in example.rows])
+            return self.last_states([row for example in group for row in example.rows])
         packed = self._shared.pack([(example.prompt, example.answers) for example in group])
         if self._shared.lower is None:
-            return self._shared.scores(packed)
-        return self._shared.scores(packed, torch.cat([self._states(example, self._shared) for example in group]))
+            return self._shared.last_states(packed)
+        return self._shared.last_states(packed, torch.cat([self._states(example, self._shared) for example in group]))
 
     def _states(self, example: Example, shared: SharedPrompt) -> Tensor:
         """What the frozen blocks say of this ranking alone; kept up to `cache_megabytes`."""
@@ -572,11 +611,17 @@ def _ties_of(config: RewardConfig) -> Ties:
 
 
 def _report(
-    examples: Sequence[Example], scores: Sequence[Sequence[float]], people: Sequence[Example]
+    examples: Sequence[Example],
+    scores: Sequence[Sequence[float]],
+    people: Sequence[Example],
+    *,
+    scorer: Scorer | None = None,
 ) -> dict[str, Any]:
+    """The report; with the scorer of an ensemble, accuracy by doubt is in it."""
     lengths = [[len(answer) for answer in example.answers] for example in examples]
     rankings = [example.ranking for example in examples]
-    return make_report(rankings, scores, lengths, people=[example.ranking for example in people])
+    members = [scorer.score_members([example]).tolist() for example in examples] if scorer else None
+    return make_report(rankings, scores, lengths, people=[example.ranking for example in people], members=members)
 
 
 def _log_refused(refused: Sequence[Mapping[str, str]], report: Reporter) -> None:

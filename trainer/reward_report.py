@@ -33,6 +33,8 @@ class ScoredPair:
     """The better one's tokens less the worse one's."""
     policies: tuple[str, str] | None
     """Who wrote the two, sorted; None where it is not known of both."""
+    doubt: float
+    """Standard deviation of the gap over an ensemble's heads; 0 without an ensemble."""
 
     @property
     def won(self) -> float:
@@ -46,18 +48,21 @@ def make_report(
     lengths: Sequence[Sequence[int]],
     *,
     people: Sequence[Ranking],
+    members: Sequence[Sequence[Sequence[float]]] | None = None,
 ) -> dict[str, Any]:
     """The `report` of docs/protocol.md, ready for JSON.
 
     Args:
         rankings: held-out rankings, with the `scores` of their answers and the answers' `lengths` in tokens.
         people: the rankings in which people's own agreement is looked for: as many as there are.
+        members: of each ranking's answers, the scores by the heads of an ensemble.
     """
-    pairs = list(_scored_pairs(rankings, scores, lengths))
+    pairs = list(_scored_pairs(rankings, scores, lengths, members or [[[value] for value in row] for row in scores]))
     return {
         "accuracy": _as_json(_accuracy(pairs)),
         "by_agreement": _by_agreement(rankings, pairs),
         "by_margin": _by_quantile(pairs, lambda pair: abs(pair.gap)),
+        "by_doubt": _by_quantile(pairs, lambda pair: pair.doubt) if members else [],
         "by_length_difference": _by_quantile(pairs, lambda pair: pair.longer),
         "by_policies": _by_policies(pairs),
         "calibration": _calibration(pairs),
@@ -73,9 +78,12 @@ def make_report(
 
 
 def _scored_pairs(
-    rankings: Sequence[Ranking], scores: Sequence[Sequence[float]], lengths: Sequence[Sequence[int]]
+    rankings: Sequence[Ranking],
+    scores: Sequence[Sequence[float]],
+    lengths: Sequence[Sequence[int]],
+    members: Sequence[Sequence[Sequence[float]]],
 ) -> Iterator[ScoredPair]:
-    for ranking, score, length in zip(rankings, scores, lengths, strict=True):
+    for ranking, score, length, heads in zip(rankings, scores, lengths, members, strict=True):
         for better, worse in ranking.ordered_pairs:
             one, other = ranking.answers[better], ranking.answers[worse]
             known = one.policy is not None and other.policy is not None
@@ -87,6 +95,7 @@ def _scored_pairs(
                 gap=score[better] - score[worse],
                 longer=length[better] - length[worse],
                 policies=(low, high) if known else None,
+                doubt=float(np.std(np.subtract(heads[better], heads[worse]))),
             )
 
 

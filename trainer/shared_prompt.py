@@ -156,15 +156,19 @@ class SharedPrompt:
         assert self.lower is not None
         return _run(self.lower, packed, input_ids=packed.tokens_N[None])
 
-    def scores(self, packed: PackedRow, states_ND: Tensor | None = None) -> Tensor:
-        """score_M in fp32 of the row's answers, from their tokens or from what `states` said of them."""
+    def scores(self, packed: PackedRow) -> Tensor:
+        """score_M in fp32 of the row's answers."""
+        return self.reward.score_states(self.last_states(packed))
+
+    def last_states(self, packed: PackedRow, states_ND: Tensor | None = None) -> Tensor:
+        """hidden_MD of each answer's last token, from the row's tokens or from what `states` said of them."""
         if states_ND is None and self.lower is not None:
             states_ND = self.states(packed)
         if states_ND is None:
             hidden_ND = _run(self.upper, packed, input_ids=packed.tokens_N[None])
         else:
             hidden_ND = _run(self.upper, packed, inputs_embeds=states_ND[None])
-        return self.reward.score_states(hidden_ND[packed.last_M])
+        return hidden_ND[packed.last_M]
 
 
 def _run(model: Any, packed: PackedRow, **inputs: Tensor) -> Tensor:

@@ -20,7 +20,16 @@ from trainer.folders import sha256_file
 from trainer.models import ModelSource, RewardModel, load_tokenizer
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import Level, RunCancelled, SilentReporter
-from trainer.reward import RewardResult, Scorer, StateCache, cross_validate, learning_rate_at, score, train_reward
+from trainer.reward import (
+    RewardResult,
+    Scorer,
+    StateCache,
+    cross_validate,
+    learning_rate_at,
+    score,
+    score_with_doubt,
+    train_reward,
+)
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
 CONFIG = RewardConfig(
@@ -393,3 +402,48 @@ def test_who_agrees_with_nobody_teaches_less(source: ModelSource, tmp_path: Path
         for way in ("equal", "agreement")
     }
     assert found["agreement"] < 0.9 * found["equal"]
+
+
+def test_an_ensembles_score_is_the_mean_of_heads_that_learned_apart(source: ModelSource, tmp_path: Path) -> None:
+    rankings = [*make_rankings(200), *make_rankings(40, seed=1, split="validation")]
+    config = dataclasses.replace(CONFIG, num_heads=4, epochs=2)
+    result = train(rankings, source, tmp_path / "reward", config=config)
+    version = ModelSource(source.base, result.folder)
+    model, tokenizer = RewardModel.load(version), load_tokenizer(version)
+    examples, _ = encode_rankings(rankings, tokenizer, max_length=64, ties="drop")
+    scorer = Scorer(model, pad_id=0, config=config)
+    members = scorer.score_members(examples)
+    mean = torch.tensor([value for row in scorer.score_examples(examples) for value in row])
+    torch.testing.assert_close(members.mean(dim=1), mean, rtol=1e-5, atol=1e-5)
+    # Each head has mean 0 over the training answers, so that they can be compared, and each learned.
+    assert members[: 4 * 200].mean(dim=0).abs().max() < 1e-4
+    for head in range(4):
+        scores = members[4 * 200 :, head].view(40, 4).tolist()
+        assert measure(rankings[200:], scores)[0] > 0.65
+    assert len(result.report["by_doubt"]) == 4
+    asked = [(rankings[0].messages, answer) for answer in rankings[0].answers]
+    scores, doubts = score_with_doubt(model, tokenizer, asked)
+    assert scores == pytest.approx(members[:4].mean(dim=1).tolist(), abs=1e-5)
+    assert doubts == pytest.approx(members[:4].std(dim=1, correction=0).tolist(), abs=1e-5)
+    assert min(doubts) > 0.01
+
+
+def test_an_ensemble_goes_on_bit_for_bit(source: ModelSource, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, num_heads=3, checkpoint_every=3)
+    kept: list[Path] = []
+    whole = train(make_rankings(40), source, tmp_path / "whole", config=config, on_checkpoint=kept.append)
+    resumed = train(make_rankings(40), source, tmp_path / "resumed", config=config, resume_from=kept[-1])
+    for name in ("reward_members.safetensors", "reward_head.safetensors"):
+        one, other = load_file(whole.folder / name), load_file(resumed.folder / name)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_without_an_ensemble_there_is_no_doubt(source: ModelSource, tmp_path: Path) -> None:
+    result = train(make_rankings(8), source, tmp_path / "reward")
+    version = ModelSource(source.base, result.folder)
+    ranking = make_rankings(1)[0]
+    _, doubts = score_with_doubt(
+        RewardModel.load(version), load_tokenizer(version), [(ranking.messages, ranking.answers[0])]
+    )
+    assert doubts == [0.0]
+    assert result.report["by_doubt"] == []

@@ -63,6 +63,14 @@ def test_accuracy_by_margin_and_by_length() -> None:
     assert found["length"]["longer_is_better"]["value"] == 0.5
 
 
+def test_accuracy_by_the_doubt_of_an_ensemble() -> None:
+    # Two heads: on p they agree about the gap (2), on q they don't (4 and -2, a deviation of 3).
+    rankings, scores = [say("p", "ann", "ab"), say("q", "ann", "ba")], [[2.0, 0.0], [1.0, 0.0]]
+    members = [[[2.0, 3.0], [0.0, 1.0]], [[4.0, -2.0], [0.0, 0.0]]]
+    found = make_report(rankings, scores, [[1, 1]] * 2, people=[], members=members)["by_doubt"]
+    assert [(row["from"], row["to"], row["value"]) for row in found] == [(0.0, 0.0, 1.0), (3.0, 3.0, 0.0)]
+
+
 def test_accuracy_by_who_wrote_the_answers() -> None:
     names = {"a": "v1", "b": "v2", "c": "v1"}
     found = report([say("p", "ann", "abc", names), say("q", "ann", "ab")], [[3.0, 1.0, 2.0], [0.0, 1.0]])
