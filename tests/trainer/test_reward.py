@@ -26,6 +26,7 @@ from trainer.reward import (
     StateCache,
     cross_validate,
     learning_rate_at,
+    ranking_loss,
     score,
     score_with_doubt,
     train_reward,
@@ -260,6 +261,15 @@ def test_every_loss_learns_however_the_work_is_cut(
     assert sum(losses[0][-8:]) < 0.9 * sum(losses[0][:8])
 
 
+def test_a_margin_counts_the_places_between_two_answers(source: ModelSource) -> None:
+    ranking = dataclasses.replace(make_rankings(1, k=3)[0], places=(0, 1, 2))
+    group, _ = encode_rankings([ranking], load_tokenizer(source), max_length=64, ties="drop")
+    config = RewardConfig(margin=0.5)
+    found = ranking_loss(torch.tensor([[2.0, 1.0, -1.0]]), group, config, torch.zeros(()), torch.ones(1))
+    # Gaps 1, 2 and 3 must exceed 0.5, 0.5 and 1.0: log(1 + e^-0.5) = 0.474077, e^-1.5: 0.201413, e^-2: 0.126928.
+    assert found.item() == pytest.approx((0.474077 + 0.201413 + 0.126928) / 3, abs=1e-6)
+
+
 def with_ties(rankings: list[Ranking], gap: float = 0.8) -> list[Ranking]:
     """The same, with answers whose true utilities are near each other in the same place."""
     merged = []
@@ -273,6 +283,29 @@ def with_ties(rankings: list[Ranking], gap: float = 0.8) -> list[Ranking]:
 def test_nothing_to_learn_from_is_said(source: ModelSource, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no ranking to learn from: 3 rankings, of them 0 refused and 3 held out"):
         train(make_rankings(3, split="validation"), source, tmp_path / "reward")
+
+
+def all_tied(num: int) -> list[Ranking]:
+    return [dataclasses.replace(ranking, places=(0, 0, 0, 0)) for ranking in make_rankings(num)]
+
+
+def test_nothing_but_ties_is_refused_by_name_where_ties_are_dropped(source: ModelSource, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no ranking to learn from: 3 rankings, of them 3 refused"):
+        train(all_tied(3), source, tmp_path / "reward")
+
+
+@pytest.mark.parametrize("setting", [{"ties": "half"}, {"ties": "davidson"}, {"loss": "plackett_luce"}])
+def test_nothing_but_ties_draws_scores_together(setting: dict[str, Any], source: ModelSource, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=3, **setting)
+    report = Recorder()
+    result = train(all_tied(24), source, tmp_path / "reward", config=config, report=report)
+    assert result.num_pairs == 24 * 6
+    assert report.points["loss/reward"][-1] < report.points["loss/reward"][0]
+
+
+def test_one_ranking_is_enough(source: ModelSource, tmp_path: Path) -> None:
+    result = train(make_rankings(1), source, tmp_path / "reward", config=dataclasses.replace(CONFIG, epochs=3))
+    assert (result.num_rankings, result.num_pairs, result.accuracy) == (1, 6, None)
 
 
 def test_a_cancelled_run_stops_and_leaves_no_version(source: ModelSource, tmp_path: Path) -> None:
