@@ -7,7 +7,7 @@ says which version answers.
 
 Requests that come at the same time are scored together. A query is text in which special tokens are special, as
 OpenRLHF decodes it; padding at its ends is taken away, and an EOS at its end is kept as it is: an answer without one
-was cut. OpenRLHF sends no token of its own: give it the address as `http://any:TOKEN@host:5000/get_reward`, and it does.
+was cut. OpenRLHF sends no token of its own, unless the address has one: `http://any:TOKEN@host:5000/get_reward`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class Batcher:
             self.num_batches += 1
             try:
                 with torch.no_grad():
-                    scores = self._scorer.scores([row for row, _ in batch]).tolist()
+                    states_ND = self._scorer.last_states([row for row, _ in batch])
+                    scores = self._scorer.model.score_states(states_ND).tolist()
             except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
                 for _, future in batch:
                     future.set_exception(error)
