@@ -507,6 +507,10 @@ class Scorer:
         order = torch.tensor([index for chunk in chunks for index in chunk])
         return torch.cat(found)[order.argsort().to(device)]
 
+    def scores(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """score_N of N rows, each computed on its own."""
+        return self.model.score_states(self.last_states(rows))
+
     def groups(self, examples: Sequence[Example]) -> list[list[Example]]:
         """The rankings in their order, in parts that `group_scores` takes at once."""
         shares_prompt = self._shared is not None

@@ -125,8 +125,7 @@ class Batcher:
             self.num_batches += 1
             try:
                 with torch.no_grad():
-                    states_ND = self._scorer.last_states([row for row, _ in batch])
-                    scores = self._scorer.model.score_states(states_ND).tolist()
+                    scores = self._scorer.scores([row for row, _ in batch]).tolist()
             except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
                 for _, future in batch:
                     future.set_exception(error)
