@@ -71,7 +71,7 @@ def make_report(
             "longer_is_better": _as_json(_accuracy(pairs, lambda pair: _sign(pair.longer))),
         },
         "people": {
-            "agreement": _as_json(_people_agree(people)),
+            "agreement": _as_json(people_agree(people)),
             "num_annotators": len({ranking.annotator for ranking in people} - {None}),
         },
     }
@@ -185,6 +185,6 @@ def _sign(number: int) -> float:
     return 0.5 if number == 0 else float(number > 0)
 
 
-def _people_agree(rankings: Sequence[Ranking]) -> Accuracy | None:
+def people_agree(rankings: Sequence[Ranking]) -> Accuracy | None:
     """How often two people put two answers of a prompt in the same order, of those that both put in order."""
     return estimate_accuracy((one.prompt_id, float(is_same)) for one, _, is_same in agreements(rankings))

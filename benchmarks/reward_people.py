@@ -1,9 +1,10 @@
 """How well does a reward model that was trained on real rankings predict rankings that it has not seen?
 
-    python benchmarks/reward_oasst.py FILE [--folds 5] [--quick] [--json FILE] [--model FOLDER_OR_ALIAS] [--states FILE]
+    python benchmarks/reward_people.py FILE [--folds 5] [--quick] [--json FILE] [--model FOLDER_OR_ALIAS] [--states FILE]
 
 FILE holds rankings as JSON lines (a dataset's export, or the interchange shape that `rankloop import` takes). Every
-fold is predicted by a model that has seen none of its conversations; two trivial predictors stand beside it.
+fold is predicted by a model that has seen none of its conversations. Two trivial predictors stand beside it, and how
+often people agree with each other where several ranked the same answers.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from trainer.models import ModelSource
 from trainer.preferences import Accuracy, Ranking, pairwise_accuracy, read_rankings
 from trainer.reporting import SilentReporter, TerminalReporter
 from trainer.reward import CrossValidation, StateCache, cross_validate
+from trainer.reward_report import people_agree
 
 QUICK_RANKINGS = 16
 QUICK_CHARACTERS = 1_200
@@ -106,7 +108,8 @@ def _compare(found: CrossValidation) -> dict[str, Accuracy]:
         accuracy = pairwise_accuracy(found.rankings, scores)
         assert accuracy is not None
         rows[name] = accuracy
-    return rows
+    people = people_agree(found.rankings)
+    return rows if people is None else rows | {"another person": people}
 
 
 def _table(rows: dict[str, Accuracy], found: CrossValidation, folds: int) -> str:
@@ -127,7 +130,7 @@ def _figures(
     rows: dict[str, Accuracy], found: CrossValidation, config: RewardConfig, folds: int, model: str, *, is_quick: bool
 ) -> dict[str, Any]:
     return {
-        "benchmark": "reward_oasst",
+        "benchmark": "reward_people",
         "is_quick": is_quick,
         "model": model,
         "folds": folds,
