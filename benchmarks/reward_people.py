@@ -1,6 +1,7 @@
 """How well does a reward model that was trained on real rankings predict rankings that it has not seen?
 
-    python benchmarks/reward_people.py FILE [--folds 5] [--quick] [--json FILE] [--model FOLDER_OR_ALIAS] [--states FILE]
+    python benchmarks/reward_people.py FILE [--folds 5] [--quick] [--json FILE] [--model FOLDER_OR_ALIAS]
+        [--states FILE]
 
 FILE holds rankings as JSON lines (a dataset's export, or the interchange shape that `rankloop import` takes). Every
 fold is predicted by a model that has seen none of its conversations. Two trivial predictors stand beside it, and how

@@ -228,6 +228,15 @@ def train_ppo(
         Path | None,
         typer.Option(help="JSON lines with `text` or `messages` to go on learning, against forgetting (PPO-ptx)."),
     ] = None,
+    guard: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a second reward model: its best moment is kept; it stops what exploits the first."
+        ),
+    ] = None,
+    guard_prompts: Annotated[
+        Path | None, typer.Option(help="Prompts that only the guard asks. Left out: those of the run.")
+    ] = None,
     settings: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -258,6 +267,8 @@ def train_ppo(
                 out=out,
                 report=report,
                 ptx_texts=read_texts(ptx) if ptx is not None else (),
+                guard=ModelSource(sft.base, guard, sft.alias) if guard is not None else None,
+                guard_prompts=[Prompt.from_json(row) for row in read_prompts(guard_prompts)] if guard_prompts else (),
                 device=WorkerSettings().torch_device(),
             )
         show(result.as_json(), json_file)

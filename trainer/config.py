@@ -144,6 +144,8 @@ class PPOConfig(_Config):
     """IG: 512 episodes a rollout."""
     minibatch_size: int = 8
     """IG: 64 episodes an optimizer step."""
+    samples_per_prompt: int = 1
+    """Episodes of a rollout that share a prompt, and the work on it. IG: 1. More is faster, with fewer prompts seen."""
     num_epochs: int | None = None
     """Passes over one rollout. IG: 1; N+: 4. null: 4 for a large model on a CPU, where episodes are dear, else 1."""
     learning_rate: float | None = None
@@ -182,6 +184,14 @@ class PPOConfig(_Config):
     """IG: 27.8, the weight of the loss on pretraining text (PPO-ptx). 0: off, because it needs text."""
     ptx_examples_per_episode: int = 8
     """IG: 8 times as many texts as episodes."""
+    ema_decay: float | None = None
+    """IG: 0.992 a step: the version is an average of the last 125 or so. null: it is what the last step left, because
+    the default run has but 64 steps, of which that average would still be to 60 % the weights that it began with."""
+    guard_answers: int = 32
+    """Answers that a guard scores after each update. IG has no guard."""
+    guard_patience: int = 3
+    """Stop after so many rollouts in a row in which the guard's score was below its best and the training score above
+    what it was then. IG has no guard."""
     lora: Lora = "auto"
     """IG: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
     adam_eps: float = 1e-5
@@ -199,17 +209,31 @@ class PPOConfig(_Config):
         _require_positive(self, "num_episodes", "episodes_per_batch", "minibatch_size", "num_epochs", "learning_rate")
         _require_positive(self, "value_learning_rate", "target_kl", "kl_horizon", "kl_stop", "clip", "value_clip")
         _require_positive(self, "temperature", "max_new_tokens", "adam_eps", "max_grad_norm", "checkpoint_every")
-        _require_positive(self, "tokens_per_forward", "ptx_examples_per_episode")
+        _require_positive(
+            self,
+            "tokens_per_forward",
+            "samples_per_prompt",
+            "ptx_examples_per_episode",
+            "guard_answers",
+            "guard_patience",
+        )
         _require_between(self, 0, 1, "gamma", "gae_lambda")
         _require_between(
             self, 0, math.inf, "beta", "value_coefficient", "missing_eos_penalty", "warmup_iterations", "seed"
         )
         _require_between(self, 0, math.inf, "ptx_coefficient")
+        _require_between(self, 0, 1, "ema_decay")
         if self.episodes_per_batch % self.minibatch_size:
             raise ValueError(
                 f"episodes_per_batch: must be a multiple of minibatch_size ({self.minibatch_size}), "
                 f"and is {self.episodes_per_batch}"
             )
+        for name in ("minibatch_size", "num_episodes"):
+            if (getattr(self, name) or 0) % self.samples_per_prompt:
+                raise ValueError(
+                    f"{name}: must be a multiple of samples_per_prompt ({self.samples_per_prompt}), "
+                    f"and is {getattr(self, name)}"
+                )
 
     def for_model(self, num_parameters: int, device: str) -> PPOConfig:
         """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
@@ -219,10 +243,15 @@ class PPOConfig(_Config):
             self,
             lora=lora,
             num_epochs=self.num_epochs or (4 if _is_large_for(num_parameters, device) else 1),
-            num_episodes=self.num_episodes or (64 if _is_large_for(num_parameters, device) else 512),
+            num_episodes=self.num_episodes or self._default_episodes(num_parameters, device),
             learning_rate=rate,
             value_learning_rate=self.value_learning_rate or rate,
         )
+
+    def _default_episodes(self, num_parameters: int, device: str) -> int:
+        """As many whole prompts as there are in 64 or 512 episodes."""
+        num = 64 if _is_large_for(num_parameters, device) else 512
+        return max(1, num // self.samples_per_prompt) * self.samples_per_prompt
 
 
 @dataclass(frozen=True)

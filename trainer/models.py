@@ -237,6 +237,77 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+# --- Prompts that several rows share ---------------------------------------------------------------------------------
+# B = rows, of which each S neighbours share a prompt; L = columns, of which the last T are completion
+
+
+def hidden_states(
+    model: Any, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int, has_end: bool
+) -> Tensor:
+    """hidden_BTD of a transformer without its head, before each of the last T = `num_new` tokens of each row.
+
+    Args:
+        num_shared: S; the prompt of S neighbours, which must be one and the same, is computed once, and its keys and
+            values serve all S. Gradients are those of separate rows. 1: nothing is shared.
+        has_end: the state of the last token itself, too: [B, T + 1, D].
+    """
+    place_BL, mask_BL = position_ids(attention_BL), attention_BL.long()
+    end = tokens_BL.shape[1] - (0 if has_end else 1)
+    start = tokens_BL.shape[1] - num_new
+    if num_shared == 1:
+        output = model(
+            input_ids=tokens_BL[:, :end],
+            attention_mask=mask_BL[:, :end],
+            position_ids=place_BL[:, :end],
+            use_cache=False,
+        )
+        return cast(Tensor, output.last_hidden_state[:, start - 1 :])
+    past = DynamicCache(config=model.config)
+    prompts = slice(None, None, num_shared), slice(0, start)
+    output = model(
+        input_ids=tokens_BL[prompts],
+        attention_mask=mask_BL[prompts],
+        position_ids=place_BL[prompts],
+        past_key_values=past,
+        use_cache=True,
+    )
+    first_B1D = output.last_hidden_state[:, -1:].repeat_interleave(num_shared, dim=0)
+    if start == end:
+        return cast(Tensor, first_B1D)
+    past.batch_repeat_interleave(num_shared)
+    output = model(
+        input_ids=tokens_BL[:, start:end],
+        attention_mask=mask_BL[:, :end],
+        position_ids=place_BL[:, start:end],
+        past_key_values=past,
+        use_cache=True,
+    )
+    return torch.cat([first_B1D, output.last_hidden_state], dim=1)
+
+
+@torch.no_grad()
+def can_share_prompts(model: Any) -> bool:
+    """Whether this transformer (without its head) says the same of rows that share a prompt as of each row alone.
+
+    It is tried on a few tokens, not assumed: some architectures keep no keys and values to share.
+    """
+    size = min(16, int(model.config.get_text_config().vocab_size))
+    tokens_BL = torch.arange(24, device=model.device).remainder(size).view(2, 12).repeat_interleave(2, dim=0)
+    tokens_BL[1::2, 8:] = tokens_BL[::2, 8:].flip(1)
+    attention_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
+    attention_BL[2:, :3] = False
+    attention_BL[1, 10:] = False
+    try:
+        alone, shared = (
+            hidden_states(model, tokens_BL, attention_BL, num_new=4, num_shared=num, has_end=False) for num in (1, 2)
+        )
+    except Exception:  # noqa: BLE001 (whatever an architecture makes of a cache: separate rows always work)
+        return False
+    is_real_BT = attention_BL[:, 8:]
+    tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
+    return bool((alone - shared)[is_real_BT].abs().max() <= tolerance * alone[is_real_BT].abs().max())
+
+
 # --- Policy ----------------------------------------------------------------------------------------------------------
 # B = rows, L = columns (prompt and completion), T = the last columns of them (completion), D = hidden size
 
@@ -256,19 +327,29 @@ class Policy(nn.Module):
         self._adapter = (adapter,)
         self._active = (model,)
 
-    def logprobs(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, temperature: float) -> Tensor:
+    def logprobs(
+        self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, temperature: float, num_shared: int = 1
+    ) -> Tensor:
         """log p_BT in fp32 of the last T = `num_new` tokens of each row, at this temperature.
 
-        Rows may be padded on both sides; what stands at padding means nothing.
+        Rows may be padded on both sides; what stands at padding means nothing. Of each `num_shared` neighbours the
+        prompt is one and the same, and is computed once.
         """
-        output = self._active[0](
-            input_ids=tokens_BL,
-            attention_mask=attention_BL.long(),
-            position_ids=position_ids(attention_BL),
-            logits_to_keep=num_new + 1,
-            use_cache=False,
-        )
-        logits_BTV = output.logits[:, :-1].float() / temperature
+        if num_shared == 1:
+            output = self._active[0](
+                input_ids=tokens_BL,
+                attention_mask=attention_BL.long(),
+                position_ids=position_ids(attention_BL),
+                logits_to_keep=num_new + 1,
+                use_cache=False,
+            )
+            logits_BTV = output.logits[:, :-1].float() / temperature
+        else:
+            model = self._active[0]
+            hidden_BTD = hidden_states(
+                model.base_model, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, has_end=False
+            )
+            logits_BTV = cast(Any, model).lm_head(hidden_BTD).float() / temperature
         chosen_BT = logits_BTV.gather(2, tokens_BL[:, -num_new:, None])[:, :, 0]
         return cast(Tensor, chosen_BT - logits_BTV.logsumexp(dim=2))
 
@@ -449,6 +530,13 @@ class RewardModel(_ScalarModel):
             model.average_members()
         return model.to(device).eval()
 
+    def score_shared(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int) -> Tensor:
+        """score_B as `forward` gives it, of answers in the last `num_new` columns; each `num_shared` share a prompt."""
+        hidden_BTD = hidden_states(
+            self.blocks, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, has_end=True
+        )
+        return self.score_hidden(hidden_BTD, attention_BL[:, -num_new - 1 :])
+
     def forward(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
         """score_B in fp32 of conversations with their answers, padded on any side."""
         return self.score_states(self.last_states(tokens_BL, attention_BL))
@@ -491,9 +579,11 @@ class ValueModel(_ScalarModel):
         model.head.load_state_dict(reward.head.state_dict())
         return model.to(reward.head.weight.device).eval()
 
-    def forward(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int) -> Tensor:
-        """V_BT in fp32 before each of the last T = `num_new` tokens of each row."""
-        hidden_BTD = self._hidden(tokens_BL, attention_BL)[:, -num_new - 1 : -1]
+    def forward(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int = 1) -> Tensor:
+        """V_BT in fp32 before each of the last T = `num_new` tokens of each row; each `num_shared` share a prompt."""
+        hidden_BTD = hidden_states(
+            self.blocks, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, has_end=False
+        )
         return cast(Tensor, self.head(hidden_BTD.float())[:, :, 0])
 
 

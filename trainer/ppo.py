@@ -11,12 +11,16 @@ It is InstructGPT's (arXiv 2203.02155, "IG") with the details of 2403.17031 ("N+
 3. The score is added at the EOS itself; TRL and N+ add it one token later, which changes GAE for lambda < 1.
 4. Rollouts sample at the temperature of every log-probability and never cut the law by top-p; how a project samples for
    its annotators is another matter.
-5. Old log-probabilities come from the forward that trains, not from the sampler.
+5. Old log-probabilities come from the forward that trains; and from the sampler instead, where in the first rollout
+   every one of them is the same within rounding. Several answers may share a prompt, which is then computed once.
 6. beta may adapt to a target of *summed* KL (1909.08593); IG kept it fixed. A run may stop at a KL that is too high.
 7. With adapters, the reference is the policy with its adapters off, and only the last blocks learn. IG trained and kept
    full copies.
 8. Pretraining gradients (PPO-ptx) are off unless text is given: a project has none of the base model's. Their loss is
    the mean over the learned tokens of a minibatch's texts, as PPO's is over its answers; IG does not say which mean.
+9. The policy's weights are averaged (EMA, 0.992 in IG) only where that is asked for: an average of 125 steps says too
+   little of a run of 64. It is updated after every optimizer step.
+10. A second reward model may guard the run, and decides which weights are kept; IG chose by hand.
 """
 
 from __future__ import annotations
@@ -26,15 +30,15 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Module, Parameter, ParameterList
 from transformers import PreTrainedTokenizerBase
 
 from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
@@ -54,6 +58,7 @@ from trainer.models import (
     Policy,
     RewardModel,
     ValueModel,
+    can_share_prompts,
     context_length,
     count_parameters,
     load_policy,
@@ -69,7 +74,8 @@ SHOWN_CHARACTERS = 200
 Item = TypeVar("Item")
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""(tokens_BL, attention_BL) -> score_B: what a conversation with its answer is worth."""
+"""(tokens_BL, attention_BL) -> score_B: what a conversation with its answer is worth. A `RewardModel` is one, and also
+knows prompts that several answers share."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,12 @@ class Rollout:
     """True on real tokens."""
     mask_BT: Tensor
     """True on the completion's tokens, its EOS among them."""
+    sampled_BT: Tensor
+    """What the sampler took for log pi_old."""
     has_eos_B: Tensor
     """False where the length cut the completion."""
+    num_shared: int = 1
+    """Of each so many neighbours the prompt is one and the same; they go through everything together."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -100,14 +110,22 @@ class Rollout:
             self.tokens_BL[row_R, columns],
             self.attention_BL[row_R, columns],
             self.mask_BT[row_R, :num_new],
+            self.sampled_BT[row_R, :num_new],
             self.has_eos_B[row_R],
+            self.num_shared,
         )
 
     def micro_batches(self, row_R: Tensor, tokens_per_forward: int) -> Iterator[tuple[Tensor, Rollout]]:
-        """Parts of these rows, alike in length, each of about `tokens_per_forward` tokens at most (or of one row)."""
-        length_R = self.attention_BL[row_R].sum(1).tolist()
-        for part in chunk_by_length(length_R, tokens_per_forward):
-            part_R = row_R[part]
+        """Parts of these rows, alike in length, each of about `tokens_per_forward` tokens at most (or of one prompt).
+
+        The rows are whole groups of neighbours that share a prompt.
+        """
+        row_GS = row_R.view(-1, self.num_shared)
+        num_prompt_G = self.attention_BL[row_GS[:, 0], : self.num_prompt_tokens].sum(1)
+        num_new_G = self.mask_BT.sum(1)[row_GS].amax(1)
+        length_G = (num_prompt_G + self.num_shared * num_new_G).tolist()
+        for part in chunk_by_length(length_G, tokens_per_forward):
+            part_R = row_GS[part].flatten()
             yield part_R, self.select(part_R)
 
 
@@ -139,6 +157,29 @@ class TrainingFailed(ValueError):
 
 
 @dataclass
+class Judgement:
+    """What a guard remembers: when its score was best, and for how long it has said that the reward is exploited."""
+
+    first_score: float
+    best_score: float
+    training_score: float
+    """What the reward model that trains said when the guard's score was best."""
+    num_episodes: int
+    """Episodes learned from until then."""
+    num_exploited: int = 0
+    """Rollouts in a row with a worse guard's score, and a better training score, than then."""
+
+    def hear(self, score: float, training_score: float, num_episodes: int) -> bool:
+        """Both scores of the policy of now; whether it is the best so far."""
+        if score > self.best_score:
+            self.best_score, self.training_score, self.num_episodes = score, training_score, num_episodes
+            self.num_exploited = 0
+            return True
+        self.num_exploited = self.num_exploited + 1 if training_score > self.training_score else 0
+        return False
+
+
+@dataclass
 class Progress:
     """Where a run stands; plain numbers, so that a checkpoint keeps it as JSON."""
 
@@ -149,6 +190,11 @@ class Progress:
     last_reward: float | None = None
     last_kl: float | None = None
     """Nats an answer in the last rollout."""
+    guard: Judgement | None = None
+    """The guard's best so far; None where there is no guard, or before its first word."""
+    stopped_by: Literal["kl", "guard"] | None = None
+    is_sampler_exact: bool | None = None
+    """Whether the sampler's log-probabilities were those of training in the first rollout; None before it."""
 
     seconds: float = 0.0
 
@@ -163,12 +209,28 @@ class Progress:
         self.num_episodes += num_episodes
         self.seconds += seconds
 
-    def result(self, refused: list[dict[str, str]]) -> PPOResult:
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Progress:
+        """What `asdict` wrote."""
+        guard = fields.get("guard")
+        return cls(**{**fields, "guard": Judgement(**guard) if guard else None})
+
+    def result(self, refused: list[dict[str, str]], *, is_average: bool) -> PPOResult:
         """What the run reports at its end, after at least one rollout."""
         assert self.first_reward is not None
         assert self.last_reward is not None
         assert self.last_kl is not None
-        return PPOResult(self.num_episodes, self.first_reward, self.last_reward, self.last_kl, self.seconds, refused)
+        return PPOResult(
+            self.num_episodes,
+            self.first_reward,
+            self.last_reward,
+            self.last_kl,
+            self.seconds,
+            refused,
+            is_average=is_average,
+            guard=self.guard,
+            stopped_by=self.stopped_by,
+        )
 
 
 @dataclass
@@ -180,9 +242,13 @@ class Learner:
     policy_optimizer: torch.optim.Adam
     value_optimizer: torch.optim.Adam
     progress: Progress
+    average: ParameterList | None = None
+    """The policy's learning weights, averaged over the steps; None where the config does not ask for it."""
+    best: ParameterList | None = None
+    """What the version would be if the guard's best moment were the last; None without a guard."""
 
     @classmethod
-    def create(cls, policy: Policy, value_model: ValueModel, config: PPOConfig) -> Learner:
+    def create(cls, policy: Policy, value_model: ValueModel, config: PPOConfig, *, is_guarded: bool = False) -> Learner:
         """Fresh optimizers and beta; `config` has been through `for_model`."""
         policy_rate, value_rate = config.learning_rate, config.value_learning_rate
         assert policy_rate is not None
@@ -193,13 +259,39 @@ class Learner:
             torch.optim.Adam(_learning(policy), lr=policy_rate, eps=config.adam_eps),
             torch.optim.Adam(_learning(value_model), lr=value_rate, eps=config.adam_eps),
             Progress(beta=config.beta),
+            average=_copy(_learning(policy)) if config.ema_decay is not None else None,
+            best=_copy(_learning(policy)) if is_guarded else None,
         )
+
+    @property
+    def models(self) -> dict[str, Module]:
+        """All whose weights a checkpoint keeps."""
+        models = {"policy": self.policy, "value": self.value_model, "average": self.average, "best": self.best}
+        return {name: model for name, model in models.items() if model is not None}
+
+    def follow(self, decay: float) -> None:
+        """Move the average towards the policy, after a step."""
+        assert self.average is not None
+        with torch.no_grad():
+            for averaged, parameter in zip(self.average, _learning(self.policy), strict=True):
+                averaged.lerp_(parameter, 1.0 - decay)
+
+    def remember(self) -> None:
+        """This is the best moment so far."""
+        assert self.best is not None
+        _assign(self.best, self.average or _learning(self.policy))
+
+    def settle(self) -> None:
+        """The run is over: the policy takes the weights that are kept."""
+        kept = self.best or self.average
+        if kept is not None:
+            _assign(_learning(self.policy), kept)
 
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Replace `folder` by a checkpoint of now. Learning rates follow from the iteration: no schedule is kept."""
         save_checkpoint(
             folder,
-            models={"policy": self.policy, "value": self.value_model},
+            models=self.models,
             optimizers={"policy": self.policy_optimizer, "value": self.value_optimizer},
             progress=asdict(self.progress),
             identity=identity,
@@ -209,11 +301,11 @@ class Learner:
         """Go back to a checkpoint. CheckpointError when it is damaged or another run's."""
         progress = load_checkpoint(
             folder,
-            models={"policy": self.policy, "value": self.value_model},
+            models=self.models,
             optimizers={"policy": self.policy_optimizer, "value": self.value_optimizer},
             identity=identity,
         )
-        self.progress = Progress(**progress)
+        self.progress = Progress.from_json(progress)
 
 
 @dataclass(frozen=True)
@@ -227,6 +319,10 @@ class PPOResult:
     """To the SFT model, in nats an answer, in the last rollout."""
     seconds: float
     refused: list[dict[str, str]]
+    is_average: bool = False
+    """Whether the version holds averaged weights."""
+    guard: Judgement | None = None
+    stopped_by: Literal["kl", "guard"] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The result of docs/protocol.md."""
@@ -236,7 +332,18 @@ class PPOResult:
             "kl": self.kl,
             "seconds": self.seconds,
             "refused": self.refused,
+            "is_average": self.is_average,
+            "guard": asdict(self.guard) if self.guard else None,
+            "stopped_by": self.stopped_by,
         }
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A reward model that training never sees, and the questions whose answers it judges."""
+
+    score: Score
+    questions: Sequence[Question]
 
 
 def train_ppo(
@@ -251,6 +358,8 @@ def train_ppo(
     on_checkpoint: Callable[[Path], None] | None = None,
     resume_from: Path | None = None,
     ptx_texts: Sequence[Mapping[str, Any]] = (),
+    guard: ModelSource | None = None,
+    guard_prompts: Sequence[Prompt] = (),
     device: str = "cpu",
 ) -> PPOResult:
     """Improve `policy` against `reward`, near `sft`.
@@ -265,6 +374,9 @@ def train_ppo(
         resume_from: a checkpoint's folder; the run goes on bit for bit (on a CPU) as if it had not been interrupted.
         ptx_texts: rows of text (`trainer.pretraining`) that the policy goes on learning to write; they are needed
             where `ptx_coefficient` is over 0, and only there.
+        guard: a second reward version. After each update it scores answers to the same questions with the same seeds;
+            the version takes the weights of its best score, and the run stops when the reward is exploited.
+        guard_prompts: what the guard asks, best of all prompts that no reward model learned from; left out: `prompts`.
 
     Raises:
         ValueError: no prompt that fits, a model that cannot be loaded, another run's checkpoint, texts without a
@@ -277,11 +389,23 @@ def train_ppo(
     reward_model = RewardModel.load(reward, device=device)
     if config.missing_eos_penalty is None:
         config = replace(config, missing_eos_penalty=reward_model.score_std)
-    learner = Learner.create(_load_policy(policy, sft, config, device), ValueModel.from_reward(reward_model), config)
+    learner = Learner.create(
+        _load_policy(policy, sft, config, device),
+        ValueModel.from_reward(reward_model),
+        config,
+        is_guarded=guard is not None,
+    )
     reward_model.requires_grad_(False)
     questions, refused = _encode(prompts, tokenizer, learner.policy, config, report)
+    watch: Guard | None = None
+    if guard is not None:
+        asked = _encode(guard_prompts, tokenizer, learner.policy, config, report)[0] if guard_prompts else questions
+        watch = Guard(RewardModel.load(guard, device=device).requires_grad_(False), asked)
+    elif guard_prompts:
+        raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
     passages = _encode_passages(ptx_texts, tokenizer, learner.policy, config, report)
-    identity = _identity(questions, passages, config, {"sft": sft, "policy": policy, "reward": reward})
+    sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
+    identity = _identity(questions, passages, watch, config, sources)
     if resume_from is not None:
         learner.restore(resume_from, identity)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
@@ -291,8 +415,9 @@ def train_ppo(
         if on_checkpoint is not None:
             on_checkpoint(checkpoint)
 
-    optimise(learner, reward_model, questions, tokenizer, config, report, passages=passages, keep=keep)
-    result = learner.progress.result(refused)
+    optimise(learner, reward_model, questions, tokenizer, config, report, passages=passages, guard=watch, keep=keep)
+    learner.settle()
+    result = learner.progress.result(refused, is_average=learner.average is not None)
     _save(learner.policy, out, {**identity, "result": result.as_json()})
     return result
 
@@ -306,37 +431,42 @@ def optimise(
     report: Reporter,
     *,
     passages: Sequence[Passage] = (),
+    guard: Guard | None = None,
     keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the episodes that are left; `keep` saves a checkpoint, every `checkpoint_every` rollouts but the last.
 
-    `passages`: what the policy learns to write in the same steps, where `ptx_coefficient` is over 0.
+    `passages`: what the policy learns to write in the same steps, where `ptx_coefficient` is over 0. `guard`: judges
+    the policy before the first rollout and after each update.
 
     Randomness comes only from (config.seed, episode or iteration), so that a resumed run is the same run.
     Raises TrainingFailed at the first NaN or infinity, before it reaches a weight, and RunCancelled.
     """
-    policy, value_model, progress = learner.policy, learner.value_model, learner.progress
+    policy, progress = learner.policy, learner.progress
     num_episodes, missing_eos_penalty = config.num_episodes, config.missing_eos_penalty
     assert num_episodes is not None
     assert missing_eos_penalty is not None
-    sampler = LocalSampler(policy.model, tokenizer, sequences_per_batch=_sequences_per_batch(questions, config))
+    num_shared = _num_shared(learner, score, config, report)
+    sampler = LocalSampler(
+        policy.model,
+        tokenizer,
+        sequences_per_batch=_sequences_per_batch([*questions, *(guard.questions if guard else ())], config),
+    )
+    if guard is not None and progress.guard is None:
+        report.metrics(progress.num_episodes, _consult(guard, learner, score, sampler, config, report))
     while progress.num_episodes < num_episodes:
         batch_size = min(config.episodes_per_batch, num_episodes - progress.num_episodes)
         started = time.perf_counter()
 
         # 1. Rollout: the policy answers; what it and the reference think of each token, what the value model expects.
-        asked = _walk(questions, progress.num_episodes, batch_size, config.seed, "pass")
-        rollout = _roll_out(sampler, asked, progress.num_episodes, config, report)
+        num, num_prompts = config.samples_per_prompt, batch_size // config.samples_per_prompt
+        chosen = _walk(questions, progress.num_episodes // num, num_prompts, config.seed, "pass")
+        asked = [question for question in chosen for _ in range(num)]
+        rollout = _roll_out(sampler, asked, progress.num_episodes, config, report, num_shared=num_shared)
         mask_BT = rollout.mask_BT
-        logprobs = partial(policy.logprobs, temperature=config.temperature)
-        with torch.no_grad():
-            logprobs_BT = _per_token(rollout, logprobs, config, "the policy's log-probability")
-            with policy.reference():
-                reference_BT = _per_token(rollout, logprobs, config, "the reference's log-probability")
-            values_BT = _per_token(rollout, value_model, config, "the value model's value")
 
-            # 2. Reward: the score at the EOS, less a penalty where there is none; the KL penalty at every token.
-            score_B = _scores(rollout, score, config)
+        # 2. Reward: the score at the EOS, less a penalty where there is none; the KL penalty at every token.
+        logprobs_BT, reference_BT, values_BT, score_B = _judge(learner, score, rollout, config)
         penalised_B = score_B - missing_eos_penalty * ~rollout.has_eos_B
         rewards_BT = kl_penalised_rewards(penalised_B, logprobs_BT, reference_BT, mask_BT, beta=progress.beta)
 
@@ -354,17 +484,62 @@ def optimise(
         kl = metrics["objective/kl"]
         if config.kl_stop is not None and kl > config.kl_stop:
             report.log("warning", f"Stopped: KL {kl:.2f} nats an answer is over kl_stop {config.kl_stop}.")
+            progress.stopped_by = "kl"
             break
         metrics |= {"ppo/beta": progress.beta, "sample/tokens_per_second": sampler.tokens_per_second}
         metrics |= _update(learner, trajectory, passages, config, report)
         metrics["ppo/seconds"] = time.perf_counter() - started
         progress.advance(batch_size, metrics["ppo/seconds"])
         progress.beta = _next_beta(progress.beta, kl, batch_size, config)
+        if guard is not None:
+            metrics |= _consult(guard, learner, score, sampler, config, report)
 
         report.metrics(progress.num_episodes, metrics)
         _log_samples(report, tokenizer, rollout, score_B, logprobs_BT - reference_BT)
+        if progress.guard is not None and progress.guard.num_exploited >= config.guard_patience:
+            report.log("warning", f"Stopped: {_verdict(progress.guard)}")
+            progress.stopped_by = "guard"
+            break
         if progress.num_iterations % config.checkpoint_every == 0 and progress.num_episodes < num_episodes:
             keep()
+
+
+def _num_shared(learner: Learner, score: Score, config: PPOConfig, report: Reporter) -> int:
+    """How many neighbours' prompt is computed once: all of a prompt's samples, or 1 where a model does not allow it."""
+    if config.samples_per_prompt == 1:
+        return 1
+    transformers = [learner.policy.model.base_model, learner.value_model.blocks]
+    transformers += [score.blocks] if isinstance(score, RewardModel) else []
+    if all(can_share_prompts(transformer) for transformer in transformers):
+        return config.samples_per_prompt
+    report.log("info", "This model cannot share a prompt between its answers: each is computed alone, which is slower.")
+    return 1
+
+
+@torch.no_grad()
+def _judge(
+    learner: Learner, score: Score, rollout: Rollout, config: PPOConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(logprobs_BT, reference_BT, values_BT, score_B) of a rollout, in fp32."""
+    policy = learner.policy
+    logprobs = partial(policy.logprobs, temperature=config.temperature)
+    logprobs_BT = _old_logprobs(learner, rollout, logprobs, config)
+    with policy.reference():
+        reference_BT = _per_token(rollout, logprobs, config, "the reference's log-probability")
+    values_BT = _per_token(rollout, learner.value_model, config, "the value model's value")
+    return logprobs_BT, reference_BT, values_BT, _scores(rollout, score, config)
+
+
+def _old_logprobs(learner: Learner, rollout: Rollout, logprobs: PerToken, config: PPOConfig) -> Tensor:
+    """log pi_old_BT: from the forward that trains, and from the sampler once that was seen to say the same."""
+    progress = learner.progress
+    if progress.is_sampler_exact:
+        return _require_finite(rollout.sampled_BT, "the policy's log-probability")
+    logprobs_BT = _per_token(rollout, logprobs, config, "the policy's log-probability")
+    if progress.is_sampler_exact is None:
+        error = (logprobs_BT - rollout.sampled_BT).abs().max().item()
+        progress.is_sampler_exact = error <= _tolerance(learner.policy)
+    return logprobs_BT
 
 
 def _sequences_per_batch(questions: Sequence[Question], config: PPOConfig) -> int:
@@ -383,50 +558,77 @@ def _walk(items: Sequence[Item], start: int, num: int, seed: int, name: str) -> 
 
 
 def _roll_out(
-    sampler: LocalSampler, asked: Sequence[Question], first_episode: int, config: PPOConfig, report: Reporter
+    sampler: LocalSampler,
+    asked: Sequence[Question],
+    first_episode: int,
+    config: PPOConfig,
+    report: Reporter,
+    *,
+    is_episode: bool = True,
+    num_shared: int = 1,
 ) -> Rollout:
-    """One completion for each question. Alike lengths are generated together; rows keep the order of `asked`."""
+    """One completion for each question. Alike lengths are generated together; rows keep the order of `asked`.
+
+    Answers that are no episodes are drawn with other seeds, and do not count as the run's progress.
+    """
+    prefix = "" if is_episode else "guard "
     draws = [
-        Draw(question.tokens, question.prompt_id, first_episode + number, config.seed)
+        Draw(question.tokens, prefix + question.prompt_id, first_episode + number, config.seed)
         for number, question in enumerate(asked)
     ]
+    # The order is stable: those that share a prompt stay together.
     waiting = sorted(range(len(draws)), key=lambda row: len(draws[row].prompt_tokens))
+    size = max(1, sampler.sequences_per_batch // num_shared) * num_shared
     results: dict[int, Generated] = {}
-    for start in range(0, len(waiting), sampler.sequences_per_batch):
+    for start in range(0, len(waiting), size):
         _stop_if_cancelled(report)
-        rows = waiting[start : start + sampler.sequences_per_batch]
+        rows = waiting[start : start + size]
         generated = sampler.draw(
             [draws[row] for row in rows],
             temperature=config.temperature,
             top_p=1.0,
             max_new_tokens=config.max_new_tokens,
+            num_shared=num_shared,
         )
         results |= dict(zip(rows, generated, strict=True))
-        _report_progress(report, config, first_episode + len(results) / 2, f"{len(results)} of {len(asked)} answers")
+        if is_episode:
+            done = first_episode + len(results) / 2
+            _report_progress(report, config, done, f"{len(results)} of {len(asked)} answers")
     ordered = [results[row] for row in range(len(draws))]
-    return make_rollout(asked, ordered, pad_id=sampler.tokenizer.pad_token_id, device=sampler.model.device)
+    pad_id, device = sampler.tokenizer.pad_token_id, sampler.model.device
+    return make_rollout(asked, ordered, pad_id=pad_id, device=device, num_shared=num_shared)
 
 
 def make_rollout(
-    asked: Sequence[Question], answers: Sequence[Generated], *, pad_id: int, device: torch.device
+    asked: Sequence[Question],
+    answers: Sequence[Generated],
+    *,
+    pad_id: int,
+    device: torch.device,
+    num_shared: int = 1,
 ) -> Rollout:
     """The tensors of these questions and answers. Masks come from lengths: a model may say the padding token."""
     prompt_BP, prompt_mask_BP = left_pad([question.tokens for question in asked], pad_id=pad_id)
     # Right padding is left padding, mirrored.
     reversed_BT, reversed_mask_BT = left_pad([answer.tokens[::-1] for answer in answers], pad_id=pad_id)
     answer_BT, answer_mask_BT = reversed_BT.flip(1), reversed_mask_BT.flip(1)
+    sampled_BT = torch.zeros(answer_BT.shape)
+    for row, answer in enumerate(answers):
+        sampled_BT[row, : len(answer.logprobs)] = torch.tensor(answer.logprobs)
     return Rollout(
         tokens_BL=torch.cat([prompt_BP, answer_BT], dim=1).to(device),
         attention_BL=torch.cat([prompt_mask_BP, answer_mask_BT], dim=1).to(device),
         mask_BT=answer_mask_BT.to(device),
+        sampled_BT=sampled_BT.to(device),
         has_eos_B=torch.tensor([answer.finish_reason == "stop" for answer in answers], device=device),
+        num_shared=num_shared,
     )
 
 
 class PerToken(Protocol):
     """A model that says one number for each of the last `num_new` tokens."""
 
-    def __call__(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int) -> Tensor:
+    def __call__(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int) -> Tensor:
         """[rows, num_new], in fp32."""
         ...
 
@@ -435,7 +637,7 @@ def _per_token(rollout: Rollout, model: PerToken, config: PPOConfig, name: str) 
     """`model` on the whole rollout, part by part: [B, T], 0 outside the mask."""
     result_BT = torch.zeros(rollout.mask_BT.shape, device=rollout.mask_BT.device)
     for part_R, part in rollout.micro_batches(_all_rows(rollout), config.tokens_per_forward):
-        values = model(part.tokens_BL, part.attention_BL, num_new=part.mask_BT.shape[1])
+        values = model(part.tokens_BL, part.attention_BL, num_new=part.mask_BT.shape[1], num_shared=part.num_shared)
         result_BT[part_R, : part.mask_BT.shape[1]] = values.masked_fill(~part.mask_BT, 0.0)
     return _require_finite(result_BT, name)
 
@@ -443,7 +645,13 @@ def _per_token(rollout: Rollout, model: PerToken, config: PPOConfig, name: str) 
 def _scores(rollout: Rollout, score: Score, config: PPOConfig) -> Tensor:
     result_B = torch.zeros(len(rollout.tokens_BL), device=rollout.tokens_BL.device)
     for part_R, part in rollout.micro_batches(_all_rows(rollout), config.tokens_per_forward):
-        result_B[part_R] = score(part.tokens_BL, part.attention_BL).float()
+        if part.num_shared > 1 and isinstance(score, RewardModel):
+            score_R = score.score_shared(
+                part.tokens_BL, part.attention_BL, num_new=part.mask_BT.shape[1], num_shared=part.num_shared
+            )
+        else:
+            score_R = score(part.tokens_BL, part.attention_BL)
+        result_B[part_R] = score_R.float()
     return _require_finite(result_B, "the reward model's score")
 
 
@@ -475,6 +683,34 @@ def _describe(
         "objective/length": rollout.mask_BT.sum(1).float().mean().item(),
         "objective/eos": rollout.has_eos_B.float().mean().item(),
     }
+
+
+@torch.no_grad()
+def _consult(
+    guard: Guard, learner: Learner, score: Score, sampler: LocalSampler, config: PPOConfig, report: Reporter
+) -> dict[str, float]:
+    """Ask the policy the guard's questions, always the same with the same seeds; both reward models score the answers.
+
+    Where the guard's score is the best so far, the weights are remembered.
+    """
+    asked = _walk(guard.questions, 0, config.guard_answers, config.seed, "guard")
+    rollout = _roll_out(sampler, asked, 0, config, report, is_episode=False)
+    said = _scores(rollout, guard.score, config).mean().item()
+    training_score = _scores(rollout, score, config).mean().item()
+    progress = learner.progress
+    if progress.guard is None:
+        progress.guard = Judgement(said, said, training_score, progress.num_episodes)
+    elif progress.guard.hear(said, training_score, progress.num_episodes):
+        learner.remember()
+    return {"guard/score": said, "guard/training_score": training_score}
+
+
+def _verdict(guard: Judgement) -> str:
+    return (
+        f"for {guard.num_exploited} rollouts the guard's score has been below its {guard.best_score:.3f} after "
+        f"{guard.num_episodes} episodes, while the training score rose: the policy exploits its reward model. The "
+        "version takes the weights of then."
+    )
 
 
 def _next_beta(beta: float, kl: float, num_episodes: int, config: PPOConfig) -> float:
@@ -513,12 +749,14 @@ def _update(
 
 
 def _minibatches(trajectory: Trajectory, config: PPOConfig, iteration: int) -> Iterator[Tensor]:
-    """The rows of each step, shuffled anew in each pass."""
+    """The rows of each step, shuffled anew in each pass; those that share a prompt stay together."""
     generator = _generator(config.seed, f"iteration {iteration}")
     assert config.num_epochs is not None
+    num_shared = trajectory.rollout.num_shared
+    row_GS = _all_rows(trajectory.rollout).view(-1, num_shared)
     for _ in range(config.num_epochs):
-        order_B = torch.randperm(len(trajectory.logprobs_BT), generator=generator)
-        yield from torch.split(order_B.to(trajectory.logprobs_BT.device), config.minibatch_size)
+        order_G = torch.randperm(len(row_GS), generator=generator).to(row_GS.device)
+        yield from torch.split(row_GS[order_G].flatten(), config.minibatch_size)
 
 
 def _report_progress(report: Reporter, config: PPOConfig, episode: float, message: str) -> None:
@@ -536,7 +774,13 @@ def _accumulate(learner: Learner, trajectory: Trajectory, row_R: Tensor, config:
     for part_R, part in trajectory.rollout.micro_batches(row_R, config.tokens_per_forward):
         num_new = part.mask_BT.shape[1]
         policy = clipped_policy_loss(
-            learner.policy.logprobs(part.tokens_BL, part.attention_BL, num_new=num_new, temperature=config.temperature),
+            learner.policy.logprobs(
+                part.tokens_BL,
+                part.attention_BL,
+                num_new=num_new,
+                temperature=config.temperature,
+                num_shared=part.num_shared,
+            ),
             trajectory.logprobs_BT[part_R, :num_new],
             trajectory.advantages_BT[part_R, :num_new],
             part.mask_BT,
@@ -544,7 +788,7 @@ def _accumulate(learner: Learner, trajectory: Trajectory, row_R: Tensor, config:
             num_tokens=num_tokens,
         )
         value = clipped_value_loss(
-            learner.value_model(part.tokens_BL, part.attention_BL, num_new=num_new),
+            learner.value_model(part.tokens_BL, part.attention_BL, num_new=num_new, num_shared=part.num_shared),
             trajectory.values_BT[part_R, :num_new],
             trajectory.returns_BT[part_R, :num_new],
             part.mask_BT,
@@ -580,20 +824,27 @@ def _accumulate_pretraining(policy: Policy, passages: Sequence[Passage], config:
 
 def _step(learner: Learner, config: PPOConfig) -> dict[str, float]:
     """Clip both gradients and apply both steps, or neither when one is not finite."""
-    norms = {}
+    norms: dict[str, float] = {}
     for name, model in (("policy", learner.policy), ("value", learner.value_model)):
         norm = torch.nn.utils.clip_grad_norm_(_learning(model), config.max_grad_norm)
         norms[f"ppo/{name}/grad_norm"] = _require_finite(norm, f"the gradient of the {name} model").item()
     learner.policy_optimizer.step()
     learner.value_optimizer.step()
+    if config.ema_decay is not None:
+        learner.follow(config.ema_decay)
     return norms
 
 
 def _check_unmoved(policy: Policy, metrics: dict[str, float]) -> None:
     """Before the first step the policy is the one that sampled; otherwise temperature, padding or dropout is wrong."""
-    tolerance = 1e-5 if policy.model.dtype == torch.float32 else 2e-2
+    tolerance = _tolerance(policy)
     for name in ("ppo/policy/ratio_error", "ppo/policy/approxkl"):
         assert metrics[name] <= tolerance, f"before the first step, {name} is {metrics[name]:.2g}, over {tolerance}"
+
+
+def _tolerance(policy: Policy) -> float:
+    """Of two log-probabilities, or of a ratio, that are the same but for rounding."""
+    return 1e-5 if policy.model.dtype == torch.float32 else 2e-2
 
 
 def _set_rates(learner: Learner, config: PPOConfig) -> None:
@@ -628,6 +879,17 @@ def _log_samples(
 
 def _learning(model: Module) -> list[Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _copy(parameters: Iterable[Tensor]) -> ParameterList:
+    # Parameters, because those are what a checkpoint keeps.
+    return ParameterList(parameter.detach().clone() for parameter in parameters)
+
+
+def _assign(targets: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    with torch.no_grad():
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -703,19 +965,25 @@ def _encode_passages(
 def _identity(
     questions: Sequence[Question],
     passages: Sequence[Passage],
+    guard: Guard | None,
     config: PPOConfig,
     sources: Mapping[str, ModelSource],
 ) -> dict[str, Any]:
     """What must be the same for a run to go on, and what the version's manifest says of its making."""
-    lines = "\n".join(json.dumps(asdict(question), sort_keys=True) for question in questions)
     return {
         "kind": "ppo",
         "config": config.as_json(),
-        "prompts_sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "prompts_sha256": _hash_questions(questions),
+        "guard_prompts_sha256": _hash_questions(guard.questions) if guard else None,
         "ptx_texts_sha256": hash_passages(passages) if passages else None,
         "model": sources["policy"].name,
         "parents": {name: source.version.name if source.version else None for name, source in sources.items()},
     }
+
+
+def _hash_questions(questions: Sequence[Question]) -> str:
+    lines = "\n".join(json.dumps(asdict(question), sort_keys=True) for question in questions)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _save(policy: Policy, out: Path, about: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -25,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trainer.models import context_length
+from trainer.models import context_length, position_ids
 
 MAX_REDRAWS = 3
 """How often a completion that repeats another one of its prompt is drawn again."""
@@ -227,8 +228,12 @@ def generate(
     max_new_tokens: int,
     eos_ids: Sequence[int],
     pad_id: int,
+    num_shared: int = 1,
 ) -> list[Generated]:
-    """One batch of completions, in the order of `draws`; the model's own sampling defaults play no part."""
+    """One batch of completions, in the order of `draws`; the model's own sampling defaults play no part.
+
+    `num_shared`: of each so many draws in a row the prompt is one and the same, and is computed once.
+    """
     tokens_BL, mask_BL = left_pad([draw.prompt_tokens for draw in draws], pad_id=pad_id)
     uniforms_BT = torch.stack([draw.uniforms(max_new_tokens) for draw in draws]).to(model.device)
     law = _InverseTransform(uniforms_BT, temperature=temperature, top_p=top_p)
@@ -237,10 +242,28 @@ def generate(
             tokens_BL.to(model.device),
             attention_mask=mask_BL.to(model.device, torch.long),
             logits_processor=LogitsProcessorList([law]),
+            **_prefilled(model, tokens_BL.to(model.device), mask_BL.to(model.device), num_shared),
         )
     new_BT = output_BL[:, tokens_BL.shape[1] :].cpu()
     logprobs_BT = torch.stack(law.picked_logprobs, dim=1).cpu()
     return [_cut(tokens_T, logprobs_T, eos_ids) for tokens_T, logprobs_T in zip(new_BT, logprobs_BT, strict=True)]
+
+
+def _prefilled(model: PreTrainedModel, tokens_BL: Tensor, mask_BL: Tensor, num_shared: int) -> dict[str, DynamicCache]:
+    """The keys and values of all prompt tokens but the last, for `generate` to go on from."""
+    if num_shared == 1 or tokens_BL.shape[1] < 2:
+        return {}
+    past = DynamicCache(config=model.config)
+    rows = slice(None, None, num_shared), slice(0, -1)
+    cast(Any, model).base_model(
+        input_ids=tokens_BL[rows],
+        attention_mask=mask_BL[rows].long(),
+        position_ids=position_ids(mask_BL)[rows],
+        past_key_values=past,
+        use_cache=True,
+    )
+    past.batch_repeat_interleave(num_shared)
+    return {"past_key_values": past}
 
 
 @contextmanager
@@ -307,19 +330,26 @@ class LocalSampler:
         for batch in _in_batches(fitting, size=max(1, self.sequences_per_batch // k)):
             yield from self._sample_batch(batch, k, settings)
 
-    def draw(self, draws: Sequence[Draw], *, temperature: float, top_p: float, max_new_tokens: int) -> list[Generated]:
-        """Generate these draws, in their order, `sequences_per_batch` at a time; the speed is measured."""
+    def draw(
+        self, draws: Sequence[Draw], *, temperature: float, top_p: float, max_new_tokens: int, num_shared: int = 1
+    ) -> list[Generated]:
+        """Generate these draws, in their order, `sequences_per_batch` at a time; the speed is measured.
+
+        Each `num_shared` in a row have the same prompt, which is computed once.
+        """
         started = time.perf_counter()
         results: list[Generated] = []
-        for start in range(0, len(draws), self.sequences_per_batch):
+        size = max(1, self.sequences_per_batch // num_shared) * num_shared
+        for start in range(0, len(draws), size):
             results += generate(
                 self.model,
-                draws[start : start + self.sequences_per_batch],
+                draws[start : start + size],
                 temperature=temperature,
                 top_p=top_p,
                 max_new_tokens=max_new_tokens,
                 eos_ids=[self.tokenizer.eos_token_id],
                 pad_id=self.tokenizer.pad_token_id,
+                num_shared=num_shared,
             )
         self.seconds += time.perf_counter() - started
         self.num_tokens += sum(len(result.tokens) for result in results)

@@ -3,8 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,19 @@ from tests.trainer.tiny import make_model, make_tokenizer
 from trainer import ppo
 from trainer.checkpoints import CheckpointError
 from trainer.config import LoraConfig, PPOConfig
-from trainer.models import ModelSource, Policy, RewardModel, ValueModel, load_policy
-from trainer.ppo import Learner, Progress, Question, Rollout, TrainingFailed, make_rollout, optimise, train_ppo
+from trainer.models import ModelSource, Policy, RewardModel, ValueModel, can_share_prompts, load_policy
+from trainer.ppo import (
+    Guard,
+    Judgement,
+    Learner,
+    Progress,
+    Question,
+    Rollout,
+    TrainingFailed,
+    make_rollout,
+    optimise,
+    train_ppo,
+)
 from trainer.pretraining import Passage
 from trainer.reporting import RunCancelled, SilentReporter
 from trainer.sampling import Draw, Generated, LocalSampler, Prompt
@@ -61,10 +72,10 @@ def make_config(**fields: Any) -> PPOConfig:
     return PPOConfig.from_overrides(small | fields).for_model(1000, "cpu")
 
 
-def make_learner(base: ModelSource, config: PPOConfig) -> Learner:
+def make_learner(base: ModelSource, config: PPOConfig, *, is_guarded: bool = False) -> Learner:
     lora = config.lora if isinstance(config.lora, LoraConfig) else None
     value_model = ValueModel.from_reward(RewardModel.from_sft(base, lora, seed=1))
-    return Learner.create(load_policy(base, lora=lora, seed=1), value_model, config)
+    return Learner.create(load_policy(base, lora=lora, seed=1), value_model, config, is_guarded=is_guarded)
 
 
 class Diary(SilentReporter):
@@ -137,6 +148,41 @@ def log_law(policy: Policy, question: Question, answers: list[list[int]]) -> Ten
     return (logprobs * rollout.mask_BT).sum(1).double()
 
 
+def exact_reward(table: Tensor, question: Question, answers: list[list[int]]) -> Tensor:
+    rows = [[*question.tokens, *answer] for answer in answers]
+    return torch.cat(
+        [score_by_tokens(table, torch.tensor([row]), torch.ones(1, len(row)).bool()) for row in rows]
+    ).double()
+
+
+def objective(law: Tensor, reference: Tensor, reward: Tensor, beta: float) -> float:
+    """J = E[r] - beta KL(pi, pi_ref), over every answer."""
+    return (law.exp() * (reward - beta * (law - reference))).sum().item()
+
+
+def test_what_is_missing_to_the_optimum_is_beta_times_the_kl_to_it(base: ModelSource) -> None:
+    """J* - J = beta KL(pi, pi*), exactly, for a policy that has learned a little."""
+    config = make_config(num_episodes=32, max_new_tokens=3, beta=0.3)
+    learner = make_learner(base, config)
+    table = torch.randn(3, len(TOKENIZER), generator=torch.Generator().manual_seed(0))
+    run(learner, config, score=partial(score_by_tokens, table))
+    answers = all_answers(3)
+    for question in QUESTIONS:
+        reward = exact_reward(table, question, answers)
+        law = log_law(learner.policy, question, answers)
+        with learner.policy.reference():
+            reference = log_law(learner.policy, question, answers)
+        # The sums are over laws that fp32 logits make: each is normalised in float64.
+        law, reference = law.log_softmax(0), reference.log_softmax(0)
+        log_z = torch.logsumexp(reference + reward / 0.3, dim=0)
+        optimum = reference + reward / 0.3 - log_z
+        assert objective(optimum, reference, reward, 0.3) == pytest.approx(0.3 * log_z.item(), abs=1e-10)
+        missing = 0.3 * log_z.item() - objective(law, reference, reward, 0.3)
+        assert missing == pytest.approx(0.3 * (law.exp() * (law - optimum)).sum().item(), abs=1e-10)
+        assert missing > 0.01
+        assert (law - reference).abs().max() > 0.01
+
+
 def share_of_the_optimum(folder: Path, seed: int, beta: float) -> float:
     """(J - J_ref) / (J* - J_ref) over every answer: J = E[r] - beta KL; J* = beta log E_ref[exp(r/beta)]."""
     base = save_base(folder, seed)
@@ -157,16 +203,13 @@ def share_of_the_optimum(folder: Path, seed: int, beta: float) -> float:
     answers = all_answers(3)
     gained = possible = 0.0
     for question in QUESTIONS:
-        rows = [[*question.tokens, *answer] for answer in answers]
-        reward = torch.cat(
-            [score_by_tokens(table, torch.tensor([row]), torch.ones(1, len(row)).bool()) for row in rows]
-        ).double()
+        reward = exact_reward(table, question, answers)
         law = log_law(learner.policy, question, answers)
         with learner.policy.reference():
             reference = log_law(learner.policy, question, answers)
         assert reference.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
         start = (reference.exp() * reward).sum().item()
-        gained += (law.exp() * (reward - beta * (law - reference))).sum().item() - start
+        gained += objective(law, reference, reward, beta) - start
         possible += beta * torch.logsumexp(reference + reward / beta, dim=0).item() - start
     return gained / possible
 
@@ -282,6 +325,141 @@ def test_every_pass_asks_every_question_once() -> None:
     assert [sorted(asked[start : start + 5]) for start in (0, 5, 10)] == [["0", "1", "2", "3", "4"]] * 3
     assert asked[:5] != asked[5:10]
     assert [question.prompt_id for question in ppo._walk(questions, 7, 4, 4, "pass")] == asked[7:11]
+
+
+# --- prompts that several samples share
+
+
+def run_shared(base: ModelSource, monkeypatch: pytest.MonkeyPatch, *, is_sharing: bool, **fields: Any) -> Diary:
+    monkeypatch.setattr(ppo, "can_share_prompts", lambda transformer: is_sharing)
+    config = make_config(num_episodes=16, minibatch_size=8, samples_per_prompt=4, **fields)
+    learner = make_learner(base, config)
+    lora = config.lora if isinstance(config.lora, LoraConfig) else None
+    return run(learner, config, score=RewardModel.from_sft(base, lora, seed=1))
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("tokens_per_forward", [1, 8192])
+def test_a_shared_prompt_gives_what_separate_rows_give(
+    base: ModelSource, lora: LoraConfig | None, tokens_per_forward: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"lora": lora, "tokens_per_forward": tokens_per_forward, "num_epochs": 2}
+    shared = run_shared(base, monkeypatch, is_sharing=True, **fields).points
+    apart = run_shared(base, monkeypatch, is_sharing=False, **fields).points
+    for name in ("objective/reward", "objective/kl", "objective/length", "objective/entropy", "objective/rlhf_reward"):
+        assert [point[name] for point in shared] == pytest.approx([point[name] for point in apart], abs=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_gradients_of_a_shared_prompt_are_those_of_separate_rows(base: ModelSource, lora: LoraConfig | None) -> None:
+    config = make_config(lora=lora)
+    learner = make_learner(base, config)
+    questions = [Question("q", tokens) for tokens in ([3], [3, 4, 5, 3, 4], [5, 5]) for _ in range(4)]
+    draws = [
+        Draw(question.tokens, f"q{len(question.tokens)}", index, seed=1) for index, question in enumerate(questions)
+    ]
+    sampler = LocalSampler(learner.policy.model, TOKENIZER)
+    drawn = sampler.draw(draws, temperature=1.0, top_p=1.0, max_new_tokens=6)
+    noise = torch.Generator().manual_seed(5)
+    found = []
+    for num_shared in (1, 4):
+        rollout = make_rollout(questions, drawn, pad_id=PAD, device=CPU, num_shared=num_shared)
+        made_up = [torch.randn(rollout.mask_BT.shape, generator=noise.manual_seed(5)) * rollout.mask_BT] * 3
+        trajectory = ppo.Trajectory(rollout, rollout.sampled_BT + 0.1 * rollout.mask_BT, *made_up)
+        metrics = ppo._accumulate(learner, trajectory, torch.arange(12), config)
+        of_value = [p.grad.flatten().double() for p in learner.value_model.parameters() if p.grad is not None]
+        found.append((policy_gradient(learner), torch.cat(of_value), metrics))
+    for alone, shared in zip(found[0][:2], found[1][:2], strict=True):
+        assert (alone - shared).norm() <= 1e-5 * alone.norm()
+        assert alone.norm() > 1e-3
+    assert found[0][2] == pytest.approx(found[1][2], abs=1e-5)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_sampler_that_shares_prompts_draws_the_same_answers(num_layers: int) -> None:
+    model = make_model(TOKENIZER, seed=3, num_layers=num_layers)
+    prompts = [[3], [3, 4, 5, 3, 4], [5, 5]]
+    draws = [Draw(prompt, str(prompt), index, seed=1) for prompt in prompts for index in range(4)]
+    for size in (3, 8, 16):
+        sampler = LocalSampler(model, TOKENIZER, sequences_per_batch=size)
+        alone, shared = (
+            sampler.draw(draws, temperature=1.0, top_p=1.0, max_new_tokens=6, num_shared=num) for num in (1, 4)
+        )
+        assert [answer.tokens for answer in alone] == [answer.tokens for answer in shared]
+        for one, other in zip(alone, shared, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    assert len({tuple(answer.tokens) for answer in shared}) > 4
+
+
+def test_a_model_that_cannot_share_prompts_is_seen(base: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_policy(base, lora=None).model.base_model
+    assert can_share_prompts(model)
+    forward = model.forward
+
+    def looks_at_the_length(*args: Any, **rest: Any) -> Any:
+        output = forward(*args, **rest)
+        output.last_hidden_state = output.last_hidden_state * rest["input_ids"].shape[1]
+        return output
+
+    monkeypatch.setattr(model, "forward", looks_at_the_length)
+    assert not can_share_prompts(model)
+
+    def has_no_cache(*args: Any, **rest: Any) -> Any:
+        if rest["use_cache"]:
+            raise AttributeError("no cache")
+        return forward(*args, **rest)
+
+    monkeypatch.setattr(model, "forward", has_no_cache)
+    assert not can_share_prompts(model)
+
+
+def test_samples_of_a_prompt_stay_together() -> None:
+    config = make_config(num_episodes=8, samples_per_prompt=2, num_epochs=2)
+    rollout = make_rollout(
+        [Question("q", [3, 4])] * 8, [Generated([3], [0.0], "stop")] * 8, pad_id=PAD, device=CPU, num_shared=2
+    )
+    trajectory = ppo.Trajectory(rollout, *[torch.zeros(8, 1)] * 4)
+    seen = [rows.tolist() for rows in ppo._minibatches(trajectory, config, 0)]
+    assert len(seen) == 4
+    assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == list(range(8))
+    assert all(rows[0] % 2 == 0 and rows[1] == rows[0] + 1 for part in seen for rows in (part[:2], part[2:]))
+
+
+@pytest.mark.parametrize("field", ["minibatch_size", "num_episodes"])
+def test_what_does_not_hold_whole_prompts_is_refused(field: str) -> None:
+    sizes = {"minibatch_size": 8, "episodes_per_batch": 8, "num_episodes": 16}
+    with pytest.raises(ValueError, match=f"{field}: must be a multiple of samples_per_prompt"):
+        make_config(**{**sizes, "samples_per_prompt": 4, field: sizes[field] // 8, "episodes_per_batch": 8})
+
+
+# --- where old log-probabilities come from
+
+
+def test_the_sampler_s_log_probabilities_serve_once_they_were_seen_to_be_exact(
+    base: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[ppo.Trajectory] = []
+    update = ppo._update
+
+    def watched(own: Learner, trajectory: ppo.Trajectory, *rest: Any) -> dict[str, float]:
+        used.append(trajectory)
+        return update(own, trajectory, *rest)
+
+    monkeypatch.setattr(ppo, "_update", watched)
+    for error, is_exact in ((0.0, True), (1e-3, False)):
+        used.clear()
+
+        def with_error(*args: Any, error: float = error, **rest: Any) -> Rollout:
+            rollout = make_rollout(*args, **rest)
+            return replace(rollout, sampled_BT=rollout.sampled_BT + error * rollout.mask_BT)
+
+        monkeypatch.setattr(ppo, "make_rollout", with_error)
+        config = make_config()
+        learner = make_learner(base, config)
+        run(learner, config)
+        assert learner.progress.is_sampler_exact is is_exact
+        assert [torch.equal(t.logprobs_BT, t.rollout.sampled_BT) for t in used] == [False, is_exact]
+        torch.testing.assert_close(used[1].logprobs_BT, used[1].rollout.sampled_BT, atol=2e-3, rtol=0)
 
 
 # --- updates
@@ -458,10 +636,7 @@ def test_after_ppo_with_text_the_policy_writes_held_out_text_better(base: ModelS
         before = lm_loss(learner.policy, held_out)
         passages = [Passage(text, 1) for text in texts]
 
-        def count_a(tokens: Tensor, attention: Tensor) -> Tensor:
-            return ((tokens == A) & attention).sum(1).float()
-
-        optimise(learner, count_a, QUESTIONS, TOKENIZER, config, Diary(), passages=passages)
+        optimise(learner, count(A), QUESTIONS, TOKENIZER, config, Diary(), passages=passages)
         losses[coefficient] = lm_loss(learner.policy, held_out)
     assert losses[1.0] < before
     assert losses[1.0] < losses[0.0] - 0.1
@@ -496,6 +671,152 @@ def test_each_minibatch_reads_its_share_of_the_texts_and_every_text_in_turn(
     assert in_order[:24] != in_order[24:48]
 
 
+# --- averaged weights
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_average_is_that_of_the_weights_after_each_step(
+    base: ModelSource, lora: LoraConfig | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(ema_decay=0.9, lora=lora)
+    learner = make_learner(base, config)
+    assert learner.average is not None
+    seen = [[p.detach().clone() for p in ppo._learning(learner.policy)]]
+    step = ppo._step
+
+    def watched(own: Learner, *rest: Any) -> dict[str, float]:
+        norms = step(own, *rest)
+        seen.append([p.detach().clone() for p in ppo._learning(own.policy)])
+        return norms
+
+    monkeypatch.setattr(ppo, "_step", watched)
+    run(learner, config)
+    assert len(seen) == 5  # the start, and 2 rollouts of 2 minibatches
+    for number, averaged in enumerate(learner.average):
+        expected = seen[0][number]
+        for later in seen[1:]:
+            expected = 0.9 * expected + 0.1 * later[number]
+        torch.testing.assert_close(averaged.detach(), expected, atol=1e-6, rtol=0)
+    assert (lora is None) == (len(learner.average) > 14)  # an adapter has a pair for each of one block's 7 layers
+
+
+def test_the_saved_version_is_the_average_and_says_so(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
+    fields = {"lora": LORA.as_json()}
+    result = train(base, reward, tmp_path / "still", ema_decay=1.0, **fields)
+    assert result.is_average
+    assert json.loads((tmp_path / "still" / "manifest.json").read_text())["result"]["is_average"]
+    still = load_policy(replace(base, version=tmp_path / "still"), lora=None, reference=base)
+    with torch.no_grad(), still.reference():
+        reference = log_law(still, QUESTIONS[0], all_answers(1))
+    # With a decay of 1 the average stays where it began: there the policy is the reference, whatever it learned.
+    assert torch.equal(log_law(still, QUESTIONS[0], all_answers(1)), reference)
+    assert not train(base, reward, tmp_path / "last", **fields).is_average
+
+
+# --- guards
+
+
+def test_a_guard_remembers_its_best_and_counts_exploited_rollouts_in_a_row() -> None:
+    guard = Judgement(first_score=0.0, best_score=0.0, training_score=0.0, num_episodes=0)
+    assert guard.hear(1.0, 1.0, 8)
+    assert not guard.hear(0.9, 2.0, 16)
+    assert guard.num_exploited == 1
+    assert not guard.hear(0.9, 0.5, 24)  # the training score fell, too: nothing is exploited
+    assert guard.num_exploited == 0
+    assert not guard.hear(0.9, 1.1, 32)
+    assert not guard.hear(0.8, 1.2, 40)
+    assert (guard.num_exploited, guard.best_score, guard.num_episodes, guard.first_score) == (2, 1.0, 8, 0.0)
+    assert guard.hear(1.5, 1.5, 48)
+    assert (guard.num_exploited, guard.num_episodes) == (0, 48)
+
+
+def count(token: int) -> ppo.Score:
+    return lambda tokens, attention: ((tokens == token) & attention).sum(1).float()
+
+
+def test_a_run_stops_when_the_guard_sees_that_the_reward_is_exploited(base: ModelSource) -> None:
+    config = make_config(num_episodes=800, guard_patience=2, guard_answers=16, beta=0.0)
+    guard = Guard(lambda tokens, attention: -count(A)(tokens, attention), QUESTIONS)
+    learner = make_learner(base, config, is_guarded=True)
+    before = weights(learner)
+    report = Diary()
+    optimise(learner, count(A), QUESTIONS, TOKENIZER, config, report, guard=guard)
+    assert learner.progress.stopped_by == "guard"
+    assert learner.progress.num_episodes < 100
+    assert report.lines[-1][0] == "warning"
+    assert "the policy exploits its reward model" in report.lines[-1][1]
+    scores = [point["guard/score"] for point in report.points]
+    assert report.points[0]["step"] == 0
+    assert [point["guard/training_score"] for point in report.points] == [-score for score in scores]
+    judged = learner.progress.guard
+    assert judged is not None
+    assert judged.best_score == max(scores)
+    assert judged.num_episodes == 8 * scores.index(max(scores))
+    learner.settle()
+    kept = {name: tensor for name, tensor in weights(learner).items() if name.startswith("policy/")}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in kept.items()) == (judged.num_episodes == 0)
+
+
+def rise(number: Iterator[int], tokens: Tensor, attention: Tensor) -> Tensor:
+    return torch.full((len(tokens),), float(next(number)))
+
+
+def test_a_guard_that_agrees_keeps_the_last_weights_and_changes_nothing_of_the_training(base: ModelSource) -> None:
+    config = make_config(num_episodes=48)
+    found = {}
+    for is_guarded in (False, True):
+        learner = make_learner(base, config, is_guarded=is_guarded)
+        guard = Guard(partial(rise, itertools.count()), QUESTIONS)
+        optimise(learner, count(A), QUESTIONS, TOKENIZER, config, Diary(), guard=guard if is_guarded else None)
+        learner.settle()
+        found[is_guarded] = weights(learner)
+    assert all(torch.equal(tensor, found[True][name]) for name, tensor in found[False].items())
+
+
+def test_the_version_of_a_guarded_run_holds_the_weights_of_the_guard_s_best_moment(
+    base: ModelSource, reward: ModelSource, tmp_path: Path
+) -> None:
+    report = Diary()
+    result = train(
+        base, reward, tmp_path / "v2", report=report, guard=reward, guard_prompts=PROMPTS[:1], num_episodes=24
+    )
+    assert result.guard is not None
+    scores = [point["guard/score"] for point in report.points]
+    assert len(scores) == 4
+    assert result.guard.best_score == max(scores)
+    assert result.guard.num_episodes == 8 * scores.index(max(scores))
+    saved = json.loads((tmp_path / "v2" / "manifest.json").read_text())
+    assert saved["result"]["guard"]["num_episodes"] == result.guard.num_episodes
+    # The weights that are kept say again what the guard heard then.
+    config = make_config()
+    policy = load_policy(replace(base, version=tmp_path / "v2"), lora=None)
+    judge = RewardModel.load(reward)
+    questions, _ = ppo._encode(PROMPTS[:1], TOKENIZER, policy, config, report)
+    learner = Learner.create(policy, ValueModel.from_reward(judge), config, is_guarded=True)
+    again = ppo._consult(Guard(judge, questions), learner, judge, LocalSampler(policy.model, TOKENIZER), config, report)
+    assert again["guard/score"] == pytest.approx(max(scores), abs=1e-5)
+
+
+def test_a_checkpoint_keeps_the_average_and_the_guard_s_best(base: ModelSource, tmp_path: Path) -> None:
+    config = make_config(ema_decay=0.5)
+    kept, found = (make_learner(base, config, is_guarded=True) for _ in range(2))
+    run(kept, config)
+    kept.remember()
+    kept.save(tmp_path / "checkpoint", {})
+    run(kept, config)  # what comes later is not in it
+    remembered = [tensor.detach().clone() for tensor in kept.best or []]
+    found.restore(tmp_path / "checkpoint", {})
+    for models in (found.best, found.average):
+        assert all(torch.equal(a, b) for a, b in zip(models or [], remembered, strict=True))
+
+
+def test_prompts_for_a_guard_that_is_not_there_are_refused(
+    base: ModelSource, reward: ModelSource, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="name its reward model"):
+        train(base, reward, tmp_path / "v2", guard_prompts=PROMPTS)
+
+
 # --- a whole run
 
 PROMPTS = [Prompt("p1", [{"role": "user", "content": "a b"}]), Prompt("p2", [{"role": "user", "content": "c"}])]
@@ -512,6 +833,8 @@ def train(
     policy: ModelSource | None = None,
     resume_from: Path | None = None,
     ptx_texts: Sequence[Mapping[str, Any]] = (),
+    guard: ModelSource | None = None,
+    guard_prompts: Sequence[Prompt] = (),
     **fields: Any,
 ) -> ppo.PPOResult:
     return train_ppo(
@@ -524,6 +847,8 @@ def train(
         report=report or Diary(),
         resume_from=resume_from,
         ptx_texts=ptx_texts,
+        guard=guard,
+        guard_prompts=guard_prompts,
     )
 
 
@@ -533,7 +858,17 @@ def test_a_run_writes_a_version_and_reports(base: ModelSource, reward: ModelSour
     assert result.num_episodes == 16
     assert [row["prompt_id"] for row in result.refused] == ["p3"]
     assert "context of 64" in result.refused[0]["reason"]
-    assert set(result.as_json()) == {"num_episodes", "reward", "kl", "seconds", "refused"}
+    assert set(result.as_json()) == {
+        "num_episodes",
+        "reward",
+        "kl",
+        "seconds",
+        "refused",
+        "is_average",
+        "guard",
+        "stopped_by",
+    }
+    assert result.as_json()["guard"] is None
     assert {"objective/reward", "objective/kl", "objective/entropy", "objective/length"} <= set(report.points[0])
     assert {
         "ppo/policy/loss",
@@ -571,6 +906,7 @@ def test_a_killed_run_that_goes_on_ends_as_if_it_had_not_been_killed(
 ) -> None:
     fields = {"num_episodes": 32, "lora": lora, "target_kl": 1.0, "num_epochs": 2}
     if lora:
+        fields |= {"ema_decay": 0.9, "guard": reward, "guard_answers": 4, "guard_patience": 9}
         fields |= {"ptx_coefficient": 2.0, "ptx_texts": [{"text": "a b c a b"}, {"text": "c c"}, {"text": "b a"}]}
     whole = train(base, reward, tmp_path / "whole", **fields)
     with pytest.raises(RunCancelled):
@@ -634,4 +970,6 @@ def test_other_texts_are_another_run(base: ModelSource, reward: ModelSource, tmp
 
 def test_progress_survives_json() -> None:
     progress = Progress(beta=0.3, num_iterations=2, num_episodes=16, first_reward=0.1, last_reward=0.2, last_kl=0.4)
-    assert Progress(**json.loads(json.dumps(progress.__dict__))) == progress
+    assert Progress.from_json(json.loads(json.dumps(asdict(progress)))) == progress
+    judged = replace(progress, guard=Judgement(0.1, 0.2, 0.3, 8, 1), stopped_by="guard")
+    assert Progress.from_json(json.loads(json.dumps(asdict(judged)))) == judged
