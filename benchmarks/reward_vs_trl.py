@@ -48,7 +48,7 @@ class Case:
 
 
 FULL = (Case(4, num_rankings=8, rankings_per_batch=2), Case(9, num_rankings=3, rankings_per_batch=1))
-QUICK = (Case(4, num_rankings=3, rankings_per_batch=1), Case(9, num_rankings=1, rankings_per_batch=1))
+QUICK = (Case(4, num_rankings=4, rankings_per_batch=1), Case(9, num_rankings=2, rankings_per_batch=1))
 FULL_MODEL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
 QUICK_MODEL = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
 
