@@ -26,6 +26,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -117,6 +118,12 @@ def _last_position(attention_BL: Tensor) -> Tensor:
     """The column_B of each row's last real token."""
     column_L = torch.arange(attention_BL.shape[1], device=attention_BL.device)
     return (attention_BL.long() * column_L).argmax(dim=1)
+
+
+def _last_of(hidden_BLD: Tensor, attention_BL: Tensor) -> Tensor:
+    """hidden_BD at each row's last real token."""
+    row_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
+    return hidden_BLD[row_B, _last_position(attention_BL)]
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------
@@ -535,7 +542,7 @@ class RewardModel(_ScalarModel):
         hidden_BTD = hidden_states(
             self.blocks, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, has_end=True
         )
-        return self.score_hidden(hidden_BTD, attention_BL[:, -num_new - 1 :])
+        return self.score_states(_last_of(hidden_BTD, attention_BL[:, -num_new - 1 :]))
 
     def forward(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
         """score_B in fp32 of conversations with their answers, padded on any side."""
@@ -543,9 +550,7 @@ class RewardModel(_ScalarModel):
 
     def last_states(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
         """hidden_BD of each row's last real token."""
-        hidden_BLD = self._hidden(tokens_BL, attention_BL)
-        row_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
-        return hidden_BLD[row_B, _last_position(attention_BL)]
+        return _last_of(self._hidden(tokens_BL, attention_BL), attention_BL)
 
     def score_states(self, hidden_BD: Tensor) -> Tensor:
         """score_B from the hidden states of each answer's last token."""
