@@ -7,7 +7,7 @@ says which version answers.
 
 Requests that come at the same time are scored together. A query is text in which special tokens are special, as
 OpenRLHF decodes it; padding at its ends is taken away, and an EOS at its end is kept as it is: an answer without one
-was cut. OpenRLHF sends no token of its own, unless the address has one: `http://any:TOKEN@host:5000/get_reward`.
+was cut. OpenRLHF sends no token of its own; with the address `http://any:TOKEN@host:5000/get_reward`, it does.
 """
 
 from __future__ import annotations

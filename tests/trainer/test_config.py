@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import trainer.config
-from trainer.config import LoraConfig, PPOConfig, RewardConfig
+from trainer.config import DPOConfig, LoraConfig, PPOConfig, RejectionConfig, RewardConfig, SFTConfig, StarConfig
 
 SMALL, LARGE = 600_000, 135_000_000
 
@@ -44,6 +44,31 @@ def test_a_wrong_value_names_field_and_rule(overrides: dict[str, Any], message: 
         RewardConfig.from_overrides(overrides)
 
 
+@pytest.mark.parametrize(
+    ("kind", "overrides", "message"),
+    [
+        (SFTConfig, {"patience": 0}, "patience: must be greater than 0"),
+        (SFTConfig, {"validation_ratio": 2}, "validation_ratio: must be between 0 and 1"),
+        (DPOConfig, {"beta": 0}, "beta: must be greater than 0"),
+        (DPOConfig, {"ties": "last"}, 'ties: \'last\' is not "drop" or "half" or "davidson"'),
+        (RejectionConfig, {"n": 0}, "n: must be greater than 0"),
+        (RejectionConfig, {"temperature": 0.0}, "temperature: must be greater than 0"),
+        (StarConfig, {"answers_per_prompt": 0}, "answers_per_prompt: must be greater than 0"),
+        (StarConfig, {"sft": {"epoch": 1}}, "unknown key epoch; SFTConfig has"),
+    ],
+)
+def test_a_wrong_value_of_the_others_names_field_and_rule(kind: Any, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind.from_overrides(overrides)
+
+
+def test_a_gpu_multiplies_in_bfloat16() -> None:
+    assert SFTConfig().for_model(LARGE, "cuda").precision == "bfloat16"
+    assert DPOConfig(precision="float32").for_model(LARGE, "cuda").precision == "float32"
+    assert SFTConfig().for_model(LARGE, "cpu").precision == "float32"
+    assert SFTConfig().for_model(LARGE, "cpu").lora == LoraConfig()
+
+
 def test_minibatches_must_divide_a_rollout() -> None:
     with pytest.raises(ValueError, match="episodes_per_batch: must be a multiple of minibatch_size"):
         PPOConfig.from_overrides({"episodes_per_batch": 10, "minibatch_size": 4})
@@ -53,8 +78,19 @@ def test_a_whole_number_serves_as_a_number() -> None:
     assert PPOConfig.from_overrides({"beta": 1}).beta == 1.0
 
 
-@pytest.mark.parametrize("config", [RewardConfig(), RewardConfig(lora=LoraConfig(rank=4)), PPOConfig(lora=None)])
-def test_json_and_back_is_the_same(config: RewardConfig | PPOConfig) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        RewardConfig(),
+        RewardConfig(lora=LoraConfig(rank=4)),
+        PPOConfig(lora=None),
+        SFTConfig(patience=None),
+        DPOConfig(ties="davidson"),
+        RejectionConfig(sft=SFTConfig(lora=LoraConfig(rank=4))),
+        StarConfig(),
+    ],
+)
+def test_json_and_back_is_the_same(config: Any) -> None:
     assert type(config).from_overrides(json.loads(json.dumps(config.as_json()))) == config
 
 
