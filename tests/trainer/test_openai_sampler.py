@@ -11,15 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from typer.testing import CliRunner
 
+from rankloop.cli import build
 from tests.trainer.http_stub import Answer, Received, Server
 from tests.trainer.tiny import make_model, make_tokenizer
 from trainer.artifacts import base_folder
+from trainer.jobs import make_sampler
 from trainer.openai_sampler import EndpointError, OpenAISampler
 from trainer.sampling import Prompt, SampledPrompt, SamplingSettings
 from trainer.settings import Endpoint, SettingsError, WorkerSettings
@@ -232,6 +236,36 @@ def test_a_key_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(SettingsError, match="NO_SUCH_KEY"):
         OpenAISampler(Endpoint("http://gpu/v1", "m", "NO_SUCH_KEY"))
+
+
+@dataclass
+class _Job:
+    """What `make_sampler` looks at."""
+
+    settings: WorkerSettings
+
+
+def test_a_run_samples_by_the_server_that_its_alias_names(server: Server, tmp_path: Path) -> None:
+    settings = listed(tmp_path, f'{{url = "{server.url}/v1", model = "m"}}')
+    reference = {"version_id": "v", "number": 1, "kind": "policy", "alias": "remote", "files": []}
+    sampler = make_sampler(_Job(settings), reference)
+    (found,) = sampler.sample(make_prompts(1), k=2, settings=SETTINGS)
+    assert len(found.completions) == 2
+    trained = reference | {"number": 4, "files": [{"name": "model.safetensors", "size": 1, "sha256": ""}]}
+    with pytest.raises(SettingsError, match="Version 4 has weights of its own, and “remote” is listed as a server"):
+        make_sampler(_Job(settings), trained)
+
+
+def test_the_command_line_samples_by_a_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed(tmp_path, f'{{url = "{server.url}/v1", model = "m"}}')
+    monkeypatch.setenv("RANKLOOP_MODELS", str(tmp_path / "models.toml"))
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    result = CliRunner().invoke(build(), ["sample", str(prompts), "--model", "remote", "--k", "3", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [len(row["completions"]) for row in rows] == [3, 3]
+    assert rows[0]["completions"][0]["model"] == "remote"
 
 
 # --- A real server ---
