@@ -5,7 +5,8 @@ most log n - (n - 1)/n nats an answer (2009.01325; a bound, proven in 2401.01879
 weights, as RAFT does (2304.06767). What differs from that paper:
 
 1. A run is one iteration; for more, start another from its version. RAFT goes on until the reward stops rising.
-2. Answers that were cut by length, or are empty, are never learned. Of equal rewards, the first answer is kept.
+2. Answers that were cut by length, or are empty, are never learned: the best of the others is. Of equal rewards, the
+   first answer is kept.
 3. The fine-tuning is our SFT (its loss, early stop, schedule), on a fresh adapter or full weights.
 4. The reward model has no length limit of its own: what doesn't fit the policy's context is refused by name.
 """
@@ -25,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from trainer.config import RejectionConfig
 from trainer.fitting import parents
 from trainer.models import ModelSource, RewardModel, load_tokenizer
-from trainer.own_answers import Drawn, train_on_own_answers
+from trainer.own_answers import Drawn, is_learnable, train_on_own_answers
 from trainer.preferences import Answer
 from trainer.reporting import Reporter
 from trainer.reward import score
@@ -63,9 +64,9 @@ class RejectionResult:
     num_answers: int
     num_kept: int
     num_cut: int
-    """Best answers that were cut by length, and so not learned."""
+    """Prompts all of whose answers were cut by length, and so not learned."""
     reward: dict[str, float]
-    """Means over all answers, and over the best of each prompt."""
+    """Means over all answers, and over the kept one of each prompt."""
     kl_bound: float
     """log n - (n - 1)/n: what best-of-n itself may cost, in nats an answer."""
     sft: SFTResult
@@ -123,10 +124,18 @@ class _BestJudge:
         for best in found:
             if best is not None:
                 self._sums["num_answers"] += len(best.scores)
-                self._sums["num_best"] += 1
                 self._sums["all"] += math.fsum(best.scores)
-                self._sums["best"] += max(best.scores)
-        return [[best.index] if best else [] for best in found]
+        return [self._keep(best) if best else [] for best in found]
+
+    def _keep(self, best: Best) -> list[int]:
+        """The best answer that can be learned."""
+        learnable = [index for index, answer in enumerate(best.drawn.answers) if is_learnable(answer)]
+        if not learnable:
+            return []
+        kept = max(learnable, key=lambda index: best.scores[index])
+        self._sums["num_best"] += 1
+        self._sums["best"] += best.scores[kept]
+        return [kept]
 
     def state(self) -> dict[str, Any]:
         return dict(self._sums)

@@ -265,7 +265,7 @@ class SFTConfig(_Config):
     conversations_per_batch: int = 8
     """IG: 32 (8 for 175B)."""
     learning_rate: float | None = None
-    """IG: 9.65e-6 for 6B. null: 2e-4 for adapters, 5e-4 for a small model's full weights, 9.65e-6 for a large one's."""
+    """IG: 9.65e-6 for 6B. null: 2e-4 for adapters, 1e-4 for a small model's full weights, 9.65e-6 for a large one's."""
     final_learning_rate_ratio: float = 0.1
     """IG: cosine down to 10 %."""
     warmup_ratio: float = 0.03
@@ -273,7 +273,7 @@ class SFTConfig(_Config):
     max_length: int | None = None
     """IG: 2,048 tokens. null: that, or the model's context where it is shorter. A longer conversation is refused."""
     validation_ratio: float = 0.05
-    """IG held out by customer. The share of conversations held out, by hash, where no row says its split."""
+    """IG held out by customer. The share held out, by hash, where no row says its split; none when it is under 8."""
     evaluations_per_epoch: int = 2
     """How often the validation loss is taken. IG does not say."""
     patience: int | None = 2
@@ -307,7 +307,7 @@ class SFTConfig(_Config):
     def for_model(self, num_parameters: int, device: str) -> SFTConfig:
         """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
         lora = _choose_lora(self.lora, num_parameters, device)
-        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=2e-4, small=5e-4, large=9.65e-6)
+        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=2e-4, small=1e-4, large=9.65e-6)
         precision = _choose_precision(self.precision, device)
         return dataclasses.replace(self, lora=lora, learning_rate=rate, precision=precision)
 
@@ -329,7 +329,7 @@ class DPOConfig(_Config):
     rankings_per_batch: int = 8
     """DPO: 64 pairs; a ranking of four has six."""
     learning_rate: float | None = None
-    """DPO: 1e-6 (RMSprop). null: 5e-5 for adapters, 1e-4 for a small model's full weights, 1e-6 for a large one's."""
+    """DPO: 1e-6 (RMSprop). null: 5e-5 for adapters, 3e-4 for a small model's full weights, 1e-6 for a large one's."""
     final_learning_rate_ratio: float = 0.1
     """DPO: constant. Here a cosine, as for the reward model; 1 keeps it constant."""
     warmup_ratio: float = 0.1
@@ -362,7 +362,7 @@ class DPOConfig(_Config):
     def for_model(self, num_parameters: int, device: str) -> DPOConfig:
         """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
         lora = _choose_lora(self.lora, num_parameters, device)
-        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=5e-5, small=1e-4, large=1e-6)
+        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=5e-5, small=3e-4, large=1e-6)
         precision = _choose_precision(self.precision, device)
         return dataclasses.replace(self, lora=lora, learning_rate=rate, precision=precision)
 

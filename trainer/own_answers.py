@@ -40,7 +40,7 @@ class Judge(Protocol):
     """Says which answers are to be learned."""
 
     def __call__(self, drawn: Sequence[Drawn]) -> list[list[int]]:
-        """Of each prompt, the indices of the answers to keep; answers that were cut are never learned, though."""
+        """Of each prompt, the indices of the answers to keep: some of those that `is_learnable`."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Selection:
     """Prompts that were looked at, refused ones among them."""
     num_answers: int = 0
     num_cut: int = 0
-    """Answers that were to be kept, but were cut by length."""
+    """Prompts none of whose answers can be learned: all were cut by length, or are empty."""
     kept: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, str]] = field(default_factory=list)
     judge: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +86,11 @@ def draw_answers(
         text = decode(sampler.tokenizer, generated.tokens)
         answers[number].append(Answer(str(draw.index), text, generated.finish_reason))
     return [Drawn(prompt, answers[number], refusals.get(number)) for number, prompt in enumerate(prompts)]
+
+
+def is_learnable(answer: Answer) -> bool:
+    """Whether an answer can be learned: it is whole, and says something."""
+    return answer.finish_reason != "length" and bool(answer.text.strip())
 
 
 def train_on_own_answers(
@@ -117,8 +122,8 @@ def train_on_own_answers(
     if not selection.kept:
         raise ValueError(
             f"There is no answer to learn from: {selection.num_answers} answers to {selection.num_prompts} prompts "
-            f"were drawn, {len(selection.refused)} prompts refused, {selection.num_cut} good answers cut by length. "
-            "Raise n or max_new_tokens, or add prompts."
+            f"were drawn, {len(selection.refused)} prompts refused; all answers to {selection.num_cut} prompts were cut "
+            "by length. Raise n or max_new_tokens, or add prompts."
         )
     report.log("info", f"{len(selection.kept)} of {selection.num_answers} answers are learned.")
     conversations = [
@@ -202,11 +207,11 @@ def _keep(item: Drawn, indices: Sequence[int], selection: Selection, report: Rep
         selection.refused.append({"prompt_id": item.prompt.id, "reason": item.refusal})
         report.log("warning", item.refusal)
     selection.num_answers += len(item.answers)
+    if item.answers and not any(is_learnable(answer) for answer in item.answers):
+        selection.num_cut += 1
     for index in indices:
         answer = item.answers[index]
-        if answer.finish_reason == "length" or not answer.text.strip():
-            selection.num_cut += 1
-            continue
+        assert is_learnable(answer)
         said = {"role": "assistant", "content": answer.text}
         asked = [{"role": turn["role"], "content": turn["content"]} for turn in item.prompt.messages]
         selection.kept.append(

@@ -57,6 +57,8 @@ from trainer.reporting import Reporter, RunCancelled
 from trainer.sampling import encode_prompt
 
 PAPER_MAX_LENGTH = 2048
+FEWEST_HELD_OUT = 8
+"""Conversations that must be held out by hash for a validation loss."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,7 @@ def train_sft(
     lessons, refused = encode_conversations(conversations, tokenizer, max_length=limit)
     for row in refused:
         report.log("warning", f"Conversation {row['conversation_id']} was left out: {row['reason']}")
-    # Where any row says its split, those that don't are for training.
-    ratio = 0.0 if any(conversation.split for conversation in conversations) else config.validation_ratio
+    ratio = _validation_ratio(lessons, config)
     training = [lesson for lesson in lessons if lesson.conversation.split_by(ratio) == "train"]
     validation = [lesson for lesson in lessons if lesson.conversation.split_by(ratio) == "validation"]
     if not training:
@@ -362,6 +363,15 @@ def encode_conversation(conversation: Conversation, tokenizer: PreTrainedTokeniz
         marks = [*learned_before, *[False] * (len(asked) - len(learned_before)), *[True] * len(said)]
         documents.append(Document(asked + said, marks))
     return documents
+
+
+def _validation_ratio(lessons: Sequence[Lesson], config: SFTConfig) -> float:
+    """The share to hold out: none where a row says its split (those that don't are for training then), and none where
+    so few would be held out that chance would decide when to stop."""
+    if any(lesson.conversation.split for lesson in lessons):
+        return 0.0
+    held_out = [lesson for lesson in lessons if lesson.conversation.split_by(config.validation_ratio) == "validation"]
+    return config.validation_ratio if len(held_out) >= FEWEST_HELD_OUT else 0.0
 
 
 def hash_conversations(conversations: Sequence[Conversation]) -> str:

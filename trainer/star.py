@@ -23,7 +23,7 @@ from trainer.checks import Check, CheckTimeout
 from trainer.config import StarConfig
 from trainer.fitting import parents
 from trainer.models import ModelSource
-from trainer.own_answers import Drawn, train_on_own_answers
+from trainer.own_answers import Drawn, is_learnable, train_on_own_answers
 from trainer.reporting import Reporter
 from trainer.sampling import Prompt
 from trainer.sft import SFTResult
@@ -97,9 +97,8 @@ class CheckJudge:
         self.sums["right"] += len(right)
         self.sums["solved"] += bool(right)
         # An answer that was cut can't be learned, whatever it says: it must not take a whole one's place.
-        whole = [index for index in right if item.answers[index].finish_reason != "length"]
         different: dict[str, int] = {}
-        for index in whole:
+        for index in (index for index in right if is_learnable(item.answers[index])):
             different.setdefault(" ".join(item.answers[index].text.split()), index)
         return list(different.values())[: self._answers_per_prompt]
 

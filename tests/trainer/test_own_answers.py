@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer.tiny import make_model, make_tokenizer, save_tiny
-from trainer.best_of_n import RejectionResult, choose_best, kl_bound, train_rejection
+from trainer.best_of_n import RejectionResult, choose_best, kl_bound, scorer_of, train_rejection
 from trainer.checks import Check, CheckTimeout
 from trainer.config import RejectionConfig, RewardConfig, SFTConfig, StarConfig
-from trainer.models import ModelSource
+from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.own_answers import Drawn, draw_answers
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
@@ -209,6 +209,31 @@ def test_a_checkpoint_of_other_prompts_is_refused(
             prompts=make_prompts(20),
             resume_from=checkpoints[num_checkpoints - 1],
         )
+
+
+def test_the_best_whole_answer_is_learned_where_the_best_one_was_cut(
+    source: ModelSource, reward: ModelSource, tmp_path: Path
+) -> None:
+    kept: list[Path] = []
+    result = reject(source, reward, tmp_path / "policy", on_checkpoint=kept.append)
+    rows = json.loads((kept[-1] / "state.json").read_text())["progress"]["carried"]["kept"]
+    assert {row["finish_reason"] for row in rows} == {"stop"}
+    tokenizer, model = load_tokenizer(source), load_causal_lm(source)
+    drawn = draw_answers(
+        LocalSampler(model, tokenizer), make_prompts(12), n=4, temperature=1.0, max_new_tokens=4, seed=REJECTION.seed
+    )
+    num_cut_best = 0
+    expected = []
+    for best in choose_best(drawn, scorer_of(reward)):
+        assert best is not None
+        num_cut_best += best.answer.finish_reason == "length"
+        whole = [i for i, answer in enumerate(best.drawn.answers) if answer.finish_reason == "stop" and answer.text]
+        if whole:
+            index = max(whole, key=lambda i: best.scores[i])
+            expected.append(f"{best.drawn.prompt.id}#{index}")
+    assert num_cut_best > 0
+    assert [row["id"] for row in rows] == expected
+    assert result.num_kept == len(expected) == 12 - result.num_cut
 
 
 def test_only_cut_answers_are_nothing_to_learn_from(source: ModelSource, reward: ModelSource, tmp_path: Path) -> None:

@@ -405,6 +405,15 @@ def test_a_share_is_held_out_by_what_was_asked_first() -> None:
     assert all(dataclasses.replace(row, split="train").split_by(1.0) == "train" for row in rows)
 
 
+def test_a_handful_is_never_held_out_by_hash(source: ModelSource, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, validation_ratio=0.5)
+    few = train(make_rows(8), source, tmp_path / "few", config=config)
+    assert (few.num_conversations, few.validation_loss) == (8, None)
+    many = train(make_rows(40), source, tmp_path / "many", config=config)
+    assert many.num_conversations <= 32
+    assert many.validation_loss is not None
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
