@@ -122,7 +122,7 @@ def train_on_own_answers(
     if not selection.kept:
         raise ValueError(
             f"There is no answer to learn from: {selection.num_answers} answers to {selection.num_prompts} prompts "
-            f"were drawn, {len(selection.refused)} prompts refused; all answers to {selection.num_cut} prompts were cut "
+            f"were drawn, {len(selection.refused)} prompts refused; all answers to {selection.num_cut} of them cut "
             "by length. Raise n or max_new_tokens, or add prompts."
         )
     report.log("info", f"{len(selection.kept)} of {selection.num_answers} answers are learned.")
