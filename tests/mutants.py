@@ -76,7 +76,12 @@ MUTANTS = (
         "(position_T == last_B[:, None]) * (last_B[:, None] < len(position_T) - 1)",
     ),
     Mutant("GAE without the next value", LOSSES, "+ gamma * next_value_B - values", "- values"),
-    Mutant("GAE that runs over the end of an answer", LOSSES, "advantage_B) * mask[:, t]", "advantage_B)"),
+    Mutant(
+        "the values of padding counted in GAE",
+        LOSSES,
+        "values, rewards = values_BT * mask, rewards_BT * mask",
+        "values, rewards = values_BT, rewards_BT * mask",
+    ),
     Mutant(
         "whitened returns",
         LOSSES,
