@@ -315,6 +315,20 @@ def can_share_prompts(model: Any) -> bool:
     return bool((alone - shared)[is_real_BT].abs().max() <= tolerance * alone[is_real_BT].abs().max())
 
 
+@torch.no_grad()
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether a causal model's logits are what its head says of its transformer: some scale or cap them afterwards."""
+    size = min(16, int(model.config.get_text_config().vocab_size))
+    tokens_BL = torch.arange(8, device=model.device).remainder(size)[None]
+    head = model.get_output_embeddings()
+    if head is None:
+        return False
+    plain_BLV = head(model.base_model(input_ids=tokens_BL, use_cache=False).last_hidden_state)
+    logits_BLV = model(input_ids=tokens_BL, use_cache=False).logits
+    tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
+    return bool((plain_BLV - logits_BLV).abs().max() <= tolerance * logits_BLV.abs().max())
+
+
 # --- Policy ----------------------------------------------------------------------------------------------------------
 # B = rows, L = columns (prompt and completion), T = the last columns of them (completion), D = hidden size
 
@@ -356,7 +370,7 @@ class Policy(nn.Module):
             hidden_BTD = hidden_states(
                 model.base_model, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, has_end=False
             )
-            logits_BTV = cast(Any, model).lm_head(hidden_BTD).float() / temperature
+            logits_BTV = model.get_output_embeddings()(hidden_BTD).float() / temperature
         chosen_BT = logits_BTV.gather(2, tokens_BL[:, -num_new:, None])[:, :, 0]
         return cast(Tensor, chosen_BT - logits_BTV.logsumexp(dim=2))
 

@@ -61,6 +61,7 @@ from trainer.models import (
     can_share_prompts,
     context_length,
     count_parameters,
+    has_plain_head,
     load_policy,
     load_tokenizer,
 )
@@ -510,7 +511,7 @@ def _num_shared(learner: Learner, score: Score, config: PPOConfig, report: Repor
         return 1
     transformers = [learner.policy.model.base_model, learner.value_model.blocks]
     transformers += [score.blocks] if isinstance(score, RewardModel) else []
-    if all(can_share_prompts(transformer) for transformer in transformers):
+    if has_plain_head(learner.policy.model) and all(can_share_prompts(transformer) for transformer in transformers):
         return config.samples_per_prompt
     report.log("info", "This model cannot share a prompt between its answers: each is computed alone, which is slower.")
     return 1

@@ -18,7 +18,7 @@ from tests.trainer.tiny import make_model, make_tokenizer
 from trainer import ppo
 from trainer.checkpoints import CheckpointError
 from trainer.config import LoraConfig, PPOConfig
-from trainer.models import ModelSource, Policy, RewardModel, ValueModel, can_share_prompts, load_policy
+from trainer.models import ModelSource, Policy, RewardModel, ValueModel, can_share_prompts, has_plain_head, load_policy
 from trainer.ppo import (
     Guard,
     Judgement,
@@ -411,6 +411,20 @@ def test_a_model_that_cannot_share_prompts_is_seen(base: ModelSource, monkeypatc
 
     monkeypatch.setattr(model, "forward", has_no_cache)
     assert not can_share_prompts(model)
+
+
+def test_a_model_that_scales_its_logits_is_seen(base: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_policy(base, lora=None).model
+    assert has_plain_head(model)
+    forward = model.forward
+
+    def scales(*args: Any, **rest: Any) -> Any:
+        output = forward(*args, **rest)
+        output.logits = 0.5 * output.logits
+        return output
+
+    monkeypatch.setattr(model, "forward", scales)
+    assert not has_plain_head(model)
 
 
 def test_samples_of_a_prompt_stay_together() -> None:
