@@ -1,4 +1,4 @@
-"""The commands `rankloop train {sft,dpo,rejection,star}`, `rankloop best-of-n` and `rankloop serve-reward`."""
+"""The commands `rankloop train {sft,dpo,best-of-n,star}`, `rankloop best-of-n` and `rankloop serve-reward`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def register(cli: typer.Typer, train_cli: typer.Typer) -> None:
     """Add the commands to the program."""
     train_cli.command("sft")(train_sft)
     train_cli.command("dpo")(train_dpo)
-    train_cli.command("rejection")(train_rejection)
+    train_cli.command("best-of-n")(train_best_of_n)
     train_cli.command("star")(train_star)
     cli.command("best-of-n")(best_of_n)
     cli.command("serve-reward")(serve_reward)
@@ -111,7 +111,7 @@ def train_dpo(
         show(result.as_json(), json_file)
 
 
-def train_rejection(
+def train_best_of_n(
     prompts: PromptsArgument,
     model: ModelOption,
     reward: RewardOption,
@@ -122,11 +122,11 @@ def train_rejection(
 ) -> None:
     """Fine-tune a policy on the best of its own answers (rejection sampling, RAFT)."""
     with one_line_errors():
-        from trainer.best_of_n import train_rejection as train
-        from trainer.config import RejectionConfig
+        from trainer.best_of_n import train_best_of_n as train
+        from trainer.config import BestOfNConfig
         from trainer.sampling import Prompt
 
-        config = RejectionConfig.from_overrides(parse_settings(settings))
+        config = BestOfNConfig.from_overrides(parse_settings(settings))
         questions, source = [Prompt.from_json(row) for row in read_prompts(prompts)], find_source(model)
         with BarReporter() as report:
             result = train(

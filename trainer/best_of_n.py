@@ -1,7 +1,7 @@
 """Best-of-n: of n answers, the one with the highest reward; and fine-tuning on those (rejection sampling, RAFT).
 
 Best-of-n needs no training: `choose_best` is an improved policy by itself, whose KL to the policy it draws from is at
-most log n - (n - 1)/n nats an answer (2009.01325; a bound, proven in 2401.01879). `train_rejection` puts it into
+most log n - (n - 1)/n nats an answer (2009.01325; a bound, proven in 2401.01879). `train_best_of_n` puts it into
 weights, as RAFT does (2304.06767). What differs from that paper:
 
 1. A run is one iteration; for more, start another from its version. RAFT goes on until the reward stops rising.
@@ -23,7 +23,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trainer.config import RejectionConfig
+from trainer.config import BestOfNConfig
 from trainer.fitting import parents
 from trainer.models import ModelSource, RewardModel, load_tokenizer
 from trainer.own_answers import Drawn, is_learnable, train_on_own_answers
@@ -56,8 +56,8 @@ class Best:
 
 
 @dataclass(frozen=True)
-class RejectionResult:
-    """What a `rejection` run reports, and the folder of its version."""
+class BestOfNResult:
+    """What a `best_of_n` run reports, and the folder of its version."""
 
     folder: Path
     num_prompts: int
@@ -150,18 +150,18 @@ class _BestJudge:
         }
 
 
-def train_rejection(
+def train_best_of_n(
     prompts: Sequence[Prompt],
     *,
     policy: ModelSource,
     reward: ModelSource,
-    config: RejectionConfig,
+    config: BestOfNConfig,
     out: Path,
     report: Reporter,
     on_checkpoint: Callable[[Path], None] | None = None,
     resume_from: Path | None = None,
     device: str = "cpu",
-) -> RejectionResult:
+) -> BestOfNResult:
     """Draw n answers to each prompt from `policy`, and fine-tune it on the one that `reward` likes best.
 
     Args:
@@ -180,7 +180,7 @@ def train_rejection(
     judge = _BestJudge(scorer_of(reward, device=device))
     selection, sft = train_on_own_answers(
         prompts,
-        kind="rejection",
+        kind="best_of_n",
         policy=policy,
         start=policy,
         judge=judge,
@@ -192,7 +192,7 @@ def train_rejection(
         resume_from=resume_from,
         device=device,
     )
-    return RejectionResult(
+    return BestOfNResult(
         folder=out,
         num_prompts=selection.num_prompts - len(selection.refused),
         num_answers=selection.num_answers,

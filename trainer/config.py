@@ -256,7 +256,7 @@ class PPOConfig(_Config):
 
 @dataclass(frozen=True)
 class SFTConfig(_Config):
-    """Settings of an `sft` run, and of the SFT within `rejection` and `star` runs."""
+    """Settings of an `sft` run, and of the SFT within `best_of_n` and `star` runs."""
 
     lora: Lora = "auto"
     """IG: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
@@ -369,7 +369,7 @@ class DPOConfig(_Config):
 
 @dataclass(frozen=True)
 class _OwnAnswersConfig(_Config):
-    """What `rejection` and `star` runs share: answers of the policy's own are drawn, some are kept, and learned."""
+    """What `best_of_n` and `star` runs share: answers of the policy's own are drawn, some are kept, and learned."""
 
     temperature: float = 1.0
     """RAFT (2304.06767): 1 (0.85 in one of its experiments). STaR (2203.14465): 0, one answer."""
@@ -390,8 +390,8 @@ class _OwnAnswersConfig(_Config):
 
 
 @dataclass(frozen=True)
-class RejectionConfig(_OwnAnswersConfig):
-    """Settings of a `rejection` run: of n answers a prompt, the one with the highest reward is learned."""
+class BestOfNConfig(_OwnAnswersConfig):
+    """Settings of a `best_of_n` run: of n answers a prompt, the one with the highest reward is learned."""
 
     n: int = 8
     """RAFT: 8 to 32."""

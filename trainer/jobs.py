@@ -164,15 +164,15 @@ def dpo(job: Job) -> Outcome:
 
 def best_of_n(job: Job) -> Outcome:
     """A policy that imitates the best of its own answers."""
-    from trainer.best_of_n import train_rejection
-    from trainer.config import RejectionConfig
+    from trainer.best_of_n import train_best_of_n
+    from trainer.config import BestOfNConfig
 
     return fit(
         job,
-        train_rejection,
+        train_best_of_n,
         run_prompts(job),
         **find_models(job, "policy", "reward"),
-        config=RejectionConfig.from_overrides(sampled_with(job) | job.config["training"]),
+        config=BestOfNConfig.from_overrides(sampled_with(job) | job.config["training"]),
     )
 
 

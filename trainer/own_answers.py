@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.checkpoints import STATE, CheckpointError, load_checkpoint, save_checkpoint
-from trainer.config import RejectionConfig, StarConfig
+from trainer.config import BestOfNConfig, StarConfig
 from trainer.demonstrations import Conversation
 from trainer.fitting import CARRIED, checkpoint_folder, parents
 from trainer.models import ModelSource, load_causal_lm, load_tokenizer
@@ -100,7 +100,7 @@ def train_on_own_answers(
     policy: ModelSource,
     start: ModelSource,
     judge: Judge,
-    config: RejectionConfig | StarConfig,
+    config: BestOfNConfig | StarConfig,
     identity: Mapping[str, Any],
     out: Path,
     report: Reporter,
@@ -164,7 +164,7 @@ def _select(
     selection: Selection,
     policy: ModelSource,
     judge: Judge,
-    config: RejectionConfig | StarConfig,
+    config: BestOfNConfig | StarConfig,
     identity: Mapping[str, Any],
     out: Path,
     report: Reporter,

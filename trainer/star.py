@@ -125,7 +125,7 @@ def train_star(
 ) -> StarResult:
     """Draw n answers to each prompt from `policy`, and fine-tune `sft` on some of those that pass their check.
 
-    Arguments and errors are those of `best_of_n.train_rejection`; `sft` is the version whose weights are trained.
+    Arguments and errors are those of `best_of_n.train_best_of_n`; `sft` is the version whose weights are trained.
     """
     started = time.monotonic()
     checks = {item.prompt.id: item.check for item in prompts}

@@ -71,7 +71,7 @@ def test_help_is_there_without_torch() -> None:
         ["train", "ppo"],
         ["train", "sft"],
         ["train", "dpo"],
-        ["train", "rejection"],
+        ["train", "best-of-n"],
         ["train", "star"],
         ["model", "fetch"],
     ],
@@ -182,7 +182,7 @@ def test_a_policy_learns_its_best_and_its_right_answers(
     assert [len(row["scores"]) for row in rows] == [4, 4]
     assert [len(row["completions"]) for row in rows] == [1, 1]
     settings = ["--set", "max_new_tokens=30", "--set", "n=8", "--set", 'sft={"validation_ratio": 0}']
-    result = run("train", "rejection", prompts, *options, "--reward", reward, "--out", tmp_path / "raft", *settings)
+    result = run("train", "best-of-n", prompts, *options, "--reward", reward, "--out", tmp_path / "raft", *settings)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["num_answers"] == 16
     checked.write_text('{"prompt": "a", "check": {"kind": "regex", "value": "."}}\n')

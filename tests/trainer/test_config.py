@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import trainer.config
-from trainer.config import DPOConfig, LoraConfig, PPOConfig, RejectionConfig, RewardConfig, SFTConfig, StarConfig
+from trainer.config import BestOfNConfig, DPOConfig, LoraConfig, PPOConfig, RewardConfig, SFTConfig, StarConfig
 
 SMALL, LARGE = 600_000, 135_000_000
 
@@ -51,8 +51,8 @@ def test_a_wrong_value_names_field_and_rule(overrides: dict[str, Any], message: 
         (SFTConfig, {"validation_ratio": 2}, "validation_ratio: must be between 0 and 1"),
         (DPOConfig, {"beta": 0}, "beta: must be greater than 0"),
         (DPOConfig, {"ties": "last"}, 'ties: \'last\' is not "drop" or "half" or "davidson"'),
-        (RejectionConfig, {"n": 0}, "n: must be greater than 0"),
-        (RejectionConfig, {"temperature": 0.0}, "temperature: must be greater than 0"),
+        (BestOfNConfig, {"n": 0}, "n: must be greater than 0"),
+        (BestOfNConfig, {"temperature": 0.0}, "temperature: must be greater than 0"),
         (StarConfig, {"answers_per_prompt": 0}, "answers_per_prompt: must be greater than 0"),
         (StarConfig, {"sft": {"epoch": 1}}, "unknown key epoch; SFTConfig has"),
     ],
@@ -86,7 +86,7 @@ def test_a_whole_number_serves_as_a_number() -> None:
         PPOConfig(lora=None),
         SFTConfig(patience=None),
         DPOConfig(ties="davidson"),
-        RejectionConfig(sft=SFTConfig(lora=LoraConfig(rank=4))),
+        BestOfNConfig(sft=SFTConfig(lora=LoraConfig(rank=4))),
         StarConfig(),
     ],
 )

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainer.tiny import make_model, make_tokenizer, save_tiny
-from trainer.best_of_n import RejectionResult, choose_best, kl_bound, scorer_of, train_rejection
+from trainer.best_of_n import BestOfNResult, choose_best, kl_bound, scorer_of, train_best_of_n
 from trainer.checks import Check, CheckTimeout
-from trainer.config import RejectionConfig, RewardConfig, SFTConfig, StarConfig
+from trainer.config import BestOfNConfig, RewardConfig, SFTConfig, StarConfig
 from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.own_answers import Drawn, draw_answers
 from trainer.preferences import Answer, Ranking
@@ -27,7 +27,7 @@ from trainer.sampling import LocalSampler, Prompt, encode_prompt
 from trainer.star import CheckedPrompt, CheckJudge, StarResult, train_star
 
 SFT = SFTConfig(lora=None, epochs=2, learning_rate=3e-3, conversations_per_batch=4, checkpoint_every=1)
-REJECTION = RejectionConfig(n=4, max_new_tokens=4, prompts_per_checkpoint=4, sft=SFT)
+BEST_OF_N = BestOfNConfig(n=4, max_new_tokens=4, prompts_per_checkpoint=4, sft=SFT)
 STAR = StarConfig(n=8, max_new_tokens=4, prompts_per_checkpoint=4, sft=SFT)
 EOS = 1
 
@@ -139,9 +139,9 @@ def test_the_first_of_equal_answers_is_kept_and_nan_is_refused() -> None:
 # --- Fine-tuning on own answers ---
 
 
-def reject(source: ModelSource, reward: ModelSource, out: Path, **changes: Any) -> RejectionResult:
-    options: dict[str, Any] = {"config": REJECTION, "report": SilentReporter(), "prompts": make_prompts(12)} | changes
-    return train_rejection(options.pop("prompts"), policy=source, reward=reward, out=out, **options)
+def reject(source: ModelSource, reward: ModelSource, out: Path, **changes: Any) -> BestOfNResult:
+    options: dict[str, Any] = {"config": BEST_OF_N, "report": SilentReporter(), "prompts": make_prompts(12)} | changes
+    return train_best_of_n(options.pop("prompts"), policy=source, reward=reward, out=out, **options)
 
 
 def mean_reward(source: ModelSource, reward: ModelSource, out: Path) -> float:
@@ -151,7 +151,7 @@ def mean_reward(source: ModelSource, reward: ModelSource, out: Path) -> float:
 
 def test_what_is_learned_has_a_higher_reward(source: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
     sft = dataclasses.replace(SFT, epochs=6, learning_rate=1e-2)
-    config = dataclasses.replace(REJECTION, n=8, sft=sft)
+    config = dataclasses.replace(BEST_OF_N, n=8, sft=sft)
     result = reject(source, reward, tmp_path / "policy", config=config, prompts=make_prompts(40))
     assert result.num_prompts == 40
     assert result.num_answers == 320
@@ -220,7 +220,7 @@ def test_the_best_whole_answer_is_learned_where_the_best_one_was_cut(
     assert {row["finish_reason"] for row in rows} == {"stop"}
     tokenizer, model = load_tokenizer(source), load_causal_lm(source)
     drawn = draw_answers(
-        LocalSampler(model, tokenizer), make_prompts(12), n=4, temperature=1.0, max_new_tokens=4, seed=REJECTION.seed
+        LocalSampler(model, tokenizer), make_prompts(12), n=4, temperature=1.0, max_new_tokens=4, seed=BEST_OF_N.seed
     )
     num_cut_best = 0
     expected = []
@@ -237,7 +237,7 @@ def test_the_best_whole_answer_is_learned_where_the_best_one_was_cut(
 
 
 def test_only_cut_answers_are_nothing_to_learn_from(source: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
-    config = dataclasses.replace(REJECTION, max_new_tokens=1)
+    config = dataclasses.replace(BEST_OF_N, max_new_tokens=1)
     with pytest.raises(ValueError, match=r"no answer to learn from: 48 answers to 12 prompts .* cut by length"):
         reject(source, reward, tmp_path / "policy", config=config)
 
