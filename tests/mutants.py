@@ -109,12 +109,24 @@ MUTANTS = (
     Mutant("the value loss's sign turned", LOSSES, "loss=0.5 * share", "loss=-0.5 * share"),
     Mutant("the value loss without its half", LOSSES, "loss=0.5 * share", "loss=share"),
     Mutant("losses over padding", LOSSES, "values_BT.masked_fill(~mask_BT, 0.0).sum()", "values_BT.sum()"),
-    Mutant("the pairwise loss's sign turned", LOSSES, "F.softplus(-margin_BKK", "F.softplus(margin_BKK"),
+    Mutant("the pairwise loss's sign turned", LOSSES, "F.softplus(-gap_BKK)", "F.softplus(gap_BKK)"),
     Mutant(
         "a ranking counts by its number of pairs",
         LOSSES,
-        "loss_B = each_BKK.sum(dim=(1, 2)) / total_B.clamp(min=0.5)",
-        "loss_B = each_BKK.sum(dim=(1, 2))",
+        "(each_BKK * weight_BKK).sum(dim=(1, 2)) / total_B.clamp(min=0.5)",
+        "(each_BKK * weight_BKK).sum(dim=(1, 2))",
+    ),
+    Mutant(
+        "Davidson's tie without its own probability",
+        LOSSES,
+        "theta.expand_as(plain_BKK)) - theta",
+        "theta.expand_as(plain_BKK))",
+    ),
+    Mutant(
+        "Plackett-Luce's choice among all answers",
+        LOSSES,
+        "place_BK[:, None, :] > place_BK[:, :, None]",
+        "place_BK[:, None, :] >= 0 * place_BK[:, :, None]",
     ),
     Mutant(
         "a missing EOS is rewarded",
@@ -142,8 +154,6 @@ def run(mutant: Mutant, copy: Path) -> Verdict:
     """Plant the error, run the tests of its file until one fails, and take the error out again."""
     path = copy / mutant.file
     source = path.read_text(encoding="utf-8")
-    if source.count(mutant.old) != 1:
-        raise SystemExit(f"{mutant.name}: {mutant.file} has its place {source.count(mutant.old)} times, not once")
     path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS_OF[mutant.file]]
     try:
@@ -154,6 +164,14 @@ def run(mutant: Mutant, copy: Path) -> Verdict:
         path.write_text(source, encoding="utf-8")
     red = re.search(r"^(?:FAILED|ERROR) \S*?(\w+\.py(?:::\w+)?)", done.stdout, re.MULTILINE)
     return Verdict(mutant.name, mutant.file, red[1] if red and done.returncode else None)
+
+
+def require_places(mutants: Sequence[Mutant]) -> None:
+    """Each error can be planted in one place, or the command ends before the first."""
+    for mutant in mutants:
+        num = (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old)
+        if num != 1:
+            raise SystemExit(f"{mutant.name}: {mutant.file} has its place {num} times, not once")
 
 
 def as_table(verdicts: Sequence[Verdict]) -> str:
@@ -172,6 +190,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the verdicts to this file")
     asked = parser.parse_args()
     chosen = [item for item in MUTANTS if not asked.names or any(name in item.name for name in asked.names)]
+    require_places(chosen)
     with tempfile.TemporaryDirectory(prefix="rankloop-mutants-") as folder:
         copy = Path(folder)
         for name in COPIED:
