@@ -57,7 +57,7 @@ MUTANTS = (
         KL,
         "-beta * ((reference_logprobs_BT - logprobs_BT).exp() - 1 - (reference_logprobs_BT - logprobs_BT))",
     ),
-    Mutant("|k1| in the reward", LOSSES, KL, "-beta * (logprobs_BT - reference_logprobs_BT).abs()"),
+    Mutant("the absolute value of k1 in the reward", LOSSES, KL, "-beta * (logprobs_BT - reference_logprobs_BT).abs()"),
     Mutant("k1 clamped at 0", LOSSES, KL, "-beta * (logprobs_BT - reference_logprobs_BT).clamp(min=0)"),
     Mutant("the KL penalty's sign turned", LOSSES, KL, KL.removeprefix("-")),
     Mutant(
