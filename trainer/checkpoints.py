@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trainer.distributed import write_once
 from trainer.folders import MANIFEST, new_folder, read_manifest, sha256_file, write_manifest
 
 FORMAT = 1
@@ -41,7 +42,7 @@ def save_checkpoint(
     progress: Mapping[str, Any],
     identity: Mapping[str, Any],
 ) -> None:
-    """Replace `folder` by a checkpoint of now.
+    """Replace `folder` by a checkpoint of now. Where several processes train, all call it, and the first one writes.
 
     Args:
         folder: appears in one rename; what stood there goes only then.
@@ -57,14 +58,19 @@ def save_checkpoint(
         "optimizers": optimizer_groups,
         "random": random_state,
     }
-    with new_folder(folder) as building:
-        save_file(_learning(models), building / WEIGHTS)
-        save_file(optimizer_tensors, building / OPTIMIZERS)
-        save_file(random_tensors, building / RANDOM)
-        (building / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
-        files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
-        about = {"format": FORMAT, "code_version": code_version(), "identity": dict(identity)}
-        write_manifest(building, {**about, "files": files})
+    weights = _learning(models)
+
+    def write() -> None:
+        with new_folder(folder) as building:
+            save_file(weights, building / WEIGHTS)
+            save_file(optimizer_tensors, building / OPTIMIZERS)
+            save_file(random_tensors, building / RANDOM)
+            (building / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+            files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
+            about = {"format": FORMAT, "code_version": code_version(), "identity": dict(identity)}
+            write_manifest(building, {**about, "files": files})
+
+    write_once(write)
 
 
 def load_checkpoint(

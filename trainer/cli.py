@@ -194,12 +194,13 @@ def train_reward(
             refuse("Say what to do: --out FOLDER to train a model, --folds 5 to measure one, or both.")
         from trainer import reward
         from trainer.config import RewardConfig
+        from trainer.distributed import joined
         from trainer.preferences import read_rankings
 
         config = RewardConfig.from_overrides(parse_settings(settings))
         source, rankings, device = find_source(model), read_rankings(file), WorkerSettings().torch_device()
         figures: dict[str, Any] = {"num_rankings": len(rankings)}
-        with BarReporter() as report:
+        with joined(device) as here, BarReporter(is_shown=here.is_first) as report:
             if folds > 1:
                 measured = reward.cross_validate(
                     rankings, source=source, config=config, folds=folds, report=report, device=device
@@ -214,7 +215,8 @@ def train_reward(
                     rankings, source=source, config=config, out=out, report=report, device=device
                 )
                 figures |= result.as_json()
-        show(figures, json_file)
+        if here.is_first:
+            show(figures, json_file)
 
 
 @train_cli.command("ppo")
@@ -415,10 +417,13 @@ def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
 class BarReporter:
     """The `Reporter` of a terminal: a bar with what was reached last, and the log above it."""
 
+    def __init__(self, *, is_shown: bool = True) -> None:
+        self._is_shown = is_shown
+
     def __enter__(self) -> Self:
         from tqdm import tqdm
 
-        self._bar = tqdm(unit="step", dynamic_ncols=True)
+        self._bar = tqdm(unit="step", dynamic_ncols=True, disable=not self._is_shown)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -34,6 +34,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import DPOConfig
 from trainer.data import Example, encode_rankings, group_by_tokens, stack_weights
+from trainer.distributed import add_up, one_voice, part_of, put_together
 from trainer.fitting import (
     Keeper,
     apply_step,
@@ -118,6 +119,7 @@ def train_dpo(
         RunCancelled: the reporter said stop.
     """
     started = time.monotonic()
+    report = one_voice(report)
     rankings = to_rankings(rows)
     tokenizer = load_tokenizer(policy)
     config = config.for_model(count_parameters(policy), device)
@@ -227,23 +229,24 @@ def dpo_loss(reward_BK: Tensor, weight_BKK: Tensor, config: DPOConfig) -> Tensor
 
 
 def _accumulate(rewards: ImplicitReward, batch: Sequence[Example], config: DPOConfig) -> tuple[float, dict[str, float]]:
-    """Gradients of the batch's loss into the parameters, a few whole rankings at a time; the loss, and means."""
-    loss = 0.0
-    found: list[Tensor] = []
-    margins: list[Tensor] = []
-    for group in group_by_tokens(batch, config.tokens_per_forward, shares_prompt=False):
+    """Gradients of the batch's loss into the parameters, a few whole rankings at a time, and of this process's part of
+    the batch; the loss of the whole batch, and means."""
+    loss = reward = margin = num_right = 0.0
+    num_pairs = 0
+    for group in group_by_tokens(part_of(batch), config.tokens_per_forward, shares_prompt=False):
         reward_N = rewards.of(group)
         reward_BK, weight_BKK = _by_ranking(reward_N, group), stack_weights(group).to(rewards.device)
         group_loss = dpo_loss(reward_BK, weight_BKK, config) * len(group) / len(batch)
         torch.autograd.backward([group_loss])
         loss += group_loss.item()
-        found.append(reward_N.detach())
-        margins.append((reward_BK[:, :, None] - reward_BK[:, None, :]).detach()[weight_BKK == 1.0])
-    margin = torch.cat(margins)
+        margin_M = (reward_BK[:, :, None] - reward_BK[:, None, :]).detach()[weight_BKK == 1.0]
+        reward, margin = reward + reward_N.sum().item(), margin + margin_M.sum().item()
+        num_right, num_pairs = num_right + (margin_M > 0).sum().item(), num_pairs + len(margin_M)
+    loss, reward, margin, num_right, num_all_pairs = add_up(loss, reward, margin, num_right, num_pairs)
     return loss, {
-        "accuracy/train": (margin > 0).float().mean().item() if len(margin) else 0.0,
-        "dpo/margin": margin.mean().item() if len(margin) else 0.0,
-        "dpo/reward": torch.cat(found).mean().item(),
+        "accuracy/train": num_right / max(1.0, num_all_pairs),
+        "dpo/margin": margin / max(1.0, num_all_pairs),
+        "dpo/reward": reward / sum(len(example.rows) for example in batch),
     }
 
 
@@ -276,8 +279,9 @@ class ImplicitReward:
     @torch.no_grad()
     def add_reference(self, examples: Sequence[Example]) -> None:
         """Compute the reference's log-probabilities of these rankings' answers, once and for all."""
-        for example in examples:
-            self._reference_logprobs[_key(example)] = self._logprobs(self._reference or self.policy.model, [example])
+        model = self._reference or self.policy.model
+        parts = self._of_each(examples, lambda example: self._logprobs(model, [example]))
+        self._reference_logprobs |= {_key(example): part for example, part in zip(examples, parts, strict=True)}
 
     def forget_reference(self) -> None:
         """Its weights are needed no longer."""
@@ -293,8 +297,15 @@ class ImplicitReward:
         """Pairwise accuracy of the implicit reward; None when there is no ordered pair."""
         if not examples:
             return None
-        scores = [self.of([example]).tolist() for example in examples]
+        scores = [part.tolist() for part in self._of_each(examples, lambda example: self.of([example]))]
         return pairwise_accuracy([example.ranking for example in examples], scores)
+
+    def _of_each(self, examples: Sequence[Example], compute: Callable[[Example], Tensor]) -> list[Tensor]:
+        """`compute` of every ranking, one number an answer; each process computes a part of them."""
+        counts = [len(example.rows) for example in examples]
+        none_N = torch.zeros(0, device=self.device)
+        all_N = put_together(torch.cat([none_N, *map(compute, part_of(examples))]), counts)
+        return list(torch.split(all_N, counts))
 
     def _logprobs(self, model: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
         """log p of each answer as a whole, in fp32: [N]."""

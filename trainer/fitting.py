@@ -17,6 +17,7 @@ from torch import nn
 
 from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
 from trainer.config import DPOConfig, LoraConfig, SFTConfig
+from trainer.distributed import add_up_gradients, world, write_once
 from trainer.folders import new_folder, sha256_file, write_manifest
 from trainer.models import ModelSource, Policy, load_policy
 
@@ -73,7 +74,11 @@ def shuffled(num: int, *, seed: int, epoch: int) -> list[int]:
 def apply_step(
     policy: Policy, optimizer: torch.optim.Optimizer, loss: float, *, rate: float, step: int, max_grad_norm: float
 ) -> float:
-    """Clip the gradient, apply the step, return the norm. ValueError, and no step, when something is not finite."""
+    """Add up the processes' gradients, clip the sum, apply the step, return the norm.
+
+    ValueError, and no step, when something is not finite.
+    """
+    add_up_gradients(learning_parameters(policy))
     norm = torch.nn.utils.clip_grad_norm_(learning_parameters(policy), max_grad_norm).item()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         name = "the loss" if not math.isfinite(loss) else "the gradient"
@@ -118,7 +123,7 @@ class Keeper:
             progress={**progress, **({CARRIED: dict(self.carried)} if self.carried else {})},
             identity=self.identity,
         )
-        if self.on_checkpoint:
+        if self.on_checkpoint and world().is_first:
             self.on_checkpoint(self.folder)
 
 
@@ -134,10 +139,14 @@ def parents(**sources: ModelSource) -> dict[str, str | None]:
 
 def save_version(policy: Policy, out: Path, about: Mapping[str, Any]) -> None:
     """The version's folder, its manifest last."""
-    with new_folder(out) as building:
-        policy.save(building)
-        files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
-        write_manifest(building, {**about, "code_version": code_version(), "files": files})
+
+    def write() -> None:
+        with new_folder(out) as building:
+            policy.save(building)
+            files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
+            write_manifest(building, {**about, "code_version": code_version(), "files": files})
+
+    write_once(write)
 
 
 def copy_parameters(target: nn.ParameterList, source: nn.Module) -> None:

@@ -53,7 +53,7 @@ def pack(
     """
     lengths = [len(document.tokens) for document in documents]
     if is_packing:
-        width = max(lengths)
+        width = max(lengths, default=0)
         rows = _first_fit(lengths, width)
     else:
         rows = [[index] for index in sorted(range(len(lengths)), key=lambda index: -lengths[index])]

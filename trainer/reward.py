@@ -48,6 +48,7 @@ from trainer.data import (
     stack_places,
     stack_weights,
 )
+from trainer.distributed import add_up, add_up_gradients, one_voice, part_of, put_together, world, write_once
 from trainer.folders import new_folder, sha256_file, write_manifest
 from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
 from trainer.models import (
@@ -156,6 +157,7 @@ def train_reward(
         RunCancelled: the reporter said stop.
     """
     started = time.monotonic()
+    report = one_voice(report)
     rankings = to_rankings(rows)
     tokenizer = load_tokenizer(source)
     config = config.for_model(count_parameters(source), device)
@@ -182,7 +184,7 @@ def train_reward(
     loss = _fit(scorer, training, validation, config, report, keep)
     _centre(scorer, training)
     scores = scorer.score_examples(validation)
-    _save(model, out, identity)
+    write_once(partial(_save, model, out, identity))
     return RewardResult(
         folder=out,
         num_rankings=len(training),
@@ -239,7 +241,7 @@ def cross_validate(
     blocks say, for another call with the same model, adapters and rows. ValueError as in `train_reward`.
     """
     started = time.monotonic()
-    report = report or SilentReporter()
+    report = one_voice(report or SilentReporter())
     tokenizer = load_tokenizer(source)
     config = config.for_model(count_parameters(source), device)
     examples, refused = _encode(to_rankings(rows), tokenizer, source, config)
@@ -329,6 +331,7 @@ def _fit(
         loss, accuracy = _accumulate(scorer, batch, config, importance_NE[chosen])
 
         # 3. The step, unless something is not finite.
+        add_up_gradients(learning)
         norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm).item()
         _require_finite(loss, norm, step)
         rate = learning_rate_at(step, num_steps, config)
@@ -360,14 +363,14 @@ def _fit(
 def _accumulate(
     scorer: Scorer, batch: Sequence[Example], config: RewardConfig, importance_BE: Tensor
 ) -> tuple[float, float]:
-    """Gradients of the batch's loss, the mean over heads, into the parameters.
+    """Gradients of the batch's loss, the mean over heads, into the parameters: this process's part of them.
 
-    Returns (loss, share of the batch's ordered pairs that the mean score has in the right order).
+    Returns, of the whole batch, (loss, share of the ordered pairs that the mean score has in the right order).
     """
     loss = right = total = 0.0
     whole_E = importance_BE.sum(dim=0).clamp(min=1e-9)
-    rest_BE = importance_BE
-    for group in scorer.groups(batch):
+    rest_BE = importance_BE[world().rank :: world().size]
+    for group in scorer.groups(part_of(batch)):
         scores_BKE = scorer.group_scores(group)
         part_BE, rest_BE = rest_BE[: len(group)], rest_BE[len(group) :]
         share_E = (part_BE.sum(dim=0) / whole_E).tolist()
@@ -382,6 +385,7 @@ def _accumulate(
         is_better_BKK = stack_weights(group).to(scores_BK.device) == 1.0
         won_BKK = (scores_BK[:, :, None] > scores_BK[:, None, :])[is_better_BKK]
         right, total = right + won_BKK.sum().item(), total + won_BKK.numel()
+    loss, right, total = add_up(loss, right, total)
     return loss, right / max(total, 1.0)
 
 
@@ -526,14 +530,19 @@ class Scorer:
     @torch.no_grad()
     def score_examples(self, examples: Sequence[Example]) -> list[list[float]]:
         """The scores of each ranking's answers."""
-        parts = [self.model.score_states(self._group_states(group)) for group in self.groups(examples)]
-        values = iter([value for score_N in parts for value in score_N.tolist()])
+        values = iter(self._all_scores(examples, self.model.score_states).tolist())
         return [[next(values) for _ in example.rows] for example in examples]
 
     @torch.no_grad()
     def score_members(self, examples: Sequence[Example]) -> Tensor:
         """score_NE of all the rankings' answers, one after another, by each head."""
-        return torch.cat([self.model.member_scores(self._group_states(group)) for group in self.groups(examples)])
+        return self._all_scores(examples, self.model.member_scores)
+
+    def _all_scores(self, examples: Sequence[Example], head: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a head says of all the rankings' answers, one after another; each process computes a part."""
+        none_ND = self.model.head.weight.new_zeros(0, self.model.head.in_features)
+        parts = [head(self._group_states(group)) for group in self.groups(part_of(examples))]
+        return put_together(torch.cat([head(none_ND), *parts]), [len(example.rows) for example in examples])
 
     def accuracy(self, examples: Sequence[Example]) -> Accuracy | None:
         """Pairwise accuracy on rankings; None when they hold no pair."""
@@ -591,7 +600,7 @@ class _Keeper:
             progress=progress,
             identity=self.identity,
         )
-        if self.on_checkpoint:
+        if self.on_checkpoint and world().is_first:
             self.on_checkpoint(self.folder)
 
 

@@ -35,6 +35,7 @@ from transformers import PreTrainedTokenizerBase
 from trainer.config import SFTConfig
 from trainer.data import encode_answer
 from trainer.demonstrations import Conversation, to_conversations
+from trainer.distributed import add_up, one_voice, part_of
 from trainer.fitting import (
     Keeper,
     apply_step,
@@ -152,6 +153,7 @@ def train_sft(
         RunCancelled: the reporter said stop.
     """
     started = time.monotonic()
+    report = one_voice(report)
     conversations = to_conversations(rows)
     tokenizer = load_tokenizer(source)
     config = config.for_model(count_parameters(source), device)
@@ -290,7 +292,8 @@ class Learner:
             )
 
     def accumulate(self, batch: Sequence[Lesson]) -> float:
-        """Gradients of the mean loss over the batch's learned tokens into the parameters; that loss."""
+        """Gradients of the mean loss over the batch's learned tokens into the parameters (this process's part of them);
+        that loss."""
         return self._loss(batch, torch.autograd.backward)
 
     @torch.no_grad()
@@ -302,8 +305,8 @@ class Learner:
         return loss
 
     def _loss(self, lessons: Sequence[Lesson], use: Callable[[list[torch.Tensor]], None]) -> float:
-        documents = [document for lesson in lessons for document in lesson.documents]
-        num_learned = sum(document.num_learned for document in documents)
+        num_learned = sum(document.num_learned for lesson in lessons for document in lesson.documents)
+        documents = [document for lesson in part_of(lessons) for document in lesson.documents]
         total = 0.0
         parts = pack(
             documents,
@@ -319,7 +322,7 @@ class Learner:
             loss = -logprob_M.sum() / num_learned
             use([loss])
             total += loss.item()
-        return total
+        return add_up(total)[0]
 
 
 # --- Before and after ------------------------------------------------------------------------------------------------

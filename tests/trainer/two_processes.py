@@ -1,0 +1,123 @@
+"""Trainings that must come out the same in one process and in several: what `test_distributed.py` runs under torchrun.
+
+torchrun --nproc-per-node 2 tests/trainer/two_processes.py BASE_MODEL OUT NAME...
+"""
+
+import json
+import random
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import DPOConfig, LoraConfig, RewardConfig, SFTConfig
+from trainer.distributed import joined
+from trainer.dpo import train_dpo
+from trainer.models import ModelSource
+from trainer.preferences import Answer, Ranking
+from trainer.reporting import SilentReporter
+from trainer.reward import train_reward
+from trainer.sft import train_sft
+
+LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
+REWARD = RewardConfig(lora=None, epochs=2, learning_rate=3e-3, rankings_per_batch=4, checkpoint_every=2)
+DPO = DPOConfig(lora=None, epochs=2, learning_rate=1e-3, rankings_per_batch=4, checkpoint_every=2)
+# An eps as large as the other loops': where a gradient is next to nothing, Adam divides rounding by rounding.
+SFT = SFTConfig(lora=None, epochs=2, learning_rate=3e-3, conversations_per_batch=4, adam_eps=1e-5, checkpoint_every=2)
+
+
+class Recorder(SilentReporter):
+    """Remembers the points of the curves."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.points.append((step, dict(values)))
+
+
+def make_rankings(num: int, *, split: str = "train", seed: int = 0) -> list[Ranking]:
+    """Two to five answers of one to twelve words, with ties and answers without a place; more "a" is better."""
+    chance = random.Random(seed)
+    rankings = []
+    for number in range(num):
+        texts = [" ".join(chance.choices("abcd", k=chance.randint(1, 12))) for _ in range(chance.randint(2, 5))]
+        places: list[int | None] = [-text.split().count("a") for text in texts]
+        if len(texts) > 3:
+            places[0] = None
+        places[-1], places[-2] = 1, 2
+        answers = tuple(Answer(f"{number}-{index}", text) for index, text in enumerate(texts))
+        messages = [{"role": "user", "content": " ".join(chance.choices("abcd", k=chance.randint(1, 20)))}]
+        rankings.append(Ranking(f"{split}{number}", f"{split}{number}", messages, answers, tuple(places), split))
+    return rankings
+
+
+# Nine and batches of four: the last batch of an epoch has less than one element for each process.
+RANKINGS = [*make_rankings(9), *make_rankings(5, split="validation", seed=1)]
+
+
+def reward(source: ModelSource, out: Path, report: Recorder, **changes: Any) -> Any:
+    """A reward model on packed rows, full weights."""
+    config = RewardConfig.from_overrides(REWARD.as_json() | changes.pop("config", {}))
+    return train_reward(RANKINGS, source=source, config=config, out=out, report=report, **changes)
+
+
+def reward_of_all_sorts(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """An ensemble that learns ties through adapters, on rows that are separate."""
+    config = {"lora": LORA.as_json(), "num_heads": 3, "ties": "davidson", "share_prompt": False}
+    return reward(source, out, report, config=config)
+
+
+def reward_with_adapters(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """What the frozen blocks say is kept."""
+    return reward(source, out, report, config={"lora": LORA.as_json()})
+
+
+def sft(source: ModelSource, out: Path, report: Recorder, **changes: Any) -> Any:
+    """Conversations of many lengths, some held out."""
+    chance = random.Random(3)
+    rows = [
+        {"id": f"c{number}", "prompt": "a b", "completion": " ".join(chance.choices("abcd", k=chance.randint(1, 20)))}
+        for number in range(11)
+    ]
+    rows = [row | {"split": "validation" if number > 8 else "train"} for number, row in enumerate(rows)]
+    config = SFTConfig.from_overrides(SFT.as_json() | changes.pop("config", {}))
+    return train_sft(rows, source=source, config=config, out=out, report=report, **changes)
+
+
+def dpo(source: ModelSource, out: Path, report: Recorder, **changes: Any) -> Any:
+    """Rankings of two to five answers, from the version that `sft` made: a policy that is its own reference has margins
+    of mere rounding."""
+    policy = ModelSource(source.base, out.with_name("sft"))
+    config = DPOConfig.from_overrides(DPO.as_json() | changes.pop("config", {}))
+    return train_dpo(RANKINGS, sft=source, policy=policy, config=config, out=out, report=report, **changes)
+
+
+Training = Callable[[ModelSource, Path, Recorder], Any]
+TRAININGS: dict[str, Training] = {
+    "reward": reward,
+    "reward_of_all_sorts": reward_of_all_sorts,
+    "reward_with_adapters": reward_with_adapters,
+    "sft": sft,
+    "dpo": dpo,
+}
+
+
+def run(names: list[str], base: Path, out: Path) -> None:
+    """Do these trainings; `out/NAME` is the version, `out/NAME.json` what was said and measured."""
+    for name in names:
+        report = Recorder()
+        torch.manual_seed(0)
+        result = TRAININGS[name](ModelSource(base), out / name, report).as_json()
+        result.pop("seconds")
+        # Only the process that speaks has heard something.
+        if report.points:
+            (out / f"{name}.json").write_text(json.dumps({"result": result, "points": report.points}))
+
+
+if __name__ == "__main__":
+    with joined() as here:
+        assert here.size == 2
+        run(sys.argv[3:], Path(sys.argv[1]), Path(sys.argv[2]))
