@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainer.distributed import write_once
+from trainer.distributed import gather, spread_like, write_once
 from trainer.folders import MANIFEST, new_folder, read_manifest, sha256_file, write_manifest
 
 FORMAT = 1
@@ -58,7 +58,7 @@ def save_checkpoint(
         "optimizers": optimizer_groups,
         "random": random_state,
     }
-    weights = _learning(models)
+    weights = gather(_learning(models))
 
     def write() -> None:
         with new_folder(folder) as building:
@@ -92,7 +92,7 @@ def load_checkpoint(
         raise CheckpointError("The checkpoint's weights do not fit this model: it belongs to another one.")
     with torch.no_grad():
         for name, tensor in current.items():
-            tensor.copy_(weights[name])
+            tensor.copy_(spread_like(weights[name], tensor))
     _unpack_optimizers(optimizers, load_file(folder / OPTIMIZERS), state["optimizers"])
     _unpack_random(load_file(folder / RANDOM), state["random"])
     return cast(dict[str, Any], state["progress"])
@@ -138,17 +138,23 @@ def _pack_optimizers(optimizers: Mapping[str, torch.optim.Optimizer]) -> tuple[d
         state = optimizer.state_dict()
         groups[key] = state["param_groups"]
         for parameter, values in state["state"].items():
-            tensors |= {f"{key}/{parameter}/{name}": value.contiguous() for name, value in values.items()}
-    return tensors, groups
+            tensors |= {f"{key}/{parameter}/{name}": value for name, value in values.items()}
+    return {path: value.contiguous() for path, value in gather(tensors).items()}, groups
 
 
 def _unpack_optimizers(
     optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor], groups: Mapping[str, Any]
 ) -> None:
     states: dict[str, dict[int, dict[str, Tensor]]] = {key: {} for key in optimizers}
+    parameters = {
+        key: [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for key, optimizer in optimizers.items()
+    }
     for path, tensor in tensors.items():
-        key, parameter, name = path.split("/")
-        states[key].setdefault(int(parameter), {})[name] = tensor
+        key, number, name = path.split("/")
+        # Adam's count of steps is one number; all else is as large as the parameter, and spread as it is.
+        own = tensor if tensor.dim() == 0 else spread_like(tensor, parameters[key][int(number)])
+        states[key].setdefault(int(number), {})[name] = own
     for key, optimizer in optimizers.items():
         optimizer.load_state_dict({"state": states[key], "param_groups": groups[key]})
 

@@ -59,6 +59,7 @@ class LoraConfig(_Config):
 
 Lora = LoraConfig | None | Literal["auto"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Sharding = Literal["none", "full"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,12 @@ class RewardConfig(_Config):
     tokens_per_forward: int = 512
     """Memory and speed only: tokens of one forward pass, or of one ranking. More take more memory and save no time on a
     CPU."""
+    precision: Precision = "auto"
+    """"bfloat16": products of matrices in the transformer only. "auto": that on a GPU, float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Memory only: blocks are computed again in the backward pass, about a third more time."""
+    sharding: Sharding = "none"
+    """Memory only, under torchrun. "full": weights, gradients and moments are spread over the processes (FSDP2)."""
     share_prompt: bool = True
     """Speed only: a prompt is computed once for its K answers. A model that does not allow it is seen by a probe."""
     cache_megabytes: int = 2048
@@ -126,7 +133,8 @@ class RewardConfig(_Config):
         """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
         lora = _choose_lora(self.lora, num_parameters, device)
         rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=1e-3, small=1e-3, large=9e-6)
-        return dataclasses.replace(self, lora=lora, learning_rate=rate)
+        precision = _choose_precision(self.precision, device)
+        return dataclasses.replace(self, lora=lora, learning_rate=rate, precision=precision)
 
     def for_rankings(self, num_rankings: int) -> RewardConfig:
         """The same settings with the number of epochs filled in for so many rankings to learn from."""
@@ -290,6 +298,8 @@ class SFTConfig(_Config):
     """IG: fp16 with fp32 weights. "bfloat16": products of matrices only. "auto": that on a GPU, float32 on a CPU."""
     gradient_checkpointing: bool = False
     """Memory only: blocks are computed again in the backward pass, about a third more time."""
+    sharding: Sharding = "none"
+    """Memory only, under torchrun. "full": weights, gradients and moments are spread over the processes (FSDP2)."""
     tokens_per_forward: int = 2048
     """Memory and speed only: tokens of one forward pass; a step adds up as many as it needs."""
     checkpoint_every: int = 20
@@ -346,6 +356,8 @@ class DPOConfig(_Config):
     """"bfloat16": products of matrices only. "auto": that on a GPU, float32 on a CPU."""
     gradient_checkpointing: bool = False
     """Memory only: blocks are computed again in the backward pass, about a third more time."""
+    sharding: Sharding = "none"
+    """Memory only, under torchrun. "full": weights, gradients and moments are spread over the processes (FSDP2)."""
     tokens_per_forward: int = 2048
     """Memory and speed only: tokens, or one ranking, that are in memory at once; a step adds up what it needs."""
     checkpoint_every: int = 20

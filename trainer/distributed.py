@@ -9,10 +9,15 @@ Gradients are added up by an explicit all-reduce after the backward passes, not 
 reasons: DDP takes means where sums are right; it needs the same number of forward passes in every process, and ragged
 rankings don't give that; and it listens at the `forward` of a wrapper, which packed rows don't go through. The price is
 that the sum waits for the last backward pass instead of overlapping with it.
+
+A model that is too large for one GPU is spread over all of them (`shard`, torch's FSDP2): each process keeps an n-th of
+every weight, gradient and moment, and fetches the rest of a block when it computes it. Then all processes must compute
+equally often: who has fewer parts adds spare ones, which count nothing.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +26,12 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.reporting import Level, Reporter
 
@@ -96,10 +105,13 @@ def add_up(*values: float) -> list[float]:
 
 
 def add_up_gradients(parameters: Iterable[Tensor]) -> None:
-    """Let every process have the sum of all gradients. Who had nothing to compute adds zeros."""
+    """Let every process have the sum of all gradients. Who had nothing to compute adds zeros.
+
+    Those of shards were added up in the backward pass.
+    """
     if world().size == 1:
         return
-    for bucket in _buckets(parameters):
+    for bucket in _buckets(parameter for parameter in parameters if not is_shard(parameter)):
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
@@ -121,6 +133,26 @@ def _buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
+    """Scale the gradients down to this norm over all parameters and processes, where it is larger; the norm before."""
+    if not any(is_shard(parameter) for parameter in parameters):
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
+    wholes = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    norm = (add_up(_sum_of_squares(shards))[0] + _sum_of_squares(wholes)) ** 0.5
+    # As torch does it.
+    scale = max_norm / (norm + 1e-6)
+    if scale < 1.0:
+        for gradient in (*shards, *wholes):
+            gradient.mul_(scale)
+    return norm
+
+
+def _sum_of_squares(tensors: Sequence[Tensor]) -> float:
+    return math.fsum(torch.linalg.vector_norm(tensor).item() ** 2 for tensor in tensors)
+
+
 def put_together(mine_ND: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows of all items, in the items' order, from the rows that each process has of its `part_of` them.
 
@@ -138,6 +170,81 @@ def put_together(mine_ND: Tensor, counts: Sequence[int]) -> Tensor:
     all_ND[row_owner == here.rank] = mine_ND.detach().double().cpu()
     dist.all_reduce(all_ND)
     return all_ND.to(mine_ND)
+
+
+# --- Shards ----------------------------------------------------------------------------------------------------------
+
+
+def shard(transformer: nn.Module, device: str) -> None:
+    """Spread a transformer's weights over the processes, block by block; they move to the device as they are spread.
+
+    One process keeps all of them. The sum over processes of the gradients is taken as the backward pass goes.
+    """
+    if world().size == 1:
+        return
+    mesh = init_device_mesh(torch.device(device).type, (world().size,))
+    blocks = [module for module in transformer.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for module in (*blocks, transformer):
+        # By itself the outermost part stays whole after a forward pass: an optimizer would take that for its weights.
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        # Sums, not means. Gloo knows plain sums only.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(enable=True)
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of the tensor."""
+    return isinstance(tensor, DTensor)
+
+
+def even_passes(parts: Sequence[Item], spare: Item) -> list[Item]:
+    """The parts of this process, and `spare` behind them until no process has more. Every process must ask."""
+    most = torch.tensor(len(parts))
+    if world().size > 1:
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return [*parts, *[spare] * (int(most) - len(parts))]
+
+
+def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in one piece, those of shards in the memory of the first process's CPU and nowhere else.
+
+    Every process must call it with the same tensors in the same order.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, DTensor):
+            found[name] = tensor
+            continue
+        # All take part, one tensor at a time, and all but the first let it go.
+        whole = tensor.full_tensor()
+        if world().is_first:
+            found[name] = whole.cpu()
+    return found
+
+
+def spread_like(whole: Tensor, target: Tensor) -> Tensor:
+    """This process's part of `whole`, where `target` is a shard; else `whole`. Every process has all of `whole`."""
+    if not isinstance(target, DTensor):
+        return whole
+    here = whole.to(target.device, target.dtype)
+    return distribute_tensor(here, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def put_weights_together(model: nn.Module) -> None:
+    """Give the first process all weights in one piece, on its CPU: for saving. Nobody can compute with it any more."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    found: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if not is_shard(parameter):
+                continue
+            # A tied weight stays tied.
+            if id(parameter) not in found:
+                whole = gather({name: parameter}).get(name, torch.empty(0))
+                found[id(parameter)] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+            setattr(module, name, found[id(parameter)])
 
 
 # --- One voice -------------------------------------------------------------------------------------------------------

@@ -22,11 +22,12 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import DPOConfig
 from trainer.data import Example, encode_rankings, group_by_tokens, stack_weights
-from trainer.distributed import add_up, one_voice, part_of, put_together
+from trainer.distributed import add_up, even_passes, one_voice, part_of, put_together, shard, world
 from trainer.fitting import (
     Keeper,
     apply_step,
@@ -54,6 +55,8 @@ from trainer.preferences import Accuracy, Ranking, pairwise_accuracy, to_ranking
 from trainer.reporting import Reporter, RunCancelled
 
 DEFAULT_MAX_LENGTH = 2048
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def train_dpo(
     tokenizer = load_tokenizer(policy)
     config = config.for_model(count_parameters(policy), device)
     is_from_reference = (policy.base, policy.version) == (sft.base, sft.version)
-    reference = None if is_from_reference else load_causal_lm(sft, device=device)
+    reference = None if is_from_reference else _load_reference(sft, config, device)
     learner = make_policy(policy, config, device)
     limit = min(context_length(learner.model.config), config.max_length or DEFAULT_MAX_LENGTH)
     # A tie has no weight as an ordered pair, but a ranking of ties alone is something to learn from.
@@ -233,11 +236,15 @@ def _accumulate(rewards: ImplicitReward, batch: Sequence[Example], config: DPOCo
     the batch; the loss of the whole batch, and means."""
     loss = reward = margin = num_right = 0.0
     num_pairs = 0
-    for group in group_by_tokens(part_of(batch), config.tokens_per_forward, shares_prompt=False):
+    groups = group_by_tokens(part_of(batch), config.tokens_per_forward, shares_prompt=False)
+    for number, group in enumerate(rewards.even(groups, batch[:1])):
+        is_spare = number >= len(groups)
         reward_N = rewards.of(group)
         reward_BK, weight_BKK = _by_ranking(reward_N, group), stack_weights(group).to(rewards.device)
-        group_loss = dpo_loss(reward_BK, weight_BKK, config) * len(group) / len(batch)
+        group_loss = dpo_loss(reward_BK, weight_BKK, config) * (0 if is_spare else len(group)) / len(batch)
         torch.autograd.backward([group_loss])
+        if is_spare:
+            continue
         loss += group_loss.item()
         margin_M = (reward_BK[:, :, None] - reward_BK[:, None, :]).detach()[weight_BKK == 1.0]
         reward, margin = reward + reward_N.sum().item(), margin + margin_M.sum().item()
@@ -303,9 +310,14 @@ class ImplicitReward:
     def _of_each(self, examples: Sequence[Example], compute: Callable[[Example], Tensor]) -> list[Tensor]:
         """`compute` of every ranking, one number an answer; each process computes a part of them."""
         counts = [len(example.rows) for example in examples]
-        none_N = torch.zeros(0, device=self.device)
-        all_N = put_together(torch.cat([none_N, *map(compute, part_of(examples))]), counts)
+        none_N, mine = torch.zeros(0, device=self.device), part_of(examples)
+        found = [compute(example) for example in self.even(mine, examples[0])] if examples else []
+        all_N = put_together(torch.cat([none_N, *found[: len(mine)]]), counts)
         return list(torch.split(all_N, counts))
+
+    def even(self, parts: Sequence[Item], spare: Item) -> Sequence[Item]:
+        """With the policy spread over processes: spare parts where others have more, since all must compute alike."""
+        return even_passes(parts, spare) if self._config.sharding == "full" else parts
 
     def _logprobs(self, model: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
         """log p of each answer as a whole, in fp32: [N]."""
@@ -314,9 +326,11 @@ class ImplicitReward:
             for example in examples
             for row in example.rows
         ]
+        # One pass where the policy is spread: all processes must make as many.
+        is_sharded = self._config.sharding == "full"
         parts = pack(
             documents,
-            tokens_per_forward=self._config.tokens_per_forward,
+            tokens_per_forward=sys.maxsize if is_sharded else self._config.tokens_per_forward,
             pad_id=self._pad_id,
             is_packing=self._is_packing,
         )
@@ -326,6 +340,14 @@ class ImplicitReward:
                 logprob_M, owner_M = learned_logprobs(model, Packed(*(tensor.to(self.device) for tensor in part)))
             total_N = total_N.index_add(0, owner_M, logprob_M)
         return total_N
+
+
+def _load_reference(sft: ModelSource, config: DPOConfig, device: str) -> PreTrainedModel:
+    if config.sharding == "none" or world().size == 1:
+        return load_causal_lm(sft, device=device)
+    reference = load_causal_lm(sft)
+    shard(reference, device)
+    return reference
 
 
 def _key(example: Example) -> tuple[tuple[int, ...], ...]:

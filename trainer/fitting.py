@@ -1,4 +1,5 @@
-"""What the loops of SFT and DPO share: the learning rate, precision, finite steps, checkpoints, the version's folder.
+"""What the loops of SFT and DPO share, and in part the reward model's: learning rate, precision, finite steps,
+checkpoints, the version's folder.
 
 Knows no loss and no data.
 """
@@ -16,8 +17,8 @@ import torch
 from torch import nn
 
 from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
-from trainer.config import DPOConfig, LoraConfig, SFTConfig
-from trainer.distributed import add_up_gradients, world, write_once
+from trainer.config import DPOConfig, LoraConfig, RewardConfig, SFTConfig
+from trainer.distributed import add_up_gradients, clip_gradients, put_weights_together, shard, world, write_once
 from trainer.folders import new_folder, sha256_file, write_manifest
 from trainer.models import ModelSource, Policy, load_policy
 
@@ -29,14 +30,33 @@ CARRIED = "carried"
 def make_policy(source: ModelSource, config: LoopConfig, device: str) -> Policy:
     """The model to train, without a reference beside it; `config` has been through `for_model`."""
     assert config.lora is None or isinstance(config.lora, LoraConfig)
-    policy = load_policy(source, lora=config.lora, seed=config.seed, device=device, has_reference=False)
+    is_sharded = config.sharding == "full" and world().size > 1
+    # Shards go to their GPUs block by block: the whole may be too large for one.
+    place = "cpu" if is_sharded else device
+    policy = load_policy(source, lora=config.lora, seed=config.seed, device=place, has_reference=False)
     if config.gradient_checkpointing:
-        # The same under its newer and its older name.
-        model: Any = policy.model
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        # Blocks are only computed again in training mode; dropout is 0 in either.
-        model.train()
-    return policy
+        compute_again(policy.model)
+    if is_sharded:
+        require_plain_saving(source, has_adapter=policy.has_adapter)
+        shard(policy.model, device)
+    return policy.to(device)
+
+
+def compute_again(model: Any) -> None:
+    """Let a transformer keep only what goes into each block, and compute the block again in the backward pass."""
+    # The same under its newer and its older name.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    # Blocks are only computed again in training mode; dropout is 0 in either.
+    model.train()
+
+
+def require_plain_saving(source: ModelSource, *, has_adapter: bool) -> None:
+    """ValueError where saving would merge an adapter into weights that are spread over processes."""
+    if has_adapter and source.weights != source.base:
+        raise ValueError(
+            'sharding: "full" can\'t train an adapter on a version that has weights of its own: train full weights '
+            "(lora: null), or start from the base model."
+        )
 
 
 def learning_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -49,7 +69,7 @@ def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Adam:
     return torch.optim.Adam(learning_parameters(model), lr=0.0, betas=(0.9, config.adam_beta2), eps=config.adam_eps)
 
 
-def autocast(config: LoopConfig, device: str) -> AbstractContextManager[Any]:
+def autocast(config: LoopConfig | RewardConfig, device: str) -> AbstractContextManager[Any]:
     """Products of matrices in bfloat16 where the config says so; weights, losses and the optimizer stay in fp32."""
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
 
@@ -79,7 +99,7 @@ def apply_step(
     ValueError, and no step, when something is not finite.
     """
     add_up_gradients(learning_parameters(policy))
-    norm = torch.nn.utils.clip_grad_norm_(learning_parameters(policy), max_grad_norm).item()
+    norm = clip_gradients(learning_parameters(policy), max_grad_norm)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         name = "the loss" if not math.isfinite(loss) else "the gradient"
         raise ValueError(
@@ -138,7 +158,8 @@ def parents(**sources: ModelSource) -> dict[str, str | None]:
 
 
 def save_version(policy: Policy, out: Path, about: Mapping[str, Any]) -> None:
-    """The version's folder, its manifest last."""
+    """The version's folder, its manifest last. A policy that was spread over processes is of no use afterwards."""
+    put_weights_together(policy)
 
     def write() -> None:
         with new_folder(out) as building:

@@ -157,10 +157,15 @@ def _from_pretrained(kind: Any, source: ModelSource, dtype: torch.dtype) -> Any:
 
 
 def _without_dropout(model: Any) -> Any:
+    names = ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout", "dropout")
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    for name in ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout"):
+        # Attention keeps a number of its own, which counts when blocks are computed again in training mode.
+        for name in names:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    for name in names[:3]:
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
     return model.eval()
@@ -373,6 +378,11 @@ class Policy(nn.Module):
             logits_BTV = model.get_output_embeddings()(hidden_BTD).float() / temperature
         chosen_BT = logits_BTV.gather(2, tokens_BL[:, -num_new:, None])[:, :, 0]
         return cast(Tensor, chosen_BT - logits_BTV.logsumexp(dim=2))
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether only an adapter learns."""
+        return self._adapter[0] is not None
 
     @contextmanager
     def reference(self) -> Iterator[None]:

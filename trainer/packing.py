@@ -43,6 +43,10 @@ class Packed(NamedTuple):
     """Which document's learned token stands here; -1 elsewhere."""
 
 
+EMPTY = Packed(torch.zeros(1, 2, dtype=torch.long), torch.arange(2)[None], torch.full((1, 2), -1))
+"""A forward pass in which nothing is learned."""
+
+
 def pack(
     documents: Sequence[Document], *, tokens_per_forward: int, pad_id: int, is_packing: bool = True
 ) -> Iterator[Packed]:

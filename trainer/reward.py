@@ -25,6 +25,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,21 @@ from trainer.data import (
     stack_places,
     stack_weights,
 )
-from trainer.distributed import add_up, add_up_gradients, one_voice, part_of, put_together, world, write_once
+from trainer.distributed import (
+    add_up,
+    add_up_gradients,
+    clip_gradients,
+    even_passes,
+    is_shard,
+    one_voice,
+    part_of,
+    put_together,
+    put_weights_together,
+    shard,
+    world,
+    write_once,
+)
+from trainer.fitting import autocast, compute_again, require_plain_saving
 from trainer.folders import new_folder, sha256_file, write_manifest
 from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
 from trainer.models import (
@@ -184,6 +199,7 @@ def train_reward(
     loss = _fit(scorer, training, validation, config, report, keep)
     _centre(scorer, training)
     scores = scorer.score_examples(validation)
+    put_weights_together(model)
     write_once(partial(_save, model, out, identity))
     return RewardResult(
         folder=out,
@@ -306,7 +322,9 @@ def _fit(
         model.learn_ties(_tie_share(training))
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in learning if parameter is not model.tie_theta]
-    groups = [{"params": weights, "speed": 1.0}]
+    # Adam takes shards and whole weights in groups of their own only.
+    kinds = [[parameter for parameter in weights if is_shard(parameter) == kind] for kind in (True, False)]
+    groups = [{"params": kind, "speed": 1.0} for kind in kinds if kind]
     if config.ties == "davidson":
         groups.append({"params": [model.tie_theta], "speed": THETA_SPEED})
     optimizer = torch.optim.Adam(groups, lr=0.0, eps=config.adam_eps)
@@ -332,7 +350,7 @@ def _fit(
 
         # 3. The step, unless something is not finite.
         add_up_gradients(learning)
-        norm = torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm).item()
+        norm = clip_gradients(learning, config.max_grad_norm)
         _require_finite(loss, norm, step)
         rate = learning_rate_at(step, num_steps, config)
         for group in optimizer.param_groups:
@@ -370,8 +388,12 @@ def _accumulate(
     loss = right = total = 0.0
     whole_E = importance_BE.sum(dim=0).clamp(min=1e-9)
     rest_BE = importance_BE[world().rank :: world().size]
-    for group in scorer.groups(part_of(batch)):
+    groups = scorer.groups(part_of(batch))
+    for number, group in enumerate(scorer.even(groups, batch[:1])):
         scores_BKE = scorer.group_scores(group)
+        if number >= len(groups):
+            torch.autograd.backward([0.0 * scores_BKE.sum()])
+            continue
         part_BE, rest_BE = rest_BE[: len(group)], rest_BE[len(group) :]
         share_E = (part_BE.sum(dim=0) / whole_E).tolist()
         losses = [
@@ -483,6 +505,8 @@ class Scorer:
         self.model = model
         self._pad_id = pad_id
         self._tokens_per_forward = config.tokens_per_forward
+        self._is_sharded = config.sharding == "full"
+        self._autocast = partial(autocast, config)
         self._cache = {} if cache is None else cache
         self._room = config.cache_megabytes * 2**20 - sum(state.nbytes for state in self._cache.values())
         self._shared = self._share(config)
@@ -492,7 +516,9 @@ class Scorer:
             self.way = "Every answer is computed with a prompt of its own (share_prompt is off)."
             return None
         try:
-            shared = share_prompt(self.model, keep_states=config.cache_megabytes > 0)
+            # Blocks that are spread over processes can't be cut in two.
+            keep_states = config.cache_megabytes > 0 and not self._is_sharded
+            shared = share_prompt(self.model, keep_states=keep_states)
         except CannotShare as error:
             self.way = f"Every answer is computed with a prompt of its own, as this model can't share one: {error}."
             return None
@@ -502,7 +528,9 @@ class Scorer:
 
     def last_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """hidden_ND of the last tokens of N rows, in their order; each computed on its own, in chunks by length."""
-        chunks = chunk_by_length([len(row) for row in rows], self._tokens_per_forward)
+        # One pass where the model is spread over processes: all must make as many.
+        tokens_per_forward = sys.maxsize if self._is_sharded else self._tokens_per_forward
+        chunks = chunk_by_length([len(row) for row in rows], tokens_per_forward)
         device = self.model.head.weight.device
         found: list[Tensor] = []
         for chunk in chunks:
@@ -518,8 +546,12 @@ class Scorer:
     def groups(self, examples: Sequence[Example]) -> list[list[Example]]:
         """The rankings in their order, in parts that `group_scores` takes at once."""
         shares_prompt = self._shared is not None
-        max_tokens = self._tokens_per_forward * (1 if shares_prompt else TOKENS_PER_STEP)
+        max_tokens = self._tokens_per_forward * (1 if shares_prompt or self._is_sharded else TOKENS_PER_STEP)
         return group_by_tokens(examples, max_tokens, shares_prompt=shares_prompt)
+
+    def even(self, groups: list[list[Example]], spare: Sequence[Example]) -> list[list[Example]]:
+        """With the model spread over processes: spare groups where others have more, since all must compute alike."""
+        return even_passes(groups, list(spare)) if self._is_sharded else groups
 
     def group_scores(self, group: Sequence[Example]) -> Tensor:
         """scores_BKE of rankings by each of the E heads; 0 where a ranking has fewer than K answers."""
@@ -541,8 +573,11 @@ class Scorer:
     def _all_scores(self, examples: Sequence[Example], head: Callable[[Tensor], Tensor]) -> Tensor:
         """What a head says of all the rankings' answers, one after another; each process computes a part."""
         none_ND = self.model.head.weight.new_zeros(0, self.model.head.in_features)
-        parts = [head(self._group_states(group)) for group in self.groups(part_of(examples))]
-        return put_together(torch.cat([head(none_ND), *parts]), [len(example.rows) for example in examples])
+        groups = self.groups(part_of(examples))
+        parts = [head(self._group_states(group)) for group in self.even(groups, examples[:1])]
+        return put_together(
+            torch.cat([head(none_ND), *parts[: len(groups)]]), [len(example.rows) for example in examples]
+        )
 
     def accuracy(self, examples: Sequence[Example]) -> Accuracy | None:
         """Pairwise accuracy on rankings; None when they hold no pair."""
@@ -552,6 +587,11 @@ class Scorer:
 
     def _group_states(self, group: Sequence[Example]) -> Tensor:
         """hidden_ND of the last tokens of all answers of these rankings, one after another."""
+        # Heads and losses stay in fp32.
+        with self._autocast(self.model.head.weight.device.type):
+            return self._states_of(group)
+
+    def _states_of(self, group: Sequence[Example]) -> Tensor:
         if self._shared is None:
             return self.last_states([row for example in group for row in example.rows])
         packed = self._shared.pack([(example.prompt, example.answers) for example in group])
@@ -607,7 +647,15 @@ class _Keeper:
 def _make_model(source: ModelSource, config: RewardConfig, device: str) -> RewardModel:
     lora = config.lora
     assert lora is None or isinstance(lora, LoraConfig)
-    return RewardModel.from_sft(source, lora, seed=config.seed, device=device)
+    is_sharded = config.sharding == "full" and world().size > 1
+    # Shards go to their GPUs block by block: the whole may be too large for one.
+    model = RewardModel.from_sft(source, lora, seed=config.seed, device="cpu" if is_sharded else device)
+    if config.gradient_checkpointing:
+        compute_again(model.blocks)
+    if is_sharded:
+        require_plain_saving(source, has_adapter=model.has_adapter)
+        shard(model.blocks, device)
+    return model.to(device)
 
 
 def _encode(

@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerBase
 from trainer.config import SFTConfig
 from trainer.data import encode_answer
 from trainer.demonstrations import Conversation, to_conversations
-from trainer.distributed import add_up, one_voice, part_of
+from trainer.distributed import add_up, even_passes, one_voice, part_of
 from trainer.fitting import (
     Keeper,
     apply_step,
@@ -52,7 +52,7 @@ from trainer.fitting import (
     shuffled,
 )
 from trainer.models import ModelSource, Policy, context_length, count_parameters, load_tokenizer
-from trainer.packing import Document, Packed, can_pack, learned_logprobs, pack
+from trainer.packing import EMPTY, Document, Packed, can_pack, learned_logprobs, pack
 from trainer.preferences import Answer
 from trainer.reporting import Reporter, RunCancelled
 from trainer.sampling import encode_prompt
@@ -308,12 +308,14 @@ class Learner:
         num_learned = sum(document.num_learned for lesson in lessons for document in lesson.documents)
         documents = [document for lesson in part_of(lessons) for document in lesson.documents]
         total = 0.0
-        parts = pack(
+        parts: Iterable[Packed] = pack(
             documents,
             tokens_per_forward=self._config.tokens_per_forward,
             pad_id=self._pad_id,
             is_packing=self._is_packing,
         )
+        if self._config.sharding == "full":
+            parts = even_passes(list(parts), EMPTY)
         for part in parts:
             with autocast(self._config, self._device):
                 logprob_M, _ = learned_logprobs(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,12 @@ from safetensors.torch import load_file
 from tests.trainer import two_processes
 from tests.trainer.tiny import save_tiny
 from trainer.distributed import World, add_up, joined, part_of, put_together, world
+from trainer.fitting import require_plain_saving
+from trainer.models import ModelSource, load_causal_lm
 
 ROOT = Path(__file__).resolve().parents[2]
 GATE = 1e-6
+COMPARED = [name for name in two_processes.TRAININGS if not name.startswith("resumed")]
 
 
 def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +42,7 @@ def outs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     """The folders of all trainings, by one process and by two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     names = list(two_processes.TRAININGS)
-    two_processes.run(names, base, one)
+    two_processes.run([name for name in names if not name.startswith("resumed")], base, one)
     done = torchrun(str(ROOT / "tests/trainer/two_processes.py"), str(base), str(two), *names)
     assert done.returncode == 0, done.stderr
     return one, two
@@ -57,7 +61,7 @@ def numbers(value: Any) -> list[float]:
     return [float(value)] if isinstance(value, int | float) else []
 
 
-@pytest.mark.parametrize("name", list(two_processes.TRAININGS))
+@pytest.mark.parametrize("name", COMPARED)
 def test_two_processes_learn_what_one_learns(name: str, outs: tuple[Path, Path], base: Path) -> None:
     one, two = (weights(out / name) for out in outs)
     start = weights(base)
@@ -69,7 +73,7 @@ def test_two_processes_learn_what_one_learns(name: str, outs: tuple[Path, Path],
     assert moved or not set(one) & set(start)
 
 
-@pytest.mark.parametrize("name", list(two_processes.TRAININGS))
+@pytest.mark.parametrize("name", COMPARED)
 def test_two_processes_report_what_one_reports(name: str, outs: tuple[Path, Path]) -> None:
     one, two = (json.loads((out / f"{name}.json").read_text()) for out in outs)
     # Figures of the whole batch, once each: not those of a process, and not twice.
@@ -83,6 +87,76 @@ def test_the_checkpoints_are_the_same(outs: tuple[Path, Path]) -> None:
     for key, tensor in one.items():
         if not key.startswith("random"):
             torch.testing.assert_close(two[key], tensor, rtol=0, atol=GATE)
+
+
+# --- Shards ---
+
+
+def test_each_process_holds_its_part_of_the_weights(outs: tuple[Path, Path]) -> None:
+    held = [json.loads((outs[1] / f"held-{rank}.json").read_text()) for rank in range(2)]
+    assert sum(held) == pytest.approx(1.0)
+    assert max(held) < 0.6
+
+
+@pytest.mark.parametrize("kind", ["reward", "sft"])
+def test_what_was_spread_goes_on_bit_for_bit(kind: str, outs: tuple[Path, Path]) -> None:
+    whole, resumed = (weights(outs[1] / f"{how}_{kind}") for how in ("sharded", "resumed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
+    kept = weights(outs[1] / f"sharded_{kind}.checkpoint")
+    assert kept.keys() == weights(outs[0] / f"sharded_{kind}.checkpoint").keys()
+
+
+def test_one_process_goes_on_with_what_two_began(outs: tuple[Path, Path], base: Path, tmp_path: Path) -> None:
+    config = two_processes.FULL | {"tokens_per_forward": 24}
+    begun = outs[1] / "sharded_sft.checkpoint"
+    out = tmp_path / "sft"
+    two_processes.sft(ModelSource(base), out, two_processes.Recorder(), config=config, resume_from=begun)
+    for key, tensor in weights(outs[1] / "sharded_sft").items():
+        torch.testing.assert_close(weights(out)[key], tensor, rtol=0, atol=GATE)
+
+
+def test_an_adapter_on_spread_weights_of_a_version_is_refused(tmp_path: Path) -> None:
+    version = ModelSource(tmp_path / "base", tmp_path / "version")
+    with pytest.raises(ValueError, match="can't train an adapter on a version"):
+        require_plain_saving(version, has_adapter=True)
+    require_plain_saving(version, has_adapter=False)
+    require_plain_saving(ModelSource(tmp_path / "base"), has_adapter=True)
+
+
+# --- Memory ---
+
+
+@pytest.mark.parametrize("adapters", [None, two_processes.LORA.as_json()], ids=["full", "adapters"])
+def test_blocks_that_are_computed_again_change_nothing(adapters: Any, base: Path, tmp_path: Path) -> None:
+    for name, again in (("kept", False), ("again", True)):
+        config = {"gradient_checkpointing": again, "lora": adapters}
+        two_processes.reward(ModelSource(base), tmp_path / name, two_processes.Recorder(), config=config)
+    again_weights = weights(tmp_path / "again")
+    for key, tensor in weights(tmp_path / "kept").items():
+        torch.testing.assert_close(again_weights[key], tensor, rtol=0, atol=GATE)
+
+
+def test_bfloat16_is_near_and_leaves_heads_and_weights_in_fp32(base: Path, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        report = two_processes.Recorder()
+        out = tmp_path / precision
+        two_processes.reward(ModelSource(base), out, report, config={"precision": precision})
+        losses[precision] = [values["loss/reward"] for _, values in report.points]
+        assert {tensor.dtype for tensor in weights(out).values()} == {torch.float32}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.02)
+
+
+def test_training_mode_brings_no_dropout_back(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "dropping")
+    config = json.loads((base / "config.json").read_text())
+    (tmp_path / "dropping/config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    model = load_causal_lm(ModelSource(tmp_path / "dropping")).train()
+    tokens = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, model(tokens).logits)
 
 
 # --- Parts and sums ---

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from trainer.config import DPOConfig, LoraConfig, RewardConfig, SFTConfig
 from trainer.distributed import joined
 from trainer.dpo import train_dpo
+from trainer.fitting import make_policy
 from trainer.models import ModelSource
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
@@ -95,6 +97,46 @@ def dpo(source: ModelSource, out: Path, report: Recorder, **changes: Any) -> Any
     return train_dpo(RANKINGS, sft=source, policy=policy, config=config, out=out, report=report, **changes)
 
 
+FULL = {"sharding": "full"}
+
+
+def sharded_reward(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """Weights, gradients and moments spread over the processes."""
+    return reward(source, out, report, config=FULL)
+
+
+def sharded_reward_of_all_sorts(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """The frozen weights are spread, too; blocks are computed again."""
+    sorts = {"lora": LORA.as_json(), "num_heads": 3, "ties": "davidson", "share_prompt": False}
+    return reward(source, out, report, config=FULL | sorts | {"tokens_per_forward": 64, "gradient_checkpointing": True})
+
+
+def sharded_sft(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """With another number of forward passes in each process."""
+    return sft(source, out, report, config=FULL | {"tokens_per_forward": 24})
+
+
+def sharded_dpo(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """Policy and reference spread."""
+    return dpo(source, out, report, config=FULL | {"tokens_per_forward": 64})
+
+
+def resumed_sft(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """From the last checkpoint of `sharded_sft`."""
+    return sft(
+        source,
+        out,
+        report,
+        config=FULL | {"tokens_per_forward": 24},
+        resume_from=out.with_name("sharded_sft.checkpoint"),
+    )
+
+
+def resumed_reward(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """From the last checkpoint of `sharded_reward`."""
+    return reward(source, out, report, config=FULL, resume_from=out.with_name("sharded_reward.checkpoint"))
+
+
 Training = Callable[[ModelSource, Path, Recorder], Any]
 TRAININGS: dict[str, Training] = {
     "reward": reward,
@@ -102,6 +144,12 @@ TRAININGS: dict[str, Training] = {
     "reward_with_adapters": reward_with_adapters,
     "sft": sft,
     "dpo": dpo,
+    "sharded_reward": sharded_reward,
+    "sharded_reward_of_all_sorts": sharded_reward_of_all_sorts,
+    "sharded_sft": sharded_sft,
+    "sharded_dpo": sharded_dpo,
+    "resumed_reward": resumed_reward,
+    "resumed_sft": resumed_sft,
 }
 
 
@@ -117,7 +165,16 @@ def run(names: list[str], base: Path, out: Path) -> None:
             (out / f"{name}.json").write_text(json.dumps({"result": result, "points": report.points}))
 
 
+def share_held(base: Path) -> float:
+    """Of all weights of a model that is spread, what this process has in its memory."""
+    config = SFTConfig.from_overrides(SFT.as_json() | FULL)
+    parameters = list(make_policy(ModelSource(base), config, "cpu").parameters())
+    held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
+    return held / sum(parameter.numel() for parameter in parameters)
+
+
 if __name__ == "__main__":
     with joined() as here:
         assert here.size == 2
         run(sys.argv[3:], Path(sys.argv[1]), Path(sys.argv[2]))
+        (Path(sys.argv[2]) / f"held-{here.rank}.json").write_text(json.dumps(share_held(Path(sys.argv[1]))))
