@@ -140,7 +140,7 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> float:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
     wholes = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    norm = (add_up(_sum_of_squares(shards))[0] + _sum_of_squares(wholes)) ** 0.5
+    norm = math.sqrt(add_up(_sum_of_squares(shards))[0] + _sum_of_squares(wholes))
     # As torch does it.
     scale = max_norm / (norm + 1e-6)
     if scale < 1.0:
