@@ -249,6 +249,7 @@ def train_ppo(
     with one_line_errors():
         from trainer import ppo
         from trainer.config import PAPER_PTX_COEFFICIENT, PPOConfig
+        from trainer.distributed import joined
         from trainer.models import ModelSource
         from trainer.pretraining import read_texts
         from trainer.sampling import Prompt
@@ -259,7 +260,8 @@ def train_ppo(
         config = PPOConfig.from_overrides(overrides)
         questions = [Prompt.from_json(prompt) for prompt in read_prompts(prompts)]
         sft = find_source(model)
-        with BarReporter() as report:
+        device = WorkerSettings().torch_device()
+        with joined(device) as here, BarReporter(is_shown=here.is_first) as report:
             result = ppo.train_ppo(
                 questions,
                 sft=sft,
@@ -271,9 +273,10 @@ def train_ppo(
                 ptx_texts=read_texts(ptx) if ptx is not None else (),
                 guard=ModelSource(sft.base, guard, sft.alias) if guard is not None else None,
                 guard_prompts=[Prompt.from_json(row) for row in read_prompts(guard_prompts)] if guard_prompts else (),
-                device=WorkerSettings().torch_device(),
+                device=device,
             )
-        show(result.as_json(), json_file)
+        if here.is_first:
+            show(result.as_json(), json_file)
 
 
 @model_cli.command("fetch")

@@ -104,6 +104,13 @@ def add_up(*values: float) -> list[float]:
     return [float(value) for value in total]
 
 
+def add_up_tensor(part: Tensor) -> Tensor:
+    """The sum of a tensor over the processes, each of which filled in what it computed and left the rest 0."""
+    if world().size > 1:
+        dist.all_reduce(part)
+    return part
+
+
 def add_up_gradients(parameters: Iterable[Tensor]) -> None:
     """Let every process have the sum of all gradients. Who had nothing to compute adds zeros.
 

@@ -44,6 +44,16 @@ from transformers import PreTrainedTokenizerBase
 from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
 from trainer.config import LoraConfig, PPOConfig
 from trainer.data import chunk_by_length
+from trainer.distributed import (
+    add_up,
+    add_up_gradients,
+    add_up_tensor,
+    one_voice,
+    part_of,
+    put_together,
+    world,
+    write_once,
+)
 from trainer.folders import new_folder, sha256_file, write_manifest
 from trainer.losses import (
     clipped_policy_loss,
@@ -68,6 +78,16 @@ from trainer.models import (
 from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages, passage_batches
 from trainer.reporting import Reporter, RunCancelled
 from trainer.sampling import Draw, Generated, LocalSampler, Prompt, context_refusal, decode, encode_prompt, left_pad
+
+STEP_METRICS = (
+    "ppo/policy/loss",
+    "ppo/policy/clipfrac",
+    "ppo/policy/approxkl",
+    "ppo/policy/ratio_error",
+    "ppo/value/loss",
+    "ppo/value/clipfrac",
+)
+"""Token means over a minibatch."""
 
 SHOWN_CHARACTERS = 200
 """Of a sampled text in the log."""
@@ -385,6 +405,7 @@ def train_ppo(
         TrainingFailed: something became NaN or infinite; that step was not applied, and `out` was not written.
         RunCancelled: the reporter said stop.
     """
+    report = one_voice(report)
     config = config.for_model(count_parameters(policy), device)
     tokenizer = load_tokenizer(policy)
     reward_model = RewardModel.load(reward, device=device)
@@ -413,13 +434,13 @@ def train_ppo(
 
     def keep() -> None:
         learner.save(checkpoint, identity)
-        if on_checkpoint is not None:
+        if on_checkpoint is not None and world().is_first:
             on_checkpoint(checkpoint)
 
     optimise(learner, reward_model, questions, tokenizer, config, report, passages=passages, guard=watch, keep=keep)
     learner.settle()
     result = learner.progress.result(refused, is_average=learner.average is not None)
-    _save(learner.policy, out, {**identity, "result": result.as_json()})
+    write_once(partial(_save, learner.policy, out, {**identity, "result": result.as_json()}))
     return result
 
 
@@ -568,7 +589,8 @@ def _roll_out(
     is_episode: bool = True,
     num_shared: int = 1,
 ) -> Rollout:
-    """One completion for each question. Alike lengths are generated together; rows keep the order of `asked`.
+    """One completion for each question. Alike lengths are generated together; rows keep the order of `asked`. Each
+    process draws a part; an answer follows from its seed, whoever draws it.
 
     Answers that are no episodes are drawn with other seeds, and do not count as the run's progress.
     """
@@ -580,10 +602,15 @@ def _roll_out(
     # The order is stable: those that share a prompt stay together.
     waiting = sorted(range(len(draws)), key=lambda row: len(draws[row].prompt_tokens))
     size = max(1, sampler.sequences_per_batch // num_shared) * num_shared
+    groups = [waiting[start : start + num_shared] for start in range(0, len(waiting), num_shared)]
+    mine = [row for group in part_of(groups) for row in group]
     results: dict[int, Generated] = {}
-    for start in range(0, len(waiting), size):
+    # The first process has as many as any: all ask equally often whether to stop.
+    for start in range(0, num_shared * math.ceil(len(groups) / world().size), size):
         _stop_if_cancelled(report)
-        rows = waiting[start : start + size]
+        rows = mine[start : start + size]
+        if not rows:
+            continue
         generated = sampler.draw(
             [draws[row] for row in rows],
             temperature=config.temperature,
@@ -593,11 +620,31 @@ def _roll_out(
         )
         results |= dict(zip(rows, generated, strict=True))
         if is_episode:
-            done = first_episode + len(results) / 2
-            _report_progress(report, config, done, f"{len(results)} of {len(asked)} answers")
+            num_done = min(len(asked), len(results) * world().size)
+            _report_progress(report, config, first_episode + num_done / 2, f"{num_done} of {len(asked)} answers")
+    if world().size > 1:
+        drawn = _from_all([results[row] for row in mine], [len(group) for group in groups], config)
+        results = dict(zip(waiting, drawn, strict=True))
     ordered = [results[row] for row in range(len(draws))]
     pad_id, device = sampler.tokenizer.pad_token_id, sampler.model.device
     return make_rollout(asked, ordered, pad_id=pad_id, device=device, num_shared=num_shared)
+
+
+def _from_all(mine: Sequence[Generated], counts: Sequence[int], config: PPOConfig) -> list[Generated]:
+    """The answers of all processes. They travel as numbers: length, whether it stopped, tokens, log-probabilities."""
+    width = config.max_new_tokens
+    rows = torch.zeros(len(mine), 2 + 2 * width, dtype=torch.float64)
+    for row, answer in zip(rows, mine, strict=True):
+        length = len(answer.tokens)
+        row[0], row[1] = length, answer.finish_reason == "stop"
+        row[2 : 2 + length] = torch.tensor(answer.tokens)
+        row[2 + width : 2 + width + length] = torch.tensor(answer.logprobs, dtype=torch.float64)
+    found: list[Generated] = []
+    for row in put_together(rows, counts).tolist():
+        length, tokens, logprobs = int(row[0]), row[2 : 2 + width], row[2 + width :]
+        reason: Literal["stop", "length"] = "stop" if row[1] else "length"
+        found.append(Generated([int(token) for token in tokens[:length]], logprobs[:length], reason))
+    return found
 
 
 def make_rollout(
@@ -637,15 +684,15 @@ class PerToken(Protocol):
 def _per_token(rollout: Rollout, model: PerToken, config: PPOConfig, name: str) -> Tensor:
     """`model` on the whole rollout, part by part: [B, T], 0 outside the mask."""
     result_BT = torch.zeros(rollout.mask_BT.shape, device=rollout.mask_BT.device)
-    for part_R, part in rollout.micro_batches(_all_rows(rollout), config.tokens_per_forward):
+    for part_R, part in rollout.micro_batches(_own(_all_rows(rollout), rollout), config.tokens_per_forward):
         values = model(part.tokens_BL, part.attention_BL, num_new=part.mask_BT.shape[1], num_shared=part.num_shared)
         result_BT[part_R, : part.mask_BT.shape[1]] = values.masked_fill(~part.mask_BT, 0.0)
-    return _require_finite(result_BT, name)
+    return _require_finite(add_up_tensor(result_BT), name)
 
 
 def _scores(rollout: Rollout, score: Score, config: PPOConfig) -> Tensor:
     result_B = torch.zeros(len(rollout.tokens_BL), device=rollout.tokens_BL.device)
-    for part_R, part in rollout.micro_batches(_all_rows(rollout), config.tokens_per_forward):
+    for part_R, part in rollout.micro_batches(_own(_all_rows(rollout), rollout), config.tokens_per_forward):
         if part.num_shared > 1 and isinstance(score, RewardModel):
             score_R = score.score_shared(
                 part.tokens_BL, part.attention_BL, num_new=part.mask_BT.shape[1], num_shared=part.num_shared
@@ -653,11 +700,17 @@ def _scores(rollout: Rollout, score: Score, config: PPOConfig) -> Tensor:
         else:
             score_R = score(part.tokens_BL, part.attention_BL)
         result_B[part_R] = score_R.float()
-    return _require_finite(result_B, "the reward model's score")
+    return _require_finite(add_up_tensor(result_B), "the reward model's score")
 
 
 def _all_rows(rollout: Rollout) -> Tensor:
     return torch.arange(len(rollout.tokens_BL), device=rollout.tokens_BL.device)
+
+
+def _own(row_R: Tensor, rollout: Rollout) -> Tensor:
+    """Of these rows those that this process computes; whole groups that share a prompt."""
+    here = world()
+    return row_R.view(-1, rollout.num_shared)[here.rank :: here.size].flatten()
 
 
 def _require_finite(values: Tensor, name: str) -> Tensor:
@@ -767,12 +820,16 @@ def _report_progress(report: Reporter, config: PPOConfig, episode: float, messag
 
 
 def _accumulate(learner: Learner, trajectory: Trajectory, row_R: Tensor, config: PPOConfig) -> dict[str, float]:
-    """Gradients of the minibatch's token means, part by part, into the parameters; its metrics."""
+    """Gradients of the minibatch's token means, part by part, into the parameters: those of this process's rows.
+
+    Returns the metrics of the whole minibatch.
+    """
     learner.policy_optimizer.zero_grad()
     learner.value_optimizer.zero_grad()
     num_tokens = int(trajectory.rollout.mask_BT[row_R].sum())
-    sums: defaultdict[str, float] = defaultdict(float)
-    for part_R, part in trajectory.rollout.micro_batches(row_R, config.tokens_per_forward):
+    sums = dict.fromkeys(STEP_METRICS, 0.0)
+    own_R = _own(row_R, trajectory.rollout)
+    for part_R, part in trajectory.rollout.micro_batches(own_R, config.tokens_per_forward):
         num_new = part.mask_BT.shape[1]
         policy = clipped_policy_loss(
             learner.policy.logprobs(
@@ -803,7 +860,7 @@ def _accumulate(learner: Learner, trajectory: Trajectory, row_R: Tensor, config:
         sums["ppo/policy/ratio_error"] += policy.ratio_error.item()
         sums["ppo/value/loss"] += value.loss.item()
         sums["ppo/value/clipfrac"] += value.clipfrac.item()
-    return dict(sums)
+    return dict(zip(sums, add_up(*sums.values()), strict=True))
 
 
 def _accumulate_pretraining(policy: Policy, passages: Sequence[Passage], config: PPOConfig) -> dict[str, float]:
@@ -812,7 +869,7 @@ def _accumulate_pretraining(policy: Policy, passages: Sequence[Passage], config:
     total = 0.0
     # Masks decide what padding is: any token may stand there.
     for part in passage_batches(
-        passages, tokens_per_forward=config.tokens_per_forward, pad_id=0, device=policy.model.device
+        part_of(passages), tokens_per_forward=config.tokens_per_forward, pad_id=0, device=policy.model.device
     ):
         logprobs_BT = policy.logprobs(
             part.tokens_BL, part.attention_BL, num_new=part.learned_BT.shape[1], temperature=1.0
@@ -820,13 +877,14 @@ def _accumulate_pretraining(policy: Policy, passages: Sequence[Passage], config:
         loss = pretraining_loss(logprobs_BT, part.learned_BT, num_tokens=num_tokens)
         torch.autograd.backward([config.ptx_coefficient * loss])
         total += loss.item()
-    return {"ppo/ptx/loss": total}
+    return {"ppo/ptx/loss": add_up(total)[0]}
 
 
 def _step(learner: Learner, config: PPOConfig) -> dict[str, float]:
-    """Clip both gradients and apply both steps, or neither when one is not finite."""
+    """Add up the processes' gradients, clip both, and apply both steps, or neither when one is not finite."""
     norms: dict[str, float] = {}
     for name, model in (("policy", learner.policy), ("value", learner.value_model)):
+        add_up_gradients(_learning(model))
         norm = torch.nn.utils.clip_grad_norm_(_learning(model), config.max_grad_norm)
         norms[f"ppo/{name}/grad_norm"] = _require_finite(norm, f"the gradient of the {name} model").item()
     learner.policy_optimizer.step()

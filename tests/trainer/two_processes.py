@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from trainer.config import DPOConfig, LoraConfig, RewardConfig, SFTConfig
+from trainer.config import DPOConfig, LoraConfig, PPOConfig, RewardConfig, SFTConfig
 from trainer.distributed import joined
 from trainer.dpo import train_dpo
 from trainer.fitting import make_policy
 from trainer.models import ModelSource
+from trainer.ppo import train_ppo
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
+from trainer.sampling import Prompt
 from trainer.sft import train_sft
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
@@ -28,6 +30,20 @@ REWARD = RewardConfig(lora=None, epochs=2, learning_rate=3e-3, rankings_per_batc
 DPO = DPOConfig(lora=None, epochs=2, learning_rate=1e-3, rankings_per_batch=4, checkpoint_every=2)
 # An eps as large as the other loops': where a gradient is next to nothing, Adam divides rounding by rounding.
 SFT = SFTConfig(lora=None, epochs=2, learning_rate=3e-3, conversations_per_batch=4, adam_eps=1e-5, checkpoint_every=2)
+
+PPO = PPOConfig(
+    lora=None,
+    num_episodes=7,
+    episodes_per_batch=3,
+    minibatch_size=3,
+    num_epochs=2,
+    learning_rate=3e-4,
+    max_new_tokens=6,
+    ema_decay=0.5,
+    guard_answers=3,
+    ptx_coefficient=1.0,
+    ptx_examples_per_episode=1,
+)
 
 
 class Recorder(SilentReporter):
@@ -37,7 +53,7 @@ class Recorder(SilentReporter):
         self.points: list[tuple[int, dict[str, float]]] = []
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self.points.append((step, dict(values)))
+        self.points.append((step, {name: value for name, value in values.items() if "second" not in name}))
 
 
 def make_rankings(num: int, *, split: str = "train", seed: int = 0) -> list[Ranking]:
@@ -97,6 +113,29 @@ def dpo(source: ModelSource, out: Path, report: Recorder, **changes: Any) -> Any
     return train_dpo(RANKINGS, sft=source, policy=policy, config=config, out=out, report=report, **changes)
 
 
+def ppo(source: ModelSource, out: Path, report: Recorder, *, is_guarded: bool = False, **changes: Any) -> Any:
+    """Against the model of `reward`, with text to remember and averaged weights; the last rollout is of one answer."""
+    made = ModelSource(source.base, out.with_name("reward"))
+    words = ("a", "b c", "d a b a", "c", "b b a d c")
+    return train_ppo(
+        [Prompt(f"p{number}", [{"role": "user", "content": text}]) for number, text in enumerate(words)],
+        sft=source,
+        policy=source,
+        reward=made,
+        guard=made if is_guarded else None,
+        config=PPOConfig.from_overrides(PPO.as_json() | changes),
+        out=out,
+        report=report,
+        ptx_texts=[{"text": "a b c d"}, {"text": "d d"}, {"text": "c a c a c a"}],
+    )
+
+
+def ppo_of_shared_prompts(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """Two answers to each prompt, and a guard, which may keep the weights of any moment."""
+    shared = {"samples_per_prompt": 2, "minibatch_size": 6, "episodes_per_batch": 6, "num_episodes": 14}
+    return ppo(source, out, report, is_guarded=True, **shared)
+
+
 FULL = {"sharding": "full"}
 
 
@@ -144,6 +183,8 @@ TRAININGS: dict[str, Training] = {
     "reward_with_adapters": reward_with_adapters,
     "sft": sft,
     "dpo": dpo,
+    "ppo": ppo,
+    "ppo_of_shared_prompts": ppo_of_shared_prompts,
     "sharded_reward": sharded_reward,
     "sharded_reward_of_all_sorts": sharded_reward_of_all_sorts,
     "sharded_sft": sharded_sft,
@@ -159,7 +200,7 @@ def run(names: list[str], base: Path, out: Path) -> None:
         report = Recorder()
         torch.manual_seed(0)
         result = TRAININGS[name](ModelSource(base), out / name, report).as_json()
-        result.pop("seconds")
+        result.pop("seconds", None)
         # Only the process that speaks has heard something.
         if report.points:
             (out / f"{name}.json").write_text(json.dumps({"result": result, "points": report.points}))
