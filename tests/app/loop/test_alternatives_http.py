@@ -66,6 +66,20 @@ async def test_corpora_stand_beside_the_datasets(client: AsyncClient, session: A
     assert '<td class="n">2</td>' in page.text
 
 
+SHARE = {"value": 0.625, "low": 0.5, "high": 0.75, "num_pairs": 77, "num_prompts": 7}
+REPORT = {
+    "accuracy": SHARE,
+    "by_agreement": [{"agreeing": 2, "of": 3} | SHARE],
+    "by_margin": [{"from": 0.1, "to": 0.4} | SHARE],
+    "by_doubt": [],
+    "by_length_difference": [{"from": -12, "to": 3} | SHARE],
+    "by_policies": [{"policies": ["a", "b"]} | SHARE],
+    "calibration": {"error": 0.0625, "bins": []},
+    "length": {"correlation": 0.25, "longer_is_better": SHARE},
+    "people": {"agreement": None, "num_annotators": 1},
+}
+
+
 @pytest.mark.parametrize(
     ("result", "shown"),
     [
@@ -75,6 +89,7 @@ async def test_corpora_stand_beside_the_datasets(client: AsyncClient, session: A
         ),
         ({"num_answers": 32, "num_kept": 4, "reward": {"mean": 0.25, "best": 1.5}}, ["1.5", "0.25", "32"]),
         ({"reward": {"first": -0.5, "last": 0.75}, "kl": 0.5, "num_episodes": 64}, ["0.75", "from -0.5", "64"]),
+        ({"accuracy": SHARE, "report": REPORT}, ["2 of 3", "62.5 %", "0.10 – 0.40", "-12 – 3", "0.25", "77"]),
     ],
 )
 async def test_each_kinds_result_is_shown_on_its_run_and_its_version(
