@@ -6,7 +6,6 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.tiny import save_tiny
+from tests.trainer.tiny import Recorder, save_tiny
 from trainer.config import DPOConfig, LoraConfig
 from trainer.dpo import DPOResult, dpo_loss, train_dpo
 from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.preferences import Answer, Ranking
-from trainer.reporting import Level, RunCancelled, SilentReporter
+from trainer.reporting import RunCancelled, SilentReporter
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
 CONFIG = DPOConfig(lora=None, learning_rate=1e-3, rankings_per_batch=4, checkpoint_every=2, warmup_ratio=0.0)
@@ -45,27 +44,6 @@ def make_rankings(num: int, *, k: int = 3, seed: int = 0, ties: bool = False, **
         messages = [{"role": "user", "content": " ".join(chance.choices("abcd", k=3))}]
         rankings.append(Ranking(f"r{number}", f"p{number}", messages, answers, tuple(places), **changes))
     return rankings
-
-
-class Recorder(SilentReporter):
-    """Remembers what a run reported, and says stop at a step."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.points: dict[str, list[float]] = {}
-        self.lines: list[str] = []
-        self.stop_at = stop_at
-        self.last_step = 0
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self.last_step = step
-        for name, value in values.items():
-            self.points.setdefault(name, []).append(value)
-
-    def log(self, level: Level, text: str) -> None:
-        self.lines.append(text)
-
-    def should_stop(self) -> bool:
-        return self.last_step == self.stop_at
 
 
 def train(rankings: list[Ranking], source: ModelSource, out: Path, **changes: Any) -> DPOResult:

@@ -5,7 +5,6 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.tiny import save_tiny
+from tests.trainer.tiny import Recorder, save_tiny
 from trainer.config import LoraConfig, RewardConfig
 from trainer.data import encode_rankings
 from trainer.folders import sha256_file
 from trainer.models import ModelSource, RewardModel, load_tokenizer
 from trainer.preferences import Answer, Ranking
-from trainer.reporting import Level, RunCancelled, SilentReporter
+from trainer.reporting import RunCancelled, SilentReporter
 from trainer.reward import (
     RewardResult,
     Scorer,
@@ -61,27 +60,6 @@ def make_rankings(num: int, *, k: int = 4, seed: int = 0, **changes: Any) -> lis
         messages = [{"role": "user", "content": f"{words} a{number}"}]
         rankings.append(Ranking(f"r{number}", f"p{number}", messages, answers, places, **changes))
     return rankings
-
-
-class Recorder(SilentReporter):
-    """Remembers what a run reported, and says stop at a step."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.points: dict[str, list[float]] = {}
-        self.lines: list[str] = []
-        self.stop_at = stop_at
-        self.last_step = 0
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self.last_step = step
-        for name, value in values.items():
-            self.points.setdefault(name, []).append(value)
-
-    def log(self, level: Level, text: str) -> None:
-        self.lines.append(text)
-
-    def should_stop(self) -> bool:
-        return self.last_step == self.stop_at
 
 
 def train(rankings: list[Ranking], source: ModelSource, out: Path, **changes: Any) -> RewardResult:

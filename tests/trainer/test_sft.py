@@ -4,7 +4,6 @@ import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from tests.trainer.tiny import make_model, make_tokenizer, save_tiny
+from tests.trainer.tiny import Recorder, make_model, make_tokenizer, save_tiny
 from trainer.config import LoraConfig, SFTConfig
 from trainer.demonstrations import Conversation, read_conversations, to_conversations
 from trainer.fitting import learning_rate_at
 from trainer.folders import sha256_file
 from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.packing import Document, can_pack, learned_logprobs, pack
-from trainer.reporting import Level, RunCancelled, SilentReporter
+from trainer.reporting import RunCancelled, SilentReporter
 from trainer.sft import SFTResult, encode_conversation, train_sft
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
@@ -49,27 +48,6 @@ def make_rows(num: int, *, seed: int = 0, **changes: Any) -> list[dict[str, Any]
         words = chance.choices("abcd", k=chance.randint(1, 5))
         rows.append({"id": f"c{number}", "prompt": " ".join(words), "completion": " ".join(reversed(words))} | changes)
     return rows
-
-
-class Recorder(SilentReporter):
-    """Remembers what a run reported, and says stop at a step."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.points: dict[str, list[float]] = {}
-        self.lines: list[str] = []
-        self.stop_at = stop_at
-        self.last_step = 0
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self.last_step = step
-        for name, value in values.items():
-            self.points.setdefault(name, []).append(value)
-
-    def log(self, level: Level, text: str) -> None:
-        self.lines.append(text)
-
-    def should_stop(self) -> bool:
-        return self.last_step == self.stop_at
 
 
 def train(rows: list[Any], source: ModelSource, out: Path, **changes: Any) -> SFTResult:

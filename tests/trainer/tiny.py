@@ -1,5 +1,6 @@
 """A language of a few words and random Llamas that speak it: for tests that must end in seconds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -7,6 +8,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trainer.reporting import Level, SilentReporter
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 WORDS = ("a", "b", "c", "d", "User:", "Assistant:")
@@ -54,3 +57,24 @@ def save_tiny(folder: Path, *, seed: int = 0, num_layers: int = 2, spread: float
     make_model(tokenizer, seed=seed, num_layers=num_layers, spread=spread).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+class Recorder(SilentReporter):
+    """Remembers what a run reported, and says stop at a step."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.points: dict[str, list[float]] = {}
+        self.lines: list[str] = []
+        self.stop_at = stop_at
+        self.last_step = 0
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.last_step = step
+        for name, value in values.items():
+            self.points.setdefault(name, []).append(value)
+
+    def log(self, level: Level, text: str) -> None:
+        self.lines.append(text)
+
+    def should_stop(self) -> bool:
+        return self.last_step == self.stop_at
