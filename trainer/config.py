@@ -206,6 +206,8 @@ class PPOConfig(_Config):
     """N+: 1e-5."""
     max_grad_norm: float = 1.0
     """IG does not say; N+: 1 (of each network)."""
+    precision: Precision = "auto"
+    """"bfloat16": products of matrices in the transformers only. "auto": that on a GPU, float32 on a CPU."""
     tokens_per_forward: int = 2048
     """Memory only: padded tokens of one forward pass, or of one batch of sampling. Results do not depend on it."""
     checkpoint_every: int = 1
@@ -254,6 +256,7 @@ class PPOConfig(_Config):
             num_episodes=self.num_episodes or self._default_episodes(num_parameters, device),
             learning_rate=rate,
             value_learning_rate=self.value_learning_rate or rate,
+            precision=_choose_precision(self.precision, device),
         )
 
     def _default_episodes(self, num_parameters: int, device: str) -> int:

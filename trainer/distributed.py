@@ -86,6 +86,12 @@ def joined(device: str = "cpu") -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def require_one_process(kind: str) -> None:
+    """ValueError where several processes would all do the same work."""
+    if world().size > 1:
+        raise ValueError(f"A {kind} run can't be split over processes yet: start it without torchrun.")
+
+
 # --- Parts and sums --------------------------------------------------------------------------------------------------
 
 

@@ -215,6 +215,27 @@ def _quiet_peft() -> Iterator[None]:
         yield
 
 
+# --- Precision -------------------------------------------------------------------------------------------------------
+
+
+def compute_in_bfloat16(model: PreTrainedModel) -> None:
+    """Let a transformer multiply matrices in bfloat16, its language-model head among them, whoever calls it.
+
+    Its weights stay in fp32, and so does all that is around it: scalar heads, log-probabilities, losses.
+    """
+    parts = [model.base_model, model.get_output_embeddings() if model is not model.base_model else None]
+    for part in parts:
+        if part is not None:
+            autocast = torch.autocast(model.device.type, dtype=torch.bfloat16)
+            part.forward = autocast(part.forward)
+    cast(Any, model.base_model).products_dtype = torch.bfloat16
+
+
+def products_dtype(model: PreTrainedModel) -> torch.dtype:
+    """What a transformer multiplies matrices in: how exact what it says can be."""
+    return cast(torch.dtype, getattr(model.base_model, "products_dtype", model.dtype))
+
+
 # --- Saving ----------------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +337,7 @@ def can_share_prompts(model: Any) -> bool:
     except Exception:  # noqa: BLE001 (whatever an architecture makes of a cache: separate rows always work)
         return False
     is_real_BT = attention_BL[:, 8:]
-    tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
+    tolerance = 1e-4 if products_dtype(model) == torch.float32 else 3e-2
     return bool((alone - shared)[is_real_BT].abs().max() <= tolerance * alone[is_real_BT].abs().max())
 
 

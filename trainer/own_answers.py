@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trainer.checkpoints import STATE, CheckpointError, load_checkpoint, save_checkpoint
 from trainer.config import BestOfNConfig, StarConfig
 from trainer.demonstrations import Conversation
+from trainer.distributed import require_one_process
 from trainer.fitting import CARRIED, checkpoint_folder, parents
 from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.preferences import Answer
@@ -109,6 +110,7 @@ def train_on_own_answers(
     device: str,
 ) -> tuple[Selection, SFTResult]:
     """Draw from `policy`, keep what the judge says, and fine-tune `start` on it. Raises as `train_sft`."""
+    require_one_process(kind)
     about = {
         "config": config.as_json(),
         "prompts_sha256": hash_prompts(prompts),

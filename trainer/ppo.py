@@ -69,11 +69,13 @@ from trainer.models import (
     RewardModel,
     ValueModel,
     can_share_prompts,
+    compute_in_bfloat16,
     context_length,
     count_parameters,
     has_plain_head,
     load_policy,
     load_tokenizer,
+    products_dtype,
 )
 from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages, passage_batches
 from trainer.reporting import Reporter, RunCancelled
@@ -425,6 +427,8 @@ def train_ppo(
         watch = Guard(RewardModel.load(guard, device=device).requires_grad_(False), asked)
     elif guard_prompts:
         raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
+    if config.precision == "bfloat16":
+        _round_products(learner, reward_model, watch)
     passages = _encode_passages(ptx_texts, tokenizer, learner.policy, config, report)
     sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
     identity = _identity(questions, passages, watch, config, sources)
@@ -903,7 +907,7 @@ def _check_unmoved(policy: Policy, metrics: dict[str, float]) -> None:
 
 def _tolerance(policy: Policy) -> float:
     """Of two log-probabilities, or of a ratio, that are the same but for rounding."""
-    return 1e-5 if policy.model.dtype == torch.float32 else 2e-2
+    return 1e-5 if products_dtype(policy.model) == torch.float32 else 2e-2
 
 
 def _set_rates(learner: Learner, config: PPOConfig) -> None:
@@ -967,6 +971,16 @@ def _stop_if_cancelled(report: Reporter) -> None:
 def _load_policy(policy: ModelSource, sft: ModelSource, config: PPOConfig, device: str) -> Policy:
     assert config.lora is None or isinstance(config.lora, LoraConfig)
     return load_policy(policy, lora=config.lora, reference=sft, seed=config.seed, device=device)
+
+
+def _round_products(learner: Learner, reward_model: RewardModel, guard: Guard | None) -> None:
+    """All that compute do it in bfloat16; after the last copy was made, since a copy would call its original."""
+    models = [learner.policy.model, learner.policy.frozen, learner.value_model.blocks, reward_model.blocks]
+    if guard is not None and isinstance(guard.score, RewardModel):
+        models.append(guard.score.blocks)
+    for model in models:
+        if model is not None:
+            compute_in_bfloat16(model)
 
 
 def _encode(

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from tests.trainer import two_processes
 from tests.trainer.tiny import save_tiny
-from trainer.distributed import World, add_up, joined, part_of, put_together, world
+from trainer.distributed import World, add_up, joined, part_of, put_together, require_one_process, world
 from trainer.fitting import require_plain_saving
-from trainer.models import ModelSource, load_causal_lm
+from trainer.models import ModelSource, compute_in_bfloat16, load_causal_lm, products_dtype
 
 ROOT = Path(__file__).resolve().parents[2]
 GATE = 1e-6
@@ -149,6 +149,33 @@ def test_bfloat16_is_near_and_leaves_heads_and_weights_in_fp32(base: Path, tmp_p
     assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.02)
 
 
+def test_ppo_in_bfloat16_is_near_and_keeps_its_weights_in_fp32(base: Path, tmp_path: Path) -> None:
+    source = ModelSource(base)
+    two_processes.reward(source, tmp_path / "reward", two_processes.Recorder())
+    points = {}
+    for precision in ("float32", "bfloat16"):
+        report = two_processes.Recorder()
+        shared = {"samples_per_prompt": 2, "minibatch_size": 2, "episodes_per_batch": 2, "num_episodes": 2}
+        two_processes.ppo(source, tmp_path / precision, report, precision=precision, **shared)
+        points[precision] = report.points[-1][1]
+        assert {tensor.dtype for tensor in weights(tmp_path / precision).values()} == {torch.float32}
+    one, other = points["float32"], points["bfloat16"]
+    # The first rollout's answers are the same, and what is said of them is rounded.
+    assert one["objective/length"] == other["objective/length"]
+    assert 0 < abs(one["objective/reward"] - other["objective/reward"]) < 0.02
+
+
+def test_bfloat16_rounds_what_a_transformer_says_and_not_what_a_head_makes_of_it(base: Path) -> None:
+    model = load_causal_lm(ModelSource(base))
+    tokens = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        exact = model(tokens).logits
+        compute_in_bfloat16(model)
+        rounded = model(tokens).logits
+    assert products_dtype(model) == rounded.dtype == torch.bfloat16
+    assert 0 < (exact - rounded.float()).abs().max() < 0.05
+
+
 def test_training_mode_brings_no_dropout_back(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path / "dropping")
     config = json.loads((base / "config.json").read_text())
@@ -170,6 +197,13 @@ def test_the_parts_are_the_whole(num: int, size: int, monkeypatch: pytest.Monkey
         parts.append(part_of(range(num)))
     assert sorted(item for part in parts for item in part) == list(range(num))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_run_that_cannot_be_split_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_one_process("star")
+    monkeypatch.setattr("trainer.distributed.world", lambda: World(0, 2))
+    with pytest.raises(ValueError, match="A star run can't be split"):
+        require_one_process("star")
 
 
 def test_one_process_is_left_as_it_is() -> None:
