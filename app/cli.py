@@ -51,7 +51,7 @@ def settings_for(data_dir: Path) -> Settings:
     """
     from app.embedded import running_url
 
-    settings = Settings(data_dir=data_dir)
+    settings = Settings(data_dir=data_dir).at_known_address()
     try:
         return settings.model_copy(update={"database_url": settings.require_database_url()})
     except ValueError:

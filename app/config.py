@@ -45,7 +45,19 @@ class Settings(BaseSettings):
         """Where the files of runs and versions are kept."""
         return self.data_dir / "artifacts"
 
+    def at_known_address(self) -> Settings:
+        """The same, with the address at which the app last listened in this data folder, unless one is set."""
+        file = address_file(self.data_dir)
+        if "public_url" in self.model_fields_set or not file.is_file():
+            return self
+        return self.model_copy(update={"public_url": file.read_text(encoding="utf-8").strip()})
+
     @property
     def has_secure_cookies(self) -> bool:
         """Whether cookies are sent over https only."""
         return self.public_url.startswith("https://")
+
+
+def address_file(data_dir: Path) -> Path:
+    """Where `rankloop up` writes how people reach the app, for commands that print links."""
+    return data_dir / "address"

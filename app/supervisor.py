@@ -26,7 +26,7 @@ from typing import Protocol
 
 from app.accounts import service as accounts
 from app.accounts.models import Scope
-from app.config import Settings
+from app.config import Settings, address_file
 from app.db import check_connection, make_engine, standalone_session
 from app.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from app.loop import service as loop
@@ -213,6 +213,7 @@ class Supervisor:
         # Kept open here: a web process that is started again takes it over, and who asks meanwhile waits.
         listener = self.listener = bind(self.options.host, self.options.port)
         self.settings.public_url = self._address(listener)
+        address_file(self.settings.data_dir).write_text(self.settings.public_url, encoding="utf-8")
         self._start_database()
         asyncio.run(self._check_database())
         upgrade(self.settings.require_database_url())

@@ -81,12 +81,16 @@
 
   // A one-time link carries its secret behind the #, where no log sees it: it goes into the form, and out of the address.
   const secret = document.querySelector("input[data-from-fragment]");
-  if (secret && location.hash.length > 1) {
+  const takeSecret = () => {
+    if (!secret || location.hash.length < 2) return;
     secret.value = decodeURIComponent(location.hash.slice(1));
     secret.closest(".field").hidden = true;
     history.replaceState(null, "", location.pathname + location.search);
     secret.form.querySelector("button").focus();
-  }
+  };
+  takeSecret();
+  // A fresh link that is opened in the same tab changes nothing but what stands behind the #.
+  window.addEventListener("hashchange", takeSecret);
 
   // What scrolls sideways can be scrolled by keyboard too.
   const makeScrollable = () => {

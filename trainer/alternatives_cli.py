@@ -63,14 +63,17 @@ def train_sft(
         from trainer import sft
         from trainer.config import SFTConfig
         from trainer.demonstrations import read_conversations
+        from trainer.distributed import joined
 
         config = SFTConfig.from_overrides(parse_settings(settings))
-        conversations, source = read_conversations(file), _version(find_source(model), policy)
-        with BarReporter() as report:
+        conversations = read_conversations(file)
+        source = _version(find_source(model), policy)
+        with joined(_device()) as here, BarReporter(is_shown=here.is_first) as report:
             result = sft.train_sft(
                 conversations, source=source, config=config, out=out, report=report, device=_device()
             )
-        show(result.as_json(), json_file)
+        if here.is_first:
+            show(result.as_json(), json_file)
 
 
 def train_dpo(
@@ -93,12 +96,13 @@ def train_dpo(
     with one_line_errors():
         from trainer import dpo
         from trainer.config import DPOConfig
+        from trainer.distributed import joined
         from trainer.preferences import read_rankings
 
         config = DPOConfig.from_overrides(parse_settings(settings))
         rankings, base = read_rankings(file), find_source(model)
         reference = _version(base, sft)
-        with BarReporter() as report:
+        with joined(_device()) as here, BarReporter(is_shown=here.is_first) as report:
             result = dpo.train_dpo(
                 rankings,
                 sft=reference,
@@ -108,7 +112,8 @@ def train_dpo(
                 report=report,
                 device=_device(),
             )
-        show(result.as_json(), json_file)
+        if here.is_first:
+            show(result.as_json(), json_file)
 
 
 def train_best_of_n(

@@ -198,7 +198,8 @@ def train_reward(
         from trainer.preferences import read_rankings
 
         config = RewardConfig.from_overrides(parse_settings(settings))
-        source, rankings, device = find_source(model), read_rankings(file), WorkerSettings().torch_device()
+        rankings, device = read_rankings(file), WorkerSettings().torch_device()
+        source = find_source(model)
         figures: dict[str, Any] = {"num_rankings": len(rankings)}
         with joined(device) as here, BarReporter(is_shown=here.is_first) as report:
             if folds > 1:

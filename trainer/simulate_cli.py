@@ -59,7 +59,10 @@ def simulate(
     """Play annotators whose utility is known: on a running server, or for whole rounds that are measured."""
     people = Annotators(num=annotators, noise=noise)
     with one_line_errors():
+        training = training_with(settings)
         if project is not None:
+            if settings:
+                raise ValueError("--set changes the trainings of simulated rounds; with --project, nothing is trained.")
             given = settings_with(url, token)
             show({"num_ranked": rank_project(given, project, people)}, json_file)
             return
@@ -70,7 +73,7 @@ def simulate(
                 rounds=rounds,
                 seeds=seeds,
                 annotators=people,
-                training=training_with(settings),
+                training=training,
                 say=lambda line: typer.echo(line, err=True),
             )
     report(result, json_file)

@@ -51,7 +51,8 @@ class ApiError(ClientError):
 
     def __init__(self, status: int, title: str, detail: str, errors: Sequence[ProblemField], body: Json) -> None:
         fields = "; ".join(f"{error['field']}: {error['rule']}" for error in errors)
-        super().__init__(detail or fields or title or f"HTTP status {status}")
+        told = all(error["rule"] in detail for error in errors)
+        super().__init__((detail if told else f"{detail} {fields}".strip()) or title or f"HTTP status {status}")
         self.status = status
         self.title = title
         self.detail = detail

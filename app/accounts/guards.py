@@ -11,17 +11,12 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.accounts import service
-from app.accounts.models import Role, Scope, User
+from app.accounts.models import ROLE_SCOPES, Role, Scope, User
 from app.errors import Forbidden, NotFound, Unauthorized
 from app.web import SessionDep
 
 SESSION_COOKIE = "rl_session"
 # What a signed-in person's role allows on the API, as the pages themselves call a few routes of it.
-ROLE_SCOPES: dict[str, frozenset[str]] = {
-    Role.ANNOTATOR: frozenset({Scope.ANNOTATE}),
-    Role.TRAINER: frozenset({Scope.ANNOTATE, Scope.READ, Scope.WRITE}),
-    Role.ADMIN: frozenset({Scope.ANNOTATE, Scope.READ, Scope.WRITE, Scope.ADMIN}),
-}
 bearer = HTTPBearer(auto_error=False, description="A token of Rankloop: `rankloop token create`, or the page People.")
 
 
@@ -114,13 +109,14 @@ async def find_caller(
     if credentials is None:
         if user is None:
             raise Unauthorized("Send a token: `Authorization: Bearer rl_…`.")
-        return ApiCaller(user, ROLE_SCOPES[user.role], None, None)
+        return ApiCaller(user, ROLE_SCOPES[user.role] - {Scope.WORKER}, None, None)
     found = await service.token_of_secret(session, credentials.credentials)
     if found is None:
         raise TokenRefused
     token, owner = found
     projects = None if token.project_ids is None else frozenset(token.project_ids)
-    return ApiCaller(owner, frozenset(token.scopes), projects, token.id)
+    # A token never does more than its owner may today, whatever role they had when it was made.
+    return ApiCaller(owner, ROLE_SCOPES[owner.role].intersection(token.scopes), projects, token.id)
 
 
 def require_scope(*scopes: Scope) -> Callable[..., Awaitable[ApiCaller]]:

@@ -32,6 +32,14 @@ class Scope(StrEnum):
     WORKER = "worker"  # claim runs and deliver their results
 
 
+# What each role may do, by its browser or by a token; a browser never claims runs.
+ROLE_SCOPES: dict[str, frozenset[str]] = {
+    Role.ANNOTATOR: frozenset({Scope.ANNOTATE}),
+    Role.TRAINER: frozenset({Scope.ANNOTATE, Scope.READ, Scope.WRITE, Scope.WORKER}),
+    Role.ADMIN: frozenset(Scope),
+}
+
+
 class User(Base):
     """A person."""
 

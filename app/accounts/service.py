@@ -13,7 +13,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import ApiToken, AuditEntry, Role, Scope, SignInLink, User, UserSession
+from app.accounts.models import ROLE_SCOPES, ApiToken, AuditEntry, Role, Scope, SignInLink, User, UserSession
 from app.errors import Invalid, NotFound, Unauthorized
 
 LINK_LIFE = timedelta(minutes=15)
@@ -214,14 +214,18 @@ async def create_token(
     """A token and its secret, which is never shown again.
 
     Raises:
-        Invalid: a scope is unknown.
+        Invalid: a scope is unknown, or more than the owner's role may.
         NotFound: nobody has this id.
     """
     unknown = sorted(set(scopes) - set(Scope))
     if unknown or not scopes:
         raise Invalid.field("scopes", f"must be among {', '.join(Scope)}; got {', '.join(unknown) or 'none'}")
-    if await session.get(User, user_id) is None:
+    owner = await session.get(User, user_id)
+    if owner is None:
         raise NotFound(f"There is no user {user_id}.")
+    beyond = sorted(set(scopes) - ROLE_SCOPES[owner.role])
+    if beyond:
+        raise Invalid.field("scopes", f"{', '.join(beyond)}: is more than the role {owner.role} may")
     secret = f"rl_{secrets.token_urlsafe(32)}"
     token = ApiToken(
         user_id=user_id,

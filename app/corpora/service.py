@@ -217,7 +217,13 @@ async def get_corpus(session: AsyncSession, corpus_id: uuid.UUID) -> Corpus:
 
 def reference(corpus: Corpus) -> dict[str, Any]:
     """What a run's config says of a corpus (docs/protocol.md)."""
-    return {"id": str(corpus.id), "kind": corpus.kind, "sha256": corpus.sha256, "num_rows": corpus.num_rows}
+    return {
+        "id": str(corpus.id),
+        "number": corpus.number,
+        "kind": corpus.kind,
+        "sha256": corpus.sha256,
+        "num_rows": corpus.num_rows,
+    }
 
 
 async def stream_lines(session: AsyncSession, corpus_id: uuid.UUID) -> AsyncIterator[bytes]:

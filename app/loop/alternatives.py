@@ -141,15 +141,19 @@ async def run_finished(session: AsyncSession, event: RunFinished) -> None:
     if run.kind not in ALTERNATIVES:
         return
     config = run.config
-    reward, dataset = config.get("reward"), config.get("dataset")
+    reward = (
+        await registry.get_version(session, uuid.UUID(config["reward"]["version_id"])) if "reward" in config else None
+    )
+    dataset_id = uuid.UUID(config["dataset"]["id"]) if "dataset" in config else None
     version = await registry.register(
         session,
         project_id=run.project_id,
         kind=VersionKind.POLICY,
         parent=await registry.get_version(session, uuid.UUID(config["policy"]["version_id"])),
         run_id=run.id,
-        dataset_id=uuid.UUID(dataset["id"]) if dataset else None,
-        reward_version_id=uuid.UUID(reward["version_id"]) if reward else None,
+        # What a reward model was trained on made every policy that follows it.
+        dataset_id=reward.dataset_id if reward else dataset_id,
+        reward_version_id=reward.id if reward else None,
         metrics=run.result or {},
     )
     run.result = {**(run.result or {}), "version": {"number": version.number, "kind": version.kind}}

@@ -9,6 +9,7 @@ from fastapi.responses import FileResponse
 
 from app.accounts.guards import ReadCaller, ReadOrWorkerCaller
 from app.errors import NotFound
+from app.projects.guards import find_project
 from app.registry import service
 from app.registry.schemas import VersionDetail, VersionOut, VersionPage
 from app.runs.artifacts import artifact_path
@@ -19,10 +20,11 @@ router = APIRouter(tags=["versions"])
 
 
 @router.get("/versions")
-async def list_versions(project_id: uuid.UUID, caller: ReadCaller, session: SessionDep) -> VersionPage:
+async def list_versions(project_id: str, caller: ReadCaller, session: SessionDep) -> VersionPage:
     """A project's versions, newest first."""
-    caller.require_project(project_id)
-    versions = await service.list_versions(session, project_id)
+    project = await find_project(session, project_id)
+    caller.require_project(project.id)
+    versions = await service.list_versions(session, project.id)
     return VersionPage(items=[VersionOut.model_validate(version) for version in versions])
 
 

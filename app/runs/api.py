@@ -12,6 +12,7 @@ from starlette import status
 
 from app.accounts.guards import ReadCaller, ReadOrWorkerCaller, WorkerCaller, WriteCaller
 from app.errors import BadRequest, NotFound
+from app.projects.guards import find_project
 from app.runs import service
 from app.runs.artifacts import Upload, artifact_path, receive_chunk
 from app.runs.models import Run
@@ -159,19 +160,20 @@ async def release_run(run: HeldRun, session: SessionDep) -> None:
 
 @router.get("/runs")
 async def list_runs(
-    project_id: uuid.UUID,
+    project_id: str,
     caller: ReadCaller,
     session: SessionDep,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> RunPage:
     """A project's runs, newest first."""
-    caller.require_project(project_id)
+    project = await find_project(session, project_id)
+    caller.require_project(project.id)
     try:
         before = datetime.fromisoformat(cursor) if cursor else None
     except ValueError as error:
         raise BadRequest("cursor: take it from the answer before, unchanged") from error
-    runs = await service.list_runs(session, project_id=project_id, before=before, limit=limit)
+    runs = await service.list_runs(session, project_id=project.id, before=before, limit=limit)
     following = runs[-1].created_at.isoformat() if len(runs) == limit else None
     return RunPage(items=[RunOut.model_validate(run) for run in runs], next_cursor=following)
 

@@ -186,3 +186,14 @@ async def test_a_token_of_one_project_does_not_see_another(client: AsyncClient, 
     assert (await client.get(f"{API}/projects/access", headers=headers)).status_code == 404
     listed = (await client.get(f"{API}/projects", headers=headers)).json()["items"]
     assert [item["slug"] for item in listed] == [mine.slug]
+
+
+async def test_a_token_loses_what_its_owners_role_lost(client: AsyncClient, session: AsyncSession) -> None:
+    user = await make_user(session, role=Role.ADMIN)
+    _, secret = await create_token(session, user_id=user.id, name="t", scopes=["admin", "annotate"])
+    headers = {"authorization": f"Bearer {secret}"}
+    await session.commit()
+    assert (await client.get(f"{API}/users", headers=headers)).status_code == 200
+    user.role = Role.ANNOTATOR
+    await session.commit()
+    assert (await client.get(f"{API}/users", headers=headers)).status_code == 403

@@ -163,3 +163,16 @@ async def test_a_version_leads_back_to_the_rankings_that_made_it(open_page: Open
     await page.locator("td a").first.click()
     await expect(page.get_by_text("Versions that learned from it")).to_be_visible()
     await expect(page.get_by_role("link", name="policy v3")).to_be_visible()
+
+
+async def test_a_fresh_link_in_the_tab_of_an_old_one_signs_in(open_page: OpenPage, live_server: LiveServer) -> None:
+    async with live_server.sessions.begin() as session:
+        user = await make_user(session, role=Role.ADMIN)
+        link = await create_sign_in_link(session, user=user, public_url=live_server.url)
+    page = await open_page()
+    await page.goto("/sign-in/link#used-up")
+    await page.locator("main").get_by_role("button").click()
+    await page.goto("/sign-in/link#another")
+    await page.goto(link)
+    await page.locator("main").get_by_role("button").click()
+    await expect(page.get_by_role("heading", name="My projects")).to_be_visible()

@@ -249,3 +249,12 @@ def test_an_upload_that_gets_nowhere_ends(server: Server, client: Client, tmp_pa
     (tmp_path / "file").write_bytes(b"0123456789")
     with pytest.raises(ClientError, match="no more than 0 of 10 bytes"):
         client.claimed(CLAIM).upload("file", tmp_path / "file")
+
+
+def test_a_refusal_says_which_field_and_rule() -> None:
+    fields = [{"field": "version_id", "rule": "must be a UUID"}]
+    assert str(ApiError(422, "", "Some fields can't be taken.", fields, {})) == (
+        "Some fields can't be taken. version_id: must be a UUID"
+    )
+    told = "Nothing was stored: line 1: must be a UUID."
+    assert str(ApiError(422, "", told, fields, {})) == told

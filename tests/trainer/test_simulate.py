@@ -6,7 +6,10 @@ import json
 import random
 
 import pytest
+from typer.testing import CliRunner
 
+from rankloop.cli import build
+from trainer import simulate_cli
 from trainer.simulate import Interval, LoopResult, bootstrap, mean_utility, pooled, share_of_wins
 from trainer.simulate_cli import TRAINING, report, training_with
 
@@ -57,3 +60,15 @@ def test_json_ends_with_the_final_figures(capsys: pytest.CaptureFixture[str]) ->
     assert "round 1" in printed
     assert "+1.000" in printed
     assert "75.0%" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--set", "foo"], "foo"), (["--project", "demo", "--set", "ppo.beta=1"], "with --project, nothing is trained")],
+)
+def test_settings_are_checked_before_any_work(options: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("own_server", "rank_project"):
+        monkeypatch.setattr(simulate_cli, name, lambda *_: pytest.fail("began to work"))
+    result = CliRunner().invoke(build(), ["simulate", *options])
+    assert result.exit_code == 1
+    assert words in result.stderr

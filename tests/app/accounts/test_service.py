@@ -120,3 +120,9 @@ async def test_the_audit_log_names_no_person_and_is_append_only(session: AsyncSe
     assert "Ada" not in str([(entry.subject, entry.detail) for entry in entries])
     with pytest.raises(DBAPIError, match="never changed"):
         await session.execute(update(AuditEntry).values(action="other"))
+
+
+async def test_a_token_may_no_more_than_its_owners_role(session: AsyncSession) -> None:
+    bob = await service.create_user(session, name="Bob", email="bob@example.org", role=Role.ANNOTATOR)
+    with pytest.raises(Invalid, match="admin: is more than the role annotator may"):
+        await service.create_token(session, user_id=bob.id, name="t", scopes=["annotate", "admin"])

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import ApiToken, User
+from app.accounts.models import ApiToken, Role, User
 from app.accounts.service import create_token
 from app.loop import service as loop
 from app.projects.models import Project
@@ -110,5 +110,6 @@ async def turned(session: AsyncSession) -> Loop:
         for _ in range(count):
             await make_prompt(session, project, split=split)
     annotator = await make_user(session)
-    token, _ = await create_token(session, user_id=annotator.id, name="w", scopes=["worker"])
+    admin = await make_user(session, role=Role.ADMIN)
+    token, _ = await create_token(session, user_id=admin.id, name="w", scopes=["worker"])
     return Loop(session, project, annotator, token)

@@ -219,6 +219,7 @@ async def test_a_token_of_another_project_reaches_nothing(
     await add_tasks(session, project)
     lease = await next_task(client, annotating, project)
     elsewhere = await make_project(session)
+    ada.role = Role.TRAINER
     bound = await token(session, ada, Scope.ANNOTATE, Scope.READ, project_ids=[elsewhere.id])
     answers = [
         await client.post(f"{API}/tasks:next", json={"project_id": project.slug}, headers=bound),
