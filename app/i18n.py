@@ -1,16 +1,21 @@
 """English and Simplified Chinese: which of the two a person reads, and how texts, numbers and dates look in it.
 
-The English sentence is the key; `app/locale/zh.json` holds the Chinese ones. A sentence that the catalogue lacks is
-shown in English, and a test fails for every such sentence in a template.
+The English sentence is the key; `app/locale/zh/LC_MESSAGES/messages.po` holds the Chinese ones, a gettext catalogue
+that translators' tools open. A sentence that it lacks is shown in English, and a test fails for every such sentence of
+a page. `make messages` adds what is new.
 """
 
-import json
+import io
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache, partial
+from gettext import GNUTranslations, NullTranslations
 from pathlib import Path
 from typing import Any
+
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
 
 LANGUAGES = {"en": "English", "zh": "中文"}
 HTML_LANGUAGES = {"en": "en", "zh": "zh-Hans"}
@@ -21,24 +26,31 @@ MAX_HEADER_LENGTH = 400
 
 
 @cache
-def catalogue(language: str) -> dict[str, str]:
-    """The sentences of one language by their English text; empty for English."""
+def catalogue(language: str) -> NullTranslations:
+    """The sentences of one language by their English text; for English, each is its own.
+
+    Compiled when first asked for, so that there is no built file that could be older than its source.
+    """
     if language == DEFAULT_LANGUAGE or language not in LANGUAGES:
-        return {}
-    sentences: dict[str, str] = json.loads((LOCALE_FOLDER / f"{language}.json").read_text(encoding="utf-8"))
-    return sentences
+        return NullTranslations()
+    compiled = io.BytesIO()
+    with (LOCALE_FOLDER / language / "LC_MESSAGES" / "messages.po").open("rb") as file:
+        write_mo(compiled, read_po(file, locale=language))
+    compiled.seek(0)
+    return GNUTranslations(compiled)
 
 
 def translate(language: str, text: str, **values: object) -> str:
     """`text` in `language`, its `{named}` gaps filled with `values`; English where the catalogue lacks it."""
-    sentence = catalogue(language).get(text, text)
+    # gettext keeps the catalogue's head under the empty sentence.
+    sentence = catalogue(language).gettext(text) if text else ""
     return sentence.format_map(values) if values else sentence
 
 
 def translate_count(language: str, one: str, many: str, count: int, **values: object) -> str:
-    """As `translate`, with `{n}` set to `count`; English takes `one` for exactly 1, Chinese always `many`."""
-    text = one if count == 1 and language == DEFAULT_LANGUAGE else many
-    return translate(language, text, n=format_number(language, count), **values)
+    """As `translate`, with `{n}` set to `count`; English takes `one` for exactly 1, Chinese has one form for all."""
+    sentence = catalogue(language).ngettext(one, many, count)
+    return sentence.format_map({"n": format_number(language, count), **values})
 
 
 def pick_language(cookie: str | None, accept_language: str | None) -> str:
