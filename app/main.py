@@ -10,13 +10,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 
 from app.accounts import api as accounts_api
 from app.accounts import pages as accounts_pages
 from app.accounts.guards import SignInFirst
+from app.assets import Assets
 from app.config import Settings
 from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
@@ -40,7 +40,7 @@ from app.runs import pages as runs_pages
 from app.security import SameOrigin, SecurityHeaders
 from app.tasks import api as tasks_api
 from app.tasks import pages as tasks_pages
-from app.web import ROOT, render, see_other
+from app.web import render, see_other
 from rankloop import __version__
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     for module in PAGES:
         app.include_router(module.router, include_in_schema=False)
     app.add_api_route("/health", health, include_in_schema=False)
-    app.mount("/static", StaticFiles(directory=ROOT / "static"), name="static")
+    app.mount("/static", Assets(), name="static")
     app.add_exception_handler(RankloopError, handle_refusal)
     app.add_exception_handler(RequestValidationError, handle_invalid_request)
     app.add_exception_handler(HTTPException, handle_http_exception)

@@ -4,7 +4,6 @@ lie.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette import status
 
-from app import i18n, markdown
+from app import assets, i18n, markdown
 from app.config import Settings
 from app.db import SessionMaker
 from app.ndjson import MEDIA_TYPE
@@ -46,17 +45,6 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 
 
 @lru_cache
-def static_version(name: str) -> str:
-    """A short hash of a static file's content, so that browsers may keep it for ever."""
-    return hashlib.sha256((ROOT / "static" / name).read_bytes()).hexdigest()[:10]
-
-
-def static_url(name: str) -> str:
-    """The address of a static file, new whenever its content is."""
-    return f"/static/{name}?v={static_version(name)}"
-
-
-@lru_cache
 def environment() -> Environment:
     """The templates. An undefined name is an error, and everything is escaped."""
     jinja = Environment(
@@ -66,7 +54,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    jinja.globals["static_url"] = static_url
+    jinja.globals["static_url"] = assets.url
     jinja.globals["markdown"] = markdown.render
     return jinja
 

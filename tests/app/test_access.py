@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from httpx2 import AsyncClient
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import assets
 from app.accounts.models import Role
 from app.accounts.service import create_sign_in_link, create_token, sign_in
 from app.main import API, DOMAINS, PAGES
@@ -131,7 +132,7 @@ async def test_no_operation_takes_every_scope(
 
 
 @pytest.mark.parametrize(
-    "path", ["/sign-in", "/nowhere", "/static/app.css", "/static/none.css", "/api/v1/runs", "/api/v1/openapi.json"]
+    "path", ["/sign-in", "/nowhere", assets.url("app.css"), "/static/none.css", "/api/v1/runs", "/api/v1/openapi.json"]
 )
 async def test_every_answer_has_the_security_headers(client: AsyncClient, path: str) -> None:
     answer = await client.get(path)

@@ -1,0 +1,41 @@
+// The buttons on the cards, and how the cards are laid out. A second press takes a place or a rating away.
+import { form, store } from "./page.js";
+import { current, look } from "./focus.js";
+import { changed } from "./history.js";
+import { settle } from "./placing.js";
+import { check } from "./state.js";
+
+let pressed = null;
+
+export function listen() {
+  form.addEventListener("change", (event) => tell(event.target.name ?? ""));
+  form.addEventListener("pointerdown", (event) => {
+    const input = event.target.closest(".cell")?.querySelector("input");
+    pressed = input?.checked ? input : null;
+  });
+  form.addEventListener("click", takeAway);
+  form.addEventListener("focusin", (event) => {
+    const card = event.target.closest(".answer");
+    if (card && card !== current) look(card, { focus: false });
+  });
+  for (const button of form.querySelectorAll("button[data-layout]")) button.addEventListener("click", () => setLayout(button.dataset.layout));
+  setLayout(store.get("rankloop-layout") ?? "grid");
+}
+
+function tell(name) {
+  if (name.startsWith("place_")) settle(name.slice(6));
+  else changed();
+}
+
+function takeAway(event) {
+  if (event.target !== pressed || !event.detail) return;
+  pressed = null;
+  check(event.target.name, null);
+  tell(event.target.name);
+}
+
+function setLayout(layout) {
+  form.querySelector(".answers").dataset.layout = layout;
+  form.querySelectorAll("button[data-layout]").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.layout === layout)));
+  store.set("rankloop-layout", layout);
+}

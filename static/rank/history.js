@@ -1,0 +1,44 @@
+// Undo and redo, over places, ratings and labels alike; and the news of every change, to whoever asked for it.
+import { say, words } from "./page.js";
+import { read, write } from "./state.js";
+
+let last = null;
+let done = [];
+let undone = [];
+const listeners = [];
+
+export const onChange = (listener) => listeners.push(listener);
+const tell = (message) => {
+  if (message) say(message);
+  listeners.forEach((listener) => listener());
+};
+
+// What is on the page now is where undo ends.
+export function begin() {
+  last = read();
+  done = [];
+  undone = [];
+}
+
+// To be called after the form was changed, with the sentence that tells it.
+export function changed(message) {
+  const state = read();
+  const pick = ({ places, ratings, labels }) => JSON.stringify([places, ratings, labels]);
+  if (pick(state) !== pick(last)) {
+    done.push(last);
+    undone = [];
+  }
+  last = state;
+  tell(message);
+}
+
+export const undo = () => step(done, undone, words.undone);
+export const redo = () => step(undone, done, words.redone);
+
+function step(from, to, message) {
+  if (!from.length) return;
+  to.push(read());
+  write(from.pop());
+  last = read();
+  tell(message);
+}

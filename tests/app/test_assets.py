@@ -1,0 +1,60 @@
+"""Static files: an address that changes with the content, for scripts that are imported too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from httpx2 import AsyncClient
+
+from app import assets
+
+SCRIPTS = sorted(path for path in assets.FOLDER.rglob("*.js"))
+IMPORT = re.compile(
+    r"""^(?:import|export)\b[^=;]*?\bfrom ["']([^"']+)["']|\bimport\(?\s*["']([^"']+)["']""", re.MULTILINE
+)
+
+
+async def test_what_has_its_hash_in_the_address_is_kept_for_ever(client: AsyncClient) -> None:
+    answer = await client.get(assets.url("rank/main.js"))
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+    again = await client.get(assets.url("rank/main.js"), headers={"if-none-match": answer.headers["etag"]})
+    assert again.status_code == 304
+    assert again.headers["cache-control"] == answer.headers["cache-control"]
+
+
+async def test_a_page_of_an_older_release_finds_its_files_but_keeps_none(client: AsyncClient) -> None:
+    answer = await client.get("/static/000000000000/app.js")
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-cache")
+
+
+@pytest.mark.parametrize("path", ["app.js", "", "0123", "0123/", "0123/none.js", "0123/rank", "0123/..%2f..%2fLICENSE"])
+async def test_there_is_nothing_else(client: AsyncClient, path: str) -> None:
+    assert (await client.get(f"/static/{path}")).status_code == 404
+
+
+def test_the_version_changes_with_any_content_and_any_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(assets, "FOLDER", tmp_path)
+    seen = set()
+    (tmp_path / "rank").mkdir()
+    for name, text in (("a.js", "1"), ("a.js", "2"), ("rank/b.js", "1"), ("rank/b.js", "2")):
+        (tmp_path / name).write_text(text)
+        seen.add(assets.version.__wrapped__())
+    assert len(seen) == 4
+
+
+def test_a_page_cannot_name_a_file_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError):
+        assets.url("rank/none.js")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_import_by_relative_addresses_what_is_there(script: Path) -> None:
+    """Anything else would leave the hash: an address of the root, another origin, a bare name."""
+    for found in IMPORT.finditer(script.read_text()):
+        name = found[1] or found[2]
+        assert name.startswith(("./", "../")), name
+        assert (script.parent / name).resolve().is_file(), name
+        assert "?" not in name
