@@ -125,7 +125,7 @@ def main() -> None:
     """Write the catalogue anew, and name what waits for its Chinese."""
     catalogue = updated(read_catalogue())
     CATALOGUE.write_text(catalogue_text(catalogue), encoding="utf-8")
-    waiting = [message.id for message in catalogue if message.id and not any(message.string)]
+    waiting = [message.id for message in catalogue if message.id and not any(message.string or ())]
     print(f"{len(catalogue)} sentences, {len(waiting)} without Chinese", *waiting, sep="\n  ")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -42,8 +43,9 @@ async def submit_ranking(
     """Answer a lease. The lease is the idempotency key: send the same again for as long as no answer comes back."""
     lease = await get_lease(session, lease_id=lease_id, annotator=caller.user)
     caller.require_project((await project_of(session, lease)).id)
+    provenance = body.provenance(leased_at=lease.created_at, now=datetime.now(UTC))
     ranking, is_new = await service.submit_or_repeat(
-        session, lease_id=lease_id, annotator=caller.user, answer=body.answer(), source="api"
+        session, lease_id=lease_id, annotator=caller.user, answer=body.answer(), source="api", provenance=provenance
     )
     if not is_new:
         response.status_code = status.HTTP_200_OK
@@ -55,9 +57,11 @@ async def revise_ranking(
     ranking_id: uuid.UUID, body: RankingIn, caller: AnnotateCaller, session: SessionDep
 ) -> RankingOut:
     """A change of mind: a new ranking that supersedes this one. The same again gives the one that was stored."""
-    caller.require_project((await service.get_ranking(session, ranking_id)).ranking.project_id)
+    old = (await service.get_ranking(session, ranking_id)).ranking
+    caller.require_project(old.project_id)
+    provenance = body.provenance(leased_at=old.created_at, now=datetime.now(UTC))
     ranking = await service.revise(
-        session, ranking_id=ranking_id, annotator=caller.user, answer=body.answer(), source="api"
+        session, ranking_id=ranking_id, annotator=caller.user, answer=body.answer(), source="api", provenance=provenance
     )
     return RankingOut.of(await service.get_ranking(session, ranking.id))
 

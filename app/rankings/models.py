@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 
 from sqlalchemy import (
     BigInteger,
@@ -37,6 +38,13 @@ class Ranking(Base):
         CheckConstraint("source in ('page', 'api', 'import')", name="source"),
         # Only a ranking that was made elsewhere has no lease.
         CheckConstraint("(lease_id is null) = (source = 'import')", name="has_lease"),
+        CheckConstraint(
+            "shown_at <= first_action_at and first_action_at <= submitted_at and shown_at <= submitted_at", name="times"
+        ),
+        CheckConstraint("active_seconds between 0 and 86400", name="active_seconds"),
+        CheckConstraint("device in ('phone', 'tablet', 'desktop')", name="device"),
+        CheckConstraint("num_undos between 0 and 10000", name="num_undos"),
+        CheckConstraint("inputs <@ array['key', 'pointer', 'touch']", name="inputs"),
     )
 
     id: Mapped[UuidKey]
@@ -57,6 +65,17 @@ class Ranking(Base):
     # SHA-256 of what was sent: the same again is a retry, another is a conflict.
     body_hash: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[Created]
+    # How it was made (app/rankings/provenance.py); null: not told. `created_at` is when it was stored.
+    shown_at: Mapped[datetime | None]
+    first_action_at: Mapped[datetime | None]
+    submitted_at: Mapped[datetime | None]
+    active_seconds: Mapped[float | None]
+    device: Mapped[str | None]
+    num_undos: Mapped[int | None]
+    inputs: Mapped[list[str] | None]
+    # Its task was fetched while the one before was answered; it was taken along to be ranked without a connection.
+    is_preloaded: Mapped[FalseByDefault]
+    is_offline: Mapped[FalseByDefault]
 
 
 class RankingPlace(Base):

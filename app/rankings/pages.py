@@ -20,6 +20,7 @@ from app.projects.models import Project
 from app.prompts.models import Prompt
 from app.rankings import service
 from app.rankings.answers import AnswerError, RankingAnswer
+from app.rankings.provenance import read_how
 from app.rankings.schemas import read_form
 from app.rankings.service import AnswerRefused, RankingView
 from app.runs.models import RunKind
@@ -65,7 +66,10 @@ async def submit_ranking(
     try:
         if sent.errors:
             raise AnswerRefused(sent.errors)
-        await service.submit(session, lease_id=lease_id, annotator=annotator, answer=sent.answer, source="page")
+        how = read_how(str(form.get("how", "")), lease_id=lease.id, leased_at=lease.created_at, now=datetime.now(UTC))
+        await service.submit(
+            session, lease_id=lease_id, annotator=annotator, answer=sent.answer, source="page", provenance=how
+        )
     except AnswerRefused as refused:
         sheet = await tasks.get_sheet(session, lease)
         return await show_sheet(request, session, sheet, annotator, answer=sent.answer, errors=refused.errors)

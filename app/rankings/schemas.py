@@ -19,6 +19,7 @@ from app.rankings.answers import (
     places_of,
     refusal,
 )
+from app.rankings.provenance import UNKNOWN, How, Provenance
 from app.rankings.service import AnswerRefused, RankingView
 
 Cell = Annotated[list[uuid.UUID], Field(max_length=9)]
@@ -36,6 +37,15 @@ class RankingIn(BaseModel):
     )
     labels: dict[uuid.UUID, Annotated[list[Key], Field(max_length=100)]] = Field(default_factory=dict)
     rationale: Annotated[str, StringConstraints(max_length=MAX_RATIONALE_LENGTH)] = ""
+    how: How | None = None
+
+    def provenance(self, *, leased_at: datetime, now: datetime) -> Provenance:
+        """How it was made, in the server's time.
+
+        Raises:
+            Invalid: that can't be true.
+        """
+        return self.how.provenance(leased_at=leased_at, now=now) if self.how else UNKNOWN
 
     def answer(self) -> RankingAnswer:
         """The same by places.
@@ -49,6 +59,22 @@ class RankingIn(BaseModel):
         return RankingAnswer(
             places=places_of(self.order), ratings=self.ratings, labels=self.labels, rationale=self.rationale
         )
+
+
+class ProvenanceOut(BaseModel):
+    """How a ranking was made, by the server's clock. Null: not told."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    shown_at: datetime | None
+    first_action_at: datetime | None
+    submitted_at: datetime | None
+    active_seconds: float | None
+    device: str | None
+    num_undos: int | None
+    inputs: list[str] | None
+    is_preloaded: bool
+    is_offline: bool
 
 
 class RankingOut(BaseModel):
@@ -73,6 +99,7 @@ class RankingOut(BaseModel):
     labels: dict[uuid.UUID, list[str]]
     rationale: str
     created_at: datetime
+    provenance: ProvenanceOut
 
     @classmethod
     def of(cls, view: RankingView) -> RankingOut:
@@ -92,6 +119,7 @@ class RankingOut(BaseModel):
             labels={key: place.labels for key, place in view.places.items() if place.labels},
             rationale=ranking.rationale,
             created_at=ranking.created_at,
+            provenance=ProvenanceOut.model_validate(ranking),
         )
 
 

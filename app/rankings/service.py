@@ -18,6 +18,7 @@ from app.events import events
 from app.projects.models import Project
 from app.rankings.answers import AnswerError, Order, RankingAnswer, Rules, body_hash, errors_of, order_of, tidy
 from app.rankings.models import Ranking, RankingPlace
+from app.rankings.provenance import UNKNOWN, Provenance
 from app.tasks import service as tasks
 from app.tasks.models import Lease, LeaseState, Task, TaskCompletion
 from app.tasks.service import LETTERS, LeaseReleased
@@ -54,7 +55,13 @@ class RankingStored:
 
 
 async def submit(
-    session: AsyncSession, *, lease_id: uuid.UUID, annotator: User, answer: RankingAnswer, source: str
+    session: AsyncSession,
+    *,
+    lease_id: uuid.UUID,
+    annotator: User,
+    answer: RankingAnswer,
+    source: str,
+    provenance: Provenance = UNKNOWN,
 ) -> Ranking:
     """Store the answer to a lease. The lease is the idempotency key: the same answer again gives the stored ranking.
 
@@ -66,11 +73,20 @@ async def submit(
         LeaseReleased: the task was skipped or withdrawn.
         AnswerRefused: the answer breaks a rule; it names each field.
     """
-    return (await submit_or_repeat(session, lease_id=lease_id, annotator=annotator, answer=answer, source=source))[0]
+    ranking, _ = await submit_or_repeat(
+        session, lease_id=lease_id, annotator=annotator, answer=answer, source=source, provenance=provenance
+    )
+    return ranking
 
 
 async def submit_or_repeat(
-    session: AsyncSession, *, lease_id: uuid.UUID, annotator: User, answer: RankingAnswer, source: str
+    session: AsyncSession,
+    *,
+    lease_id: uuid.UUID,
+    annotator: User,
+    answer: RankingAnswer,
+    source: str,
+    provenance: Provenance = UNKNOWN,
 ) -> tuple[Ranking, bool]:
     """As `submit`; tells as well whether the ranking is new."""
     lease = await tasks.lock_lease(session, lease_id=lease_id, annotator=annotator)
@@ -93,6 +109,7 @@ async def submit_or_repeat(
         annotator_id=annotator.id,
         source=source,
         is_surplus=is_surplus,
+        **provenance.columns(),
     )
     return await _store(session, ranking, answer, lease.display_order), True
 
@@ -108,7 +125,13 @@ async def _close_lease(session: AsyncSession, lease: Lease, task: Task) -> bool:
 
 
 async def revise(
-    session: AsyncSession, *, ranking_id: uuid.UUID, annotator: User, answer: RankingAnswer, source: str = "page"
+    session: AsyncSession,
+    *,
+    ranking_id: uuid.UUID,
+    annotator: User,
+    answer: RankingAnswer,
+    source: str = "page",
+    provenance: Provenance = UNKNOWN,
 ) -> Ranking:
     """A change of mind: a new row that supersedes the old one and takes no further place. The same again is harmless.
 
@@ -141,6 +164,7 @@ async def revise(
         source=source,
         supersedes_id=old.id,
         is_surplus=old.is_surplus,
+        **provenance.columns(),
     )
     return await _store(session, ranking, answer, lease.display_order)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -345,3 +345,30 @@ async def test_a_lease_is_extended(
     await session.commit()
     answer = await client.post(f"{API}/leases/{lease['lease_id']}:extend", headers=annotating)
     assert answer.json()["expires_at"] >= lease["expires_at"]
+
+
+async def test_how_it_was_made_is_told_and_kept(
+    client: AsyncClient, session: AsyncSession, project: Project, annotating: dict[str, str]
+) -> None:
+    await add_tasks(session, project)
+    lease = await next_task(client, annotating, project)
+    sent = datetime.now(UTC) - timedelta(hours=5)
+    how = {"sent_at": sent.isoformat(), "shown_at": sent.isoformat(), "device": "desktop", "inputs": ["key"]}
+    answer = await rank(client, annotating, lease, how=how)
+    assert answer.status_code == 201
+    told = answer.json()["provenance"]
+    assert (told["device"], told["inputs"], told["is_offline"]) == ("desktop", ["key"], False)
+    assert abs(datetime.fromisoformat(told["shown_at"]) - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+async def test_how_it_was_made_is_refused_by_field(
+    client: AsyncClient, session: AsyncSession, project: Project, annotating: dict[str, str]
+) -> None:
+    await add_tasks(session, project)
+    lease = await next_task(client, annotating, project)
+    for how, field in [
+        ({"sent_at": "2026-11-21T12:00:00Z", "shown_at": "2020-01-01T00:00:00Z"}, "how.shown_at"),
+        ({"sent_at": "2026-11-21T12:00:00Z", "active_seconds": -1}, "how.active_seconds"),
+    ]:
+        answer = await rank(client, annotating, lease, how=how)
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, field)
