@@ -131,12 +131,12 @@ def _prepare(folder: Path, case: Case, sizes: dict[str, Any]) -> None:
     facts = {"case": dataclasses.asdict(case), "config": config.as_json()}
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
-    examples, _ = encode_rankings(read_rankings(folder / "rankings.jsonl"), tokenizer, max_length=10_000, ties="drop")
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(SEED)).tolist()
+    tasks, _ = encode_rankings(read_rankings(folder / "rankings.jsonl"), tokenizer, max_length=10_000, ties="drop")
+    order = torch.randperm(len(tasks), generator=torch.Generator().manual_seed(SEED)).tolist()
     pairs = [
-        {"chosen_ids": examples[index].rows[better], "rejected_ids": examples[index].rows[worse]}
+        {"chosen_ids": tasks[index].rows[better], "rejected_ids": tasks[index].rows[worse]}
         for index in order
-        for better, worse in examples[index].ranking.ordered_pairs
+        for better, worse in tasks[index].rankings[0].ordered_pairs
     ]
     _write_lines(folder / "pairs.jsonl", pairs)
     _save_classifier(RewardModel.from_sft(source, None, seed=SEED), int(str(tokenizer.pad_token_id)), folder)

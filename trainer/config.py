@@ -71,7 +71,8 @@ class RewardConfig(_Config):
     epochs: int | None = None
     """IG: 1; more overfits, it says, with its 33,000 prompts. null: 3 for up to 400 rankings, fewer for more."""
     rankings_per_batch: int = 8
-    """IG: 64 rankings, up to 2,304 comparisons. Fewer here, because a project starts with tens of rankings."""
+    """IG: 64 rankings, up to 2,304 comparisons. Fewer here, because a project starts with tens of rankings. Rankings of
+    the same answers stay together, so that a batch may hold a few more."""
     learning_rate: float | None = None
     """IG: 9e-6 for 6B. null: 1e-3 for adapters and for the full weights of up to 50M parameters, 9e-6 above."""
     final_learning_rate_ratio: float = 0.1

@@ -7,26 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trainer.preferences import Answer, Ranking, Ties
+from trainer.preferences import Answer, Ranking, Ties, group_by_task
 from trainer.sampling import encode_prompt
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Example:
-    """A ranking in tokens."""
+class Task:
+    """K answers to one prompt, in tokens, and all rankings of them: an answer is computed once for all of them."""
 
-    ranking: Ranking
+    rankings: tuple[Ranking, ...]
+    """Their answers stand in the order of `rows`."""
     rows: list[list[int]]
     """K conversations, each with its answer."""
     num_prompt_tokens: int
     """The first tokens of every row, which all K share."""
-    weights: list[list[float]]
-    """[K][K]: how much it counts that row beats column."""
+    weights: list[list[list[float]]]
+    """[R][K][K]: how much it counts in a ranking that row beats column."""
+
+    @property
+    def split(self) -> str:
+        """Where the prompt belongs: "train" or "validation"."""
+        return self.rankings[0].split
 
     @property
     def prompt(self) -> list[int]:
@@ -58,23 +67,27 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> list[in
 
 def encode_rankings(
     rankings: Sequence[Ranking], tokenizer: PreTrainedTokenizerBase, *, max_length: int, ties: Ties
-) -> tuple[list[Example], list[dict[str, str]]]:
-    """The rankings that can be learned from, and those that can't: `{"ranking_id", "prompt_id", "reason"}`.
+) -> tuple[list[Task], list[dict[str, str]]]:
+    """The tasks with their rankings that can be learned from, and the rankings that can't, each with its `reason`.
 
     A ranking is refused as a whole when one of its answers, with the prompt, is over `max_length` tokens, or when it
     holds no pair that counts.
     """
-    examples: list[Example] = []
+    tasks: list[Task] = []
     refused: list[dict[str, str]] = []
-    for ranking in rankings:
-        prompt = encode_prompt(tokenizer, ranking.messages)
-        rows = [prompt + encode_answer(tokenizer, answer) for answer in ranking.answers]
-        reason = _refusal(ranking, rows, max_length, ties)
-        if reason is None:
-            examples.append(Example(ranking, rows, len(prompt), ranking.weights(ties)))
-        else:
-            refused.append({"ranking_id": ranking.ranking_id, "prompt_id": ranking.prompt_id, "reason": reason})
-    return examples, refused
+    for together in group_by_task(rankings):
+        prompt = encode_prompt(tokenizer, together[0].messages)
+        rows = [prompt + encode_answer(tokenizer, answer) for answer in together[0].answers]
+        kept: list[Ranking] = []
+        for ranking in together:
+            reason = _refusal(ranking, rows, max_length, ties)
+            if reason is None:
+                kept.append(ranking)
+            else:
+                refused.append({"ranking_id": ranking.ranking_id, "prompt_id": ranking.prompt_id, "reason": reason})
+        if kept:
+            tasks.append(Task(tuple(kept), rows, len(prompt), [ranking.weights(ties) for ranking in kept]))
+    return tasks, refused
 
 
 def _refusal(ranking: Ranking, rows: Sequence[Sequence[int]], max_length: int, ties: Ties) -> str | None:
@@ -105,35 +118,59 @@ def chunk_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return chunks
 
 
-def group_by_tokens(examples: Sequence[Example], max_tokens: int, *, shares_prompt: bool) -> list[list[Example]]:
-    """Whole rankings in parts of at most `max_tokens` tokens, or of one ranking, in their order."""
-    groups: list[list[Example]] = []
+def group_by_tokens(tasks: Sequence[Task], max_tokens: int, *, shares_prompt: bool) -> list[list[Task]]:
+    """Whole tasks in parts of at most `max_tokens` tokens, or of one task, in their order."""
+    groups: list[list[Task]] = []
     room = 0
-    for example in examples:
-        num_tokens = example.num_tokens(shares_prompt=shares_prompt)
+    for task in tasks:
+        num_tokens = task.num_tokens(shares_prompt=shares_prompt)
         if not groups or num_tokens > room:
             groups.append([])
             room = max_tokens
-        groups[-1].append(example)
+        groups[-1].append(task)
         room -= num_tokens
     return groups
 
 
-def stack_places(examples: Sequence[Example]) -> Tensor:
-    """place_BK of these rankings, 0 the best; -1 where an answer has no place, or where one has fewer than K."""
-    size = max(len(example.rows) for example in examples)
-    place_BK = torch.full((len(examples), size), -1)
-    for number, example in enumerate(examples):
-        places = [-1 if place is None else place for place in example.ranking.places]
-        place_BK[number, : len(places)] = torch.tensor(places)
-    return place_BK
+# --- From tasks to rankings ------------------------------------------------------------------------------------------
+# B = tasks, R = their rankings, one task's after another's; K = answers
 
 
-def stack_weights(examples: Sequence[Example]) -> Tensor:
-    """weights_BKK of these rankings, 0 where one has fewer than K answers."""
-    size = max(len(example.rows) for example in examples)
-    weights_BKK = torch.zeros(len(examples), size, size)
-    for number, example in enumerate(examples):
-        k = len(example.rows)
-        weights_BKK[number, :k, :k] = torch.tensor(example.weights)
-    return weights_BKK
+def all_rankings(tasks: Sequence[Task]) -> list[Ranking]:
+    """The rankings of these tasks, one task's after another's."""
+    return [ranking for task in tasks for ranking in task.rankings]
+
+
+def for_each_ranking(tasks: Sequence[Task], values: Sequence[Item]) -> list[Item]:
+    """What is known of a task's answers, for each of its rankings."""
+    return [value for task, value in zip(tasks, values, strict=True) for _ in task.rankings]
+
+
+def spread_over_rankings(value_BK: Tensor, tasks: Sequence[Task]) -> Tensor:
+    """value_RK of the answers of every ranking, from what was computed once for a task. Gradients add up."""
+    counts = torch.tensor([len(task.rankings) for task in tasks], device=value_BK.device)
+    return value_BK.repeat_interleave(counts, dim=0)
+
+
+def stack_places(tasks: Sequence[Task]) -> Tensor:
+    """place_RK, 0 the best; -1 where an answer has no place, or where a task has fewer than K."""
+    rankings = all_rankings(tasks)
+    place_RK = torch.full((len(rankings), _most_answers(tasks)), -1)
+    for number, ranking in enumerate(rankings):
+        places = [-1 if place is None else place for place in ranking.places]
+        place_RK[number, : len(places)] = torch.tensor(places)
+    return place_RK
+
+
+def stack_weights(tasks: Sequence[Task]) -> Tensor:
+    """weights_RKK of the rankings, 0 where a task has fewer than K answers."""
+    weights = [each for task in tasks for each in task.weights]
+    size = _most_answers(tasks)
+    weights_RKK = torch.zeros(len(weights), size, size)
+    for number, each in enumerate(weights):
+        weights_RKK[number, : len(each), : len(each)] = torch.tensor(each)
+    return weights_RKK
+
+
+def _most_answers(tasks: Sequence[Task]) -> int:
+    return max(len(task.rows) for task in tasks)

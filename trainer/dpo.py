@@ -34,7 +34,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import DPOConfig
-from trainer.data import Example, encode_rankings, group_by_tokens, stack_weights
+from trainer.data import (
+    Task,
+    all_rankings,
+    encode_rankings,
+    for_each_ranking,
+    group_by_tokens,
+    spread_over_rankings,
+    stack_weights,
+)
 from trainer.distributed import add_up, even_passes, one_voice, part_of, put_together, shard, world
 from trainer.fitting import (
     Keeper,
@@ -45,13 +53,13 @@ from trainer.fitting import (
     make_optimizer,
     make_policy,
     parents,
+    plan_batches,
     save_version,
-    shuffled,
 )
 from trainer.losses import davidson_loss, pairwise_loss
 from trainer.models import ModelSource, Policy, context_length, count_parameters, load_causal_lm, load_tokenizer
 from trainer.packing import Document, Packed, can_pack, learned_logprobs, pack
-from trainer.preferences import Accuracy, Ranking, pairwise_accuracy, to_rankings
+from trainer.preferences import Accuracy, Ranking, Ties, pairwise_accuracy, to_rankings
 from trainer.reporting import Reporter, RunCancelled
 
 DEFAULT_MAX_LENGTH = 2048
@@ -131,17 +139,16 @@ def train_dpo(
     learner = make_policy(policy, config, device)
     limit = min(context_length(learner.model.config), config.max_length or DEFAULT_MAX_LENGTH)
     # A tie has no weight as an ordered pair, but a ranking of ties alone is something to learn from.
-    examples, refused = encode_rankings(
-        rankings, tokenizer, max_length=limit, ties="drop" if config.ties == "drop" else "half"
-    )
+    ties: Ties = "drop" if config.ties == "drop" else "half"
+    tasks, refused = encode_rankings(rankings, tokenizer, max_length=limit, ties=ties)
     for row in refused:
         report.log("warning", f"Ranking {row['ranking_id']} was left out: {row['reason']}")
-    training = [example for example in examples if example.ranking.split == "train"]
-    validation = [example for example in examples if example.ranking.split == "validation"]
+    training = [task for task in tasks if task.split == "train"]
+    validation = [task for task in tasks if task.split == "validation"]
     if not training:
         raise ValueError(
             f"There is no ranking to learn from: {len(rankings)} rankings, of them {len(refused)} refused and "
-            f"{len(validation)} held out for validation. Collect rankings first."
+            f"{len(all_rankings(validation))} held out for validation. Collect rankings first."
         )
     identity = {
         "kind": "dpo",
@@ -152,15 +159,15 @@ def train_dpo(
     }
     rewards = ImplicitReward(learner, reference, tokenizer, config, device)
     for name, part in (("training", training), ("validation", validation)):
-        report.log("info", f"Computing the reference's log-probabilities of {len(part)} rankings for {name}.")
+        report.log("info", f"Computing the reference's log-probabilities of {len(part)} tasks for {name}.")
         rewards.add_reference(part)
     rewards.forget_reference()
     keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
     progress = _fit(rewards, training, validation, config, report, keep)
     result = DPOResult(
         folder=out,
-        num_rankings=len(training),
-        num_pairs=sum(example.ranking.num_pairs("drop" if config.ties == "drop" else "half") for example in training),
+        num_rankings=len(all_rankings(training)),
+        num_pairs=sum(ranking.num_pairs(ties) for ranking in all_rankings(training)),
         accuracy=rewards.accuracy(validation),
         loss=math.fsum(progress.epoch_losses) / len(progress.epoch_losses),
         margin=math.fsum(progress.epoch_margins) / len(progress.epoch_margins),
@@ -176,15 +183,17 @@ def train_dpo(
 
 def _fit(
     rewards: ImplicitReward,
-    training: Sequence[Example],
-    validation: Sequence[Example],
+    training: Sequence[Task],
+    validation: Sequence[Task],
     config: DPOConfig,
     report: Reporter,
     keep: Keeper,
 ) -> Progress:
     """Train for `config.epochs`. Everything follows from (config.seed, step): a resumed run is the same run."""
-    per_epoch = math.ceil(len(training) / config.rankings_per_batch)
-    num_steps = config.epochs * per_epoch
+    plan = plan_batches(
+        [len(task.rankings) for task in training], config.rankings_per_batch, epochs=config.epochs, seed=config.seed
+    )
+    num_steps = len(plan)
     optimizer = make_optimizer(rewards.policy, config)
     found = keep.resume({"policy": rewards.policy}, optimizer)
     progress = Progress(**found) if found else Progress()
@@ -192,74 +201,72 @@ def _fit(
     while progress.step < num_steps:
         if report.should_stop():
             raise RunCancelled
-        # 1. The batch: rankings, in an order that is new in every epoch.
-        epoch, place = divmod(progress.step, per_epoch)
-        order = shuffled(len(training), seed=config.seed, epoch=epoch)
-        start = place * config.rankings_per_batch
-        batch = [training[index] for index in order[start : start + config.rankings_per_batch]]
+        # 1. The batch: tasks with their rankings, in an order that is new in every epoch.
+        batch = plan[progress.step]
 
         # 2. The gradient of the mean loss over the batch's rankings, and the step.
         optimizer.zero_grad()
-        loss, metrics = _accumulate(rewards, batch, config)
+        loss, metrics = _accumulate(rewards, [training[index] for index in batch.indices], config)
         rate = learning_rate_at(progress.step, num_steps, config)
         norm = apply_step(
             rewards.policy, optimizer, loss, rate=rate, step=progress.step, max_grad_norm=config.max_grad_norm
         )
 
         # 3. What it led to, and a checkpoint now and then.
-        progress.epoch_losses = [*(progress.epoch_losses if place else []), loss]
-        progress.epoch_margins = [*(progress.epoch_margins if place else []), metrics["dpo/margin"]]
+        progress.epoch_losses = [*(progress.epoch_losses if batch.place else []), loss]
+        progress.epoch_margins = [*(progress.epoch_margins if batch.place else []), metrics["dpo/margin"]]
         progress.step += 1
         metrics |= {"loss/dpo": loss, "dpo/grad_norm": norm, "dpo/learning_rate": rate}
-        if place == per_epoch - 1 and (held_out := rewards.accuracy(validation)):
+        if batch.ends_epoch and (held_out := rewards.accuracy(validation)):
             metrics["accuracy/validation"] = held_out.value
         report.metrics(progress.step, metrics)
-        report.progress(progress.step, num_steps, f"epoch {epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        report.progress(progress.step, num_steps, f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
         if progress.step % config.checkpoint_every == 0 and progress.step < num_steps:
             keep.save({"policy": rewards.policy}, optimizer, dataclasses.asdict(progress))
     return progress
 
 
-# B = rankings, K = answers of a ranking, N = all answers of a batch
-def dpo_loss(reward_BK: Tensor, weight_BKK: Tensor, config: DPOConfig) -> Tensor:
+# B = tasks, R = their rankings, K = answers of a task, N = all answers of a batch
+def dpo_loss(reward_RK: Tensor, weight_RKK: Tensor, config: DPOConfig) -> Tensor:
     """The mean over the rankings of the mean over a ranking's pairs of -log p, rewards being implicit ones.
 
-    `weight_BKK` is 1 where row beats column and one half, both ways, where they are tied.
+    `weight_RKK` is 1 where row beats column and one half, both ways, where they are tied.
     """
     if config.ties == "davidson":
-        return davidson_loss(reward_BK, weight_BKK, reward_BK.new_tensor(config.tie_nu).log())
-    return pairwise_loss(reward_BK, weight_BKK)
+        return davidson_loss(reward_RK, weight_RKK, reward_RK.new_tensor(config.tie_nu).log())
+    return pairwise_loss(reward_RK, weight_RKK)
 
 
-def _accumulate(rewards: ImplicitReward, batch: Sequence[Example], config: DPOConfig) -> tuple[float, dict[str, float]]:
-    """Gradients of the batch's loss into the parameters, a few whole rankings at a time, and of this process's part of
+def _accumulate(rewards: ImplicitReward, batch: Sequence[Task], config: DPOConfig) -> tuple[float, dict[str, float]]:
+    """Gradients of the batch's loss into the parameters, a few whole tasks at a time, and of this process's part of
     the batch; the loss of the whole batch, and means."""
     loss = reward = margin = num_right = 0.0
-    num_pairs = 0
+    num_pairs, num_rankings = 0, len(all_rankings(batch))
     groups = group_by_tokens(part_of(batch), config.tokens_per_forward, shares_prompt=False)
     for number, group in enumerate(rewards.even(groups, batch[:1])):
         is_spare = number >= len(groups)
         reward_N = rewards.of(group)
-        reward_BK, weight_BKK = _by_ranking(reward_N, group), stack_weights(group).to(rewards.device)
-        group_loss = dpo_loss(reward_BK, weight_BKK, config) * (0 if is_spare else len(group)) / len(batch)
+        reward_RK = spread_over_rankings(_by_task(reward_N, group), group)
+        weight_RKK = stack_weights(group).to(rewards.device)
+        group_loss = dpo_loss(reward_RK, weight_RKK, config) * (0 if is_spare else len(reward_RK)) / num_rankings
         torch.autograd.backward([group_loss])
         if is_spare:
             continue
         loss += group_loss.item()
-        margin_M = (reward_BK[:, :, None] - reward_BK[:, None, :]).detach()[weight_BKK == 1.0]
+        margin_M = (reward_RK[:, :, None] - reward_RK[:, None, :]).detach()[weight_RKK == 1.0]
         reward, margin = reward + reward_N.sum().item(), margin + margin_M.sum().item()
         num_right, num_pairs = num_right + (margin_M > 0).sum().item(), num_pairs + len(margin_M)
     loss, reward, margin, num_right, num_all_pairs = add_up(loss, reward, margin, num_right, num_pairs)
     return loss, {
         "accuracy/train": num_right / max(1.0, num_all_pairs),
         "dpo/margin": margin / max(1.0, num_all_pairs),
-        "dpo/reward": reward / sum(len(example.rows) for example in batch),
+        "dpo/reward": reward / sum(len(task.rows) for task in batch),
     }
 
 
-def _by_ranking(value_N: Tensor, batch: Sequence[Example]) -> Tensor:
-    """value_BK; 0 where a ranking has fewer than K answers."""
-    parts = torch.split(value_N, [len(example.rows) for example in batch])
+def _by_task(value_N: Tensor, batch: Sequence[Task]) -> Tensor:
+    """value_BK; 0 where a task has fewer than K answers."""
+    parts = torch.split(value_N, [len(task.rows) for task in batch])
     return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
 
@@ -284,34 +291,34 @@ class ImplicitReward:
         self._is_packing = can_pack(policy.model)
 
     @torch.no_grad()
-    def add_reference(self, examples: Sequence[Example]) -> None:
+    def add_reference(self, tasks: Sequence[Task]) -> None:
         """Compute the reference's log-probabilities of these rankings' answers, once and for all."""
         model = self._reference or self.policy.model
-        parts = self._of_each(examples, lambda example: self._logprobs(model, [example]))
-        self._reference_logprobs |= {_key(example): part for example, part in zip(examples, parts, strict=True)}
+        parts = self._of_each(tasks, lambda task: self._logprobs(model, [task]))
+        self._reference_logprobs |= {_key(task): part for task, part in zip(tasks, parts, strict=True)}
 
     def forget_reference(self) -> None:
         """Its weights are needed no longer."""
         self._reference = None
 
-    def of(self, examples: Sequence[Example]) -> Tensor:
+    def of(self, tasks: Sequence[Task]) -> Tensor:
         """reward_N of all answers of these rankings, one after another."""
-        reference_N = torch.cat([self._reference_logprobs[_key(example)] for example in examples])
-        return self._config.beta * (self._logprobs(self.policy.model, examples) - reference_N)
+        reference_N = torch.cat([self._reference_logprobs[_key(task)] for task in tasks])
+        return self._config.beta * (self._logprobs(self.policy.model, tasks) - reference_N)
 
     @torch.no_grad()
-    def accuracy(self, examples: Sequence[Example]) -> Accuracy | None:
+    def accuracy(self, tasks: Sequence[Task]) -> Accuracy | None:
         """Pairwise accuracy of the implicit reward; None when there is no ordered pair."""
-        if not examples:
+        if not tasks:
             return None
-        scores = [part.tolist() for part in self._of_each(examples, lambda example: self.of([example]))]
-        return pairwise_accuracy([example.ranking for example in examples], scores)
+        scores = [part.tolist() for part in self._of_each(tasks, lambda task: self.of([task]))]
+        return pairwise_accuracy(all_rankings(tasks), for_each_ranking(tasks, scores))
 
-    def _of_each(self, examples: Sequence[Example], compute: Callable[[Example], Tensor]) -> list[Tensor]:
+    def _of_each(self, tasks: Sequence[Task], compute: Callable[[Task], Tensor]) -> list[Tensor]:
         """`compute` of every ranking, one number an answer; each process computes a part of them."""
-        counts = [len(example.rows) for example in examples]
-        none_N, mine = torch.zeros(0, device=self.device), part_of(examples)
-        found = [compute(example) for example in self.even(mine, examples[0])] if examples else []
+        counts = [len(task.rows) for task in tasks]
+        none_N, mine = torch.zeros(0, device=self.device), part_of(tasks)
+        found = [compute(task) for task in self.even(mine, tasks[0])] if tasks else []
         all_N = put_together(torch.cat([none_N, *found[: len(mine)]]), counts)
         return list(torch.split(all_N, counts))
 
@@ -319,12 +326,12 @@ class ImplicitReward:
         """With the policy spread over processes: spare parts where others have more, since all must compute alike."""
         return even_passes(parts, spare) if self._config.sharding == "full" else parts
 
-    def _logprobs(self, model: PreTrainedModel, examples: Sequence[Example]) -> Tensor:
+    def _logprobs(self, model: PreTrainedModel, tasks: Sequence[Task]) -> Tensor:
         """log p of each answer as a whole, in fp32: [N]."""
         documents = [
-            Document(row, [place >= example.num_prompt_tokens for place in range(len(row))])
-            for example in examples
-            for row in example.rows
+            Document(row, [place >= task.num_prompt_tokens for place in range(len(row))])
+            for task in tasks
+            for row in task.rows
         ]
         # One pass where the policy is spread: all processes must make as many.
         is_sharded = self._config.sharding == "full"
@@ -350,9 +357,9 @@ def _load_reference(sft: ModelSource, config: DPOConfig, device: str) -> PreTrai
     return reference
 
 
-def _key(example: Example) -> tuple[tuple[int, ...], ...]:
+def _key(task: Task) -> tuple[tuple[int, ...], ...]:
     """What the reference's log-probabilities depend on."""
-    return tuple(tuple(row) for row in example.rows)
+    return tuple(tuple(row) for row in task.rows)
 
 
 def _hash(rankings: Sequence[Ranking]) -> str:

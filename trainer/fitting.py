@@ -7,7 +7,7 @@ Knows no loss and no data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +85,41 @@ def learning_rate_at(step: int, num_steps: int, config: LoopConfig) -> float:
     return config.learning_rate * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
-def shuffled(num: int, *, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch, the same whenever it is asked for."""
-    order: list[int] = torch.randperm(num, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-    return order
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from."""
+
+    indices: list[int]
+    epoch: int
+    place: int
+    """Its number in the epoch."""
+    per_epoch: int
+    """Batches of this epoch."""
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether everything has been read once more after it."""
+        return self.place == self.per_epoch - 1
+
+
+def plan_batches(sizes: Sequence[int], batch_size: int, *, epochs: int, seed: int) -> list[Batch]:
+    """All batches of a run: each epoch reads everything once, in an order of its own, always the same for a seed.
+
+    `sizes` are what each element counts (1, or a task's rankings). A batch ends with the element that brings it to
+    `batch_size`, so that it may hold a few more; an epoch's last batch holds what is left.
+    """
+    batches: list[Batch] = []
+    for epoch in range(epochs):
+        parts: list[list[int]] = []
+        room = 0
+        for index in torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed + epoch)).tolist():
+            if room <= 0:
+                parts.append([])
+                room = batch_size
+            parts[-1].append(index)
+            room -= sizes[index]
+        batches += [Batch(part, epoch, place, len(parts)) for place, part in enumerate(parts)]
+    return batches
 
 
 def apply_step(

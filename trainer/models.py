@@ -599,11 +599,11 @@ class RewardModel(_ScalarModel):
 
     def score_states(self, hidden_BD: Tensor) -> Tensor:
         """score_B from the hidden states of each answer's last token."""
-        return cast(Tensor, self.head(hidden_BD.float())[:, 0])
+        return cast(Tensor, self.head(hidden_BD.to(self.head.weight.dtype))[:, 0])
 
     def member_scores(self, hidden_BD: Tensor) -> Tensor:
         """score_BE by each of the E heads; by the only one where there is no ensemble. Their mean is the score."""
-        return cast(Tensor, (self.members or self.head)(hidden_BD.float()))
+        return cast(Tensor, (self.members or self.head)(hidden_BD.to(self.head.weight.dtype)))
 
     def save(self, folder: Path) -> None:
         """Write the version's weights, its head and `reward.json` into an existing folder."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +86,22 @@ class Ranking:
     def num_pairs(self, ties: Ties) -> int:
         """Pairs that count in the loss."""
         return len(self.ordered_pairs) + (len(self.tied_pairs) if ties != "drop" else 0)
+
+    def arranged_as(self, other: Ranking) -> Ranking:
+        """The same order of the same answers, which stand as they do in `other`."""
+        place_of = {answer.id: place for answer, place in zip(self.answers, self.places, strict=True)}
+        return replace(self, answers=other.answers, places=tuple(place_of[answer.id] for answer in other.answers))
+
+
+def group_by_task(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
+    """The rankings of each task together, their answers in one order: the same answers to the same prompt, by however
+    many people. Tasks come in the order of their first rankings."""
+    tasks: dict[Hashable, list[Ranking]] = {}
+    for ranking in rankings:
+        key = (json.dumps(ranking.messages, sort_keys=True), ranking.split, frozenset(ranking.answers))
+        together = tasks.setdefault(key, [])
+        together.append(ranking.arranged_as(together[0]) if together else ranking)
+    return list(tasks.values())
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ What differs from the paper:
    fresh head (pocket model, 200 rankings: held-out accuracy 0.70 after one epoch at 1e-4, 0.80 after three at 1e-3).
 5. The rate rises over the first steps; the paper names no warm-up. Batches are of 8 rankings where it took 64, because
    a project begins with tens of rankings.
-6. Afterwards the bias makes the mean score of the *training answers* 0 (of up to 2,000 rankings), where the paper took
+6. Afterwards the bias makes the mean score of the *training answers* 0 (of up to 2,000 tasks), where the paper took
    demonstrations.
-7. A prompt is computed once for its K answers, in training too (`shared_prompt.py`); scores and gradients are those of
-   separate rows. The paper forwards each answer once, with its prompt.
+7. A prompt is computed once for its K answers, and an answer once for all who ranked it, in training too
+   (`shared_prompt.py`, `data.Task`); scores and gradients are those of separate rows and rankings. The paper forwards
+   each answer once a ranking, with its prompt.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
 from trainer.config import LoraConfig, RewardConfig
 from trainer.data import (
-    Example,
+    Task,
+    all_rankings,
     chunk_by_length,
     encode_answer,
     encode_rankings,
+    for_each_ranking,
     group_by_tokens,
     right_pad,
+    spread_over_rankings,
     stack_places,
     stack_weights,
 )
@@ -63,7 +67,7 @@ from trainer.distributed import (
     world,
     write_once,
 )
-from trainer.fitting import autocast, compute_again, require_plain_saving
+from trainer.fitting import autocast, compute_again, plan_batches, require_plain_saving
 from trainer.folders import new_folder, sha256_file, write_manifest
 from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
 from trainer.models import (
@@ -91,7 +95,7 @@ from trainer.shared_prompt import CannotShare, SharedPrompt, share_prompt
 Rows = Iterable[Mapping[str, Any] | Ranking]
 
 PAPER_MAX_LENGTH = 2048
-REFERENCE_RANKINGS = 2_000
+REFERENCE_TASKS = 2_000
 """Whose answers say where a score of 0 is."""
 THETA_SPEED = 20.0
 """How much faster than a weight Davidson's theta learns: one number, which a weight's rate would hardly move."""
@@ -136,9 +140,9 @@ class CrossValidation:
     """The same, resampling whole conversations: wider where prompts continue one another."""
     fold_accuracies: list[float]
     scores: list[list[float]]
-    """Of each ranking's answers, by the model that had not seen its conversation."""
+    """Of the answers of each of `rankings`, by the model that had not seen its conversation."""
     rankings: list[Ranking]
-    """The rankings that were used, in the order of `scores`."""
+    """The rankings that were used, those of a task together."""
     refused: list[dict[str, str]]
     report: dict[str, Any]
     """As `RewardResult.report`, on all rankings."""
@@ -176,16 +180,16 @@ def train_reward(
     rankings = to_rankings(rows)
     tokenizer = load_tokenizer(source)
     config = config.for_model(count_parameters(source), device)
-    examples, refused = _encode(rankings, tokenizer, source, config)
+    tasks, refused = _encode(rankings, tokenizer, source, config)
     _log_refused(refused, report)
-    training = [example for example in examples if example.ranking.split == "train"]
-    validation = [example for example in examples if example.ranking.split == "validation"]
+    training = [task for task in tasks if task.split == "train"]
+    validation = [task for task in tasks if task.split == "validation"]
     if not training:
         raise ValueError(
             f"There is no ranking to learn from: {len(rankings)} rankings, of them {len(refused)} refused and "
-            f"{len(validation)} held out for validation. Collect rankings first."
+            f"{len(all_rankings(validation))} held out for validation. Collect rankings first."
         )
-    config = config.for_rankings(len(training))
+    config = config.for_rankings(len(all_rankings(training)))
     identity = {
         "kind": "reward",
         "config": config.as_json(),
@@ -198,15 +202,15 @@ def train_reward(
     keep = _Keeper(out.with_name(f"{out.name}.checkpoint"), identity, on_checkpoint, resume_from)
     loss = _fit(scorer, training, validation, config, report, keep)
     _centre(scorer, training)
-    scores = scorer.score_examples(validation)
+    scores = scorer.score_tasks(validation)
     put_weights_together(model)
     write_once(partial(_save, model, out, identity))
     return RewardResult(
         folder=out,
-        num_rankings=len(training),
-        num_pairs=sum(example.ranking.num_pairs(_ties_of(config)) for example in training),
-        accuracy=pairwise_accuracy([example.ranking for example in validation], scores),
-        report=_report(validation, scores, examples, scorer=scorer if config.num_heads > 1 else None),
+        num_rankings=len(all_rankings(training)),
+        num_pairs=sum(ranking.num_pairs(_ties_of(config)) for ranking in all_rankings(training)),
+        accuracy=pairwise_accuracy(all_rankings(validation), for_each_ranking(validation, scores)),
+        report=_report(validation, scores, tasks, scorer=scorer if config.num_heads > 1 else None),
         loss=loss,
         seconds=time.monotonic() - started,
         refused=refused,
@@ -260,38 +264,39 @@ def cross_validate(
     report = one_voice(report or SilentReporter())
     tokenizer = load_tokenizer(source)
     config = config.for_model(count_parameters(source), device)
-    examples, refused = _encode(to_rankings(rows), tokenizer, source, config)
+    tasks, refused = _encode(to_rankings(rows), tokenizer, source, config)
     _log_refused(refused, report)
-    scores: list[list[float]] = [[] for _ in examples]
+    scores: list[list[float]] = [[] for _ in tasks]
     accuracies: list[float] = []
-    held_out_indices = make_folds([example.ranking for example in examples], folds, seed=config.seed)
-    config = config.for_rankings(len(examples) * (folds - 1) // folds)
+    held_out_indices = make_folds([task.rankings[0] for task in tasks], folds, seed=config.seed)
+    rankings = all_rankings(tasks)
+    config = config.for_rankings(len(rankings) * (folds - 1) // folds)
     cache = {} if cache is None else cache
     for number, fold in enumerate(held_out_indices):
         held_out = set(fold)
-        training = [example for index, example in enumerate(examples) if index not in held_out]
+        training = [task for index, task in enumerate(tasks) if index not in held_out]
         scorer = Scorer(_make_model(source, config, device), pad_id=_pad_id(tokenizer), config=config, cache=cache)
-        report.log(
-            "info", f"fold {number + 1} of {folds}: {len(training)} rankings to learn from, {len(fold)} held out"
-        )
+        tested = [tasks[index] for index in fold]
+        num_learned, num_tested = len(all_rankings(training)), len(all_rankings(tested))
+        report.log("info", f"fold {number + 1} of {folds}: {num_learned} rankings to learn from, {num_tested} held out")
         _fit(scorer, training, [], config, report, _Keeper(None, {}, None, None))
-        tested = [examples[index] for index in fold]
-        for index, example_scores in zip(fold, scorer.score_examples(tested), strict=True):
-            scores[index] = example_scores
-        found = pairwise_accuracy([example.ranking for example in tested], [scores[index] for index in fold])
+        found_scores = scorer.score_tasks(tested)
+        for index, task_scores in zip(fold, found_scores, strict=True):
+            scores[index] = task_scores
+        found = pairwise_accuracy(all_rankings(tested), for_each_ranking(tested, found_scores))
         accuracies.append(found.value if found else math.nan)
         report.log("info", f"fold {number + 1} of {folds}: accuracy {accuracies[-1]:.3f}")
-    rankings = [example.ranking for example in examples]
-    report_of_all = _report(examples, scores, examples)
-    overall = pairwise_accuracy(rankings, scores)
-    by_conversation = pairwise_accuracy(rankings, scores, cluster=_root_of)
+    report_of_all = _report(tasks, scores, tasks)
+    ranking_scores = for_each_ranking(tasks, scores)
+    overall = pairwise_accuracy(rankings, ranking_scores)
+    by_conversation = pairwise_accuracy(rankings, ranking_scores, cluster=_root_of)
     if overall is None or by_conversation is None:
         raise ValueError("There is no pair to measure: every ranking is one tie.")
     return CrossValidation(
         overall,
         by_conversation,
         accuracies,
-        scores,
+        ranking_scores,
         rankings,
         refused,
         report_of_all,
@@ -304,8 +309,8 @@ def cross_validate(
 
 def _fit(
     scorer: Scorer,
-    training: Sequence[Example],
-    validation: Sequence[Example],
+    training: Sequence[Task],
+    validation: Sequence[Task],
     config: RewardConfig,
     report: Reporter,
     keep: _Keeper,
@@ -328,25 +333,24 @@ def _fit(
     if config.ties == "davidson":
         groups.append({"params": [model.tie_theta], "speed": THETA_SPEED})
     optimizer = torch.optim.Adam(groups, lr=0.0, eps=config.adam_eps)
-    importance_NE = _importance(training, config)
-    per_epoch = math.ceil(len(training) / config.rankings_per_batch)
-    num_steps = config.epochs * per_epoch
+    importance = _importance(training, config)
+    plan = plan_batches(
+        [len(task.rankings) for task in training], config.rankings_per_batch, epochs=config.epochs, seed=config.seed
+    )
+    num_steps = len(plan)
     progress = keep.resume(model, optimizer) or {"step": 0, "epoch_losses": []}
     model.average_members()
 
     for step in range(progress["step"], num_steps):
         if report.should_stop():
             raise RunCancelled
-        # 1. The batch: rankings, in an order that is new in every epoch.
-        epoch, place = divmod(step, per_epoch)
-        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
-        start = place * config.rankings_per_batch
-        chosen = order[start : start + config.rankings_per_batch]
-        batch = [training[index] for index in chosen]
+        # 1. The batch: tasks with their rankings, in an order that is new in every epoch.
+        batch = plan[step]
+        chosen = [training[index] for index in batch.indices]
 
         # 2. The gradient of the mean loss over the batch's rankings.
         optimizer.zero_grad()
-        loss, accuracy = _accumulate(scorer, batch, config, importance_NE[chosen])
+        loss, accuracy = _accumulate(scorer, chosen, config, [importance[index] for index in batch.indices])
 
         # 3. The step, unless something is not finite.
         add_up_gradients(learning)
@@ -359,7 +363,7 @@ def _fit(
         model.average_members()
 
         # 4. What it led to, and a checkpoint now and then.
-        losses = [*(progress["epoch_losses"] if place else []), loss]
+        losses = [*(progress["epoch_losses"] if batch.place else []), loss]
         progress = {"step": step + 1, "epoch_losses": losses}
         metrics = {
             "loss/reward": loss,
@@ -369,85 +373,90 @@ def _fit(
         }
         if config.ties == "davidson":
             metrics["reward/tie_theta"] = model.tie_theta.item()
-        if place == per_epoch - 1 and (held_out := scorer.accuracy(validation)):
+        if batch.ends_epoch and (held_out := scorer.accuracy(validation)):
             metrics["accuracy/validation"] = held_out.value
         report.metrics(step + 1, metrics)
-        report.progress(step + 1, num_steps, f"epoch {epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        report.progress(step + 1, num_steps, f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < num_steps:
             keep.save(model, optimizer, progress)
     return math.fsum(progress["epoch_losses"]) / len(progress["epoch_losses"])
 
 
 def _accumulate(
-    scorer: Scorer, batch: Sequence[Example], config: RewardConfig, importance_BE: Tensor
+    scorer: Scorer, batch: Sequence[Task], config: RewardConfig, importance: Sequence[Tensor]
 ) -> tuple[float, float]:
     """Gradients of the batch's loss, the mean over heads, into the parameters: this process's part of them.
 
-    Returns, of the whole batch, (loss, share of the ordered pairs that the mean score has in the right order).
+    The loss is the mean over the batch's rankings, each with its importance ([R, E] of each task): that of rankings
+    whose answers are computed apart. Returns, of the whole batch, (loss, share of the ordered pairs that the mean score
+    has in the right order).
     """
     loss = right = total = 0.0
-    whole_E = importance_BE.sum(dim=0).clamp(min=1e-9)
-    rest_BE = importance_BE[world().rank :: world().size]
+    whole_E = torch.cat(list(importance)).sum(dim=0).clamp(min=1e-9)
+    own = iter(part_of(importance))
     groups = scorer.groups(part_of(batch))
     for number, group in enumerate(scorer.even(groups, batch[:1])):
         scores_BKE = scorer.group_scores(group)
         if number >= len(groups):
             torch.autograd.backward([0.0 * scores_BKE.sum()])
             continue
-        part_BE, rest_BE = rest_BE[: len(group)], rest_BE[len(group) :]
-        share_E = (part_BE.sum(dim=0) / whole_E).tolist()
+        scores_RKE = spread_over_rankings(scores_BKE, group)
+        importance_RE = torch.cat([next(own) for _ in group])
+        share_E = (importance_RE.sum(dim=0) / whole_E).tolist()
         losses = [
-            ranking_loss(scores_BK, group, config, scorer.model.tie_theta, importance_B) * share
-            for scores_BK, importance_B, share in zip(scores_BKE.unbind(2), part_BE.unbind(1), share_E, strict=True)
+            ranking_loss(scores_RK, group, config, scorer.model.tie_theta, importance_R) * share
+            for scores_RK, importance_R, share in zip(
+                scores_RKE.unbind(2), importance_RE.unbind(1), share_E, strict=True
+            )
         ]
         group_loss = torch.stack(losses).mean()
         torch.autograd.backward([group_loss])
         loss += group_loss.item()
-        scores_BK = scores_BKE.mean(dim=2)
-        is_better_BKK = stack_weights(group).to(scores_BK.device) == 1.0
-        won_BKK = (scores_BK[:, :, None] > scores_BK[:, None, :])[is_better_BKK]
-        right, total = right + won_BKK.sum().item(), total + won_BKK.numel()
+        scores_RK = scores_RKE.mean(dim=2)
+        is_better_RKK = stack_weights(group).to(scores_RK.device) == 1.0
+        won_RKK = (scores_RK[:, :, None] > scores_RK[:, None, :])[is_better_RKK]
+        right, total = right + won_RKK.sum().item(), total + won_RKK.numel()
     loss, right, total = add_up(loss, right, total)
     return loss, right / max(total, 1.0)
 
 
 def ranking_loss(
-    scores_BK: Tensor, group: Sequence[Example], config: RewardConfig, theta: Tensor, importance_B: Tensor
+    scores_RK: Tensor, group: Sequence[Task], config: RewardConfig, theta: Tensor, importance_R: Tensor
 ) -> Tensor:
-    """The loss that the settings name: the mean over these rankings, each with its importance."""
-    device = scores_BK.device
-    place_BK, importance_B = stack_places(group).to(device), importance_B.to(device)
+    """The loss that the settings name: the mean over the rankings of these tasks, each with its importance."""
+    device = scores_RK.device
+    place_RK, importance_R = stack_places(group).to(device), importance_R.to(device)
     if config.loss == "plackett_luce":
-        return plackett_luce_loss(scores_BK, place_BK, importance_B=importance_B)
-    weight_BKK = stack_weights(group).to(device)
+        return plackett_luce_loss(scores_RK, place_RK, importance_B=importance_R)
+    weight_RKK = stack_weights(group).to(device)
     # Where one of two has no place, no order of the two counts, and the margin has no effect.
-    margin_BKK = config.margin * (place_BK[:, None, :] - place_BK[:, :, None]) if config.margin else None
+    margin_RKK = config.margin * (place_RK[:, None, :] - place_RK[:, :, None]) if config.margin else None
     loss = partial(davidson_loss, theta=theta) if config.ties == "davidson" else pairwise_loss
     return loss(
-        scores_BK,
-        weight_BKK,
-        margin_BKK=margin_BKK,
+        scores_RK,
+        weight_RKK,
+        margin_BKK=margin_RKK,
         label_smoothing=config.label_smoothing,
-        importance_B=importance_B,
+        importance_B=importance_R,
     )
 
 
-def _importance(training: Sequence[Example], config: RewardConfig) -> Tensor:
-    """importance_NE of each ranking to each head: by its annotator, and in an ensemble by how often a resampling of
-    the rankings (Poisson, with mean 1) holds it."""
-    rankings = [example.ranking for example in training]
+def _importance(training: Sequence[Task], config: RewardConfig) -> list[Tensor]:
+    """importance_RE of each task's rankings to each head: by its annotator, and in an ensemble by how often a
+    resampling of the rankings (Poisson, with mean 1) holds it."""
+    rankings = all_rankings(training)
     reliability = annotator_weights(rankings) if config.annotators == "agreement" else {}
-    importance_N = torch.tensor([reliability.get(ranking.annotator, 1.0) for ranking in rankings])
-    if config.num_heads == 1:
-        return importance_N[:, None]
-    generator = torch.Generator().manual_seed(config.seed)
-    return importance_N[:, None] * torch.poisson(torch.ones(len(training), config.num_heads), generator=generator)
+    importance_NE = torch.tensor([reliability.get(ranking.annotator, 1.0) for ranking in rankings])[:, None]
+    if config.num_heads > 1:
+        generator = torch.Generator().manual_seed(config.seed)
+        importance_NE = importance_NE * torch.poisson(torch.ones(len(rankings), config.num_heads), generator=generator)
+    return list(importance_NE.split([len(task.rankings) for task in training]))
 
 
-def _tie_share(training: Sequence[Example]) -> float:
+def _tie_share(training: Sequence[Task]) -> float:
     """Of all pairs with places, those in the same one; never quite none and never quite all."""
-    tied = sum(len(example.ranking.tied_pairs) for example in training)
-    ordered = sum(len(example.ranking.ordered_pairs) for example in training)
+    tied = sum(len(ranking.tied_pairs) for ranking in all_rankings(training))
+    ordered = sum(len(ranking.ordered_pairs) for ranking in all_rankings(training))
     return (tied + 0.5) / (tied + ordered + 1.0)
 
 
@@ -472,12 +481,12 @@ def _require_finite(loss: float, norm: float, step: int) -> None:
 
 
 @torch.no_grad()
-def _centre(scorer: Scorer, training: Sequence[Example]) -> None:
+def _centre(scorer: Scorer, training: Sequence[Task]) -> None:
     """Shift the scores so that those of the training answers have mean 0, and remember how they spread.
 
-    Of many rankings, every n-th is looked at: the mean of 2,000 is known to a fiftieth of the spread or better.
+    Of many tasks, every n-th is looked at: the mean of 2,000 is known to a fiftieth of the spread or better.
     """
-    reference = training[:: math.ceil(len(training) / REFERENCE_RANKINGS)]
+    reference = training[:: math.ceil(len(training) / REFERENCE_TASKS)]
     score_NE = scorer.score_members(reference).double()
     scorer.model.shift(score_NE.mean(dim=0))
     scorer.model.score_std = score_NE.mean(dim=1).std(correction=0).item()
@@ -486,13 +495,13 @@ def _centre(scorer: Scorer, training: Sequence[Example]) -> None:
 # --- Scores ----------------------------------------------------------------------------------------------------------
 
 StateCache = dict[str, Tensor]
-"""What the frozen blocks say of a ranking's prompt and answers, [N, D], by the SHA-256 of its tokens."""
+"""What the frozen blocks say of a task's prompt and answers, [N, D], by the SHA-256 of its tokens."""
 
 
 class Scorer:
-    """Scores rankings by a reward model: a prompt is computed once for its answers wherever the model allows it.
+    """Scores tasks by a reward model: a prompt is computed once for its answers wherever the model allows it.
 
-    Where only an adapter on the last blocks learns, what the blocks below say of a ranking is computed apart (so that
+    Where only an adapter on the last blocks learns, what the blocks below say of a task is computed apart (so that
     it does not depend on what else is in the batch) and kept while there is room.
     """
 
@@ -543,68 +552,66 @@ class Scorer:
         """score_N of N rows, each computed on its own."""
         return self.model.score_states(self.last_states(rows))
 
-    def groups(self, examples: Sequence[Example]) -> list[list[Example]]:
-        """The rankings in their order, in parts that `group_scores` takes at once."""
+    def groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
+        """The tasks in their order, in parts that `group_scores` takes at once."""
         shares_prompt = self._shared is not None
         max_tokens = self._tokens_per_forward * (1 if shares_prompt or self._is_sharded else TOKENS_PER_STEP)
-        return group_by_tokens(examples, max_tokens, shares_prompt=shares_prompt)
+        return group_by_tokens(tasks, max_tokens, shares_prompt=shares_prompt)
 
-    def even(self, groups: list[list[Example]], spare: Sequence[Example]) -> list[list[Example]]:
+    def even(self, groups: list[list[Task]], spare: Sequence[Task]) -> list[list[Task]]:
         """With the model spread over processes: spare groups where others have more, since all must compute alike."""
         return even_passes(groups, list(spare)) if self._is_sharded else groups
 
-    def group_scores(self, group: Sequence[Example]) -> Tensor:
-        """scores_BKE of rankings by each of the E heads; 0 where a ranking has fewer than K answers."""
+    def group_scores(self, group: Sequence[Task]) -> Tensor:
+        """scores_BKE of tasks by each of the E heads; 0 where a task has fewer than K answers."""
         scores_NE = self.model.member_scores(self._group_states(group))
-        parts = torch.split(scores_NE, [len(example.rows) for example in group])
+        parts = torch.split(scores_NE, [len(task.rows) for task in group])
         return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
     @torch.no_grad()
-    def score_examples(self, examples: Sequence[Example]) -> list[list[float]]:
-        """The scores of each ranking's answers."""
-        values = iter(self._all_scores(examples, self.model.score_states).tolist())
-        return [[next(values) for _ in example.rows] for example in examples]
+    def score_tasks(self, tasks: Sequence[Task]) -> list[list[float]]:
+        """The scores of each task's answers."""
+        values = iter(self._all_scores(tasks, self.model.score_states).tolist())
+        return [[next(values) for _ in task.rows] for task in tasks]
 
     @torch.no_grad()
-    def score_members(self, examples: Sequence[Example]) -> Tensor:
-        """score_NE of all the rankings' answers, one after another, by each head."""
-        return self._all_scores(examples, self.model.member_scores)
+    def score_members(self, tasks: Sequence[Task]) -> Tensor:
+        """score_NE of all the tasks' answers, one after another, by each head."""
+        return self._all_scores(tasks, self.model.member_scores)
 
-    def _all_scores(self, examples: Sequence[Example], head: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a head says of all the rankings' answers, one after another; each process computes a part."""
+    def _all_scores(self, tasks: Sequence[Task], head: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a head says of all the tasks' answers, one after another; each process computes a part."""
         none_ND = self.model.head.weight.new_zeros(0, self.model.head.in_features)
-        groups = self.groups(part_of(examples))
-        parts = [head(self._group_states(group)) for group in self.even(groups, examples[:1])]
-        return put_together(
-            torch.cat([head(none_ND), *parts[: len(groups)]]), [len(example.rows) for example in examples]
-        )
+        groups = self.groups(part_of(tasks))
+        parts = [head(self._group_states(group)) for group in self.even(groups, tasks[:1])]
+        return put_together(torch.cat([head(none_ND), *parts[: len(groups)]]), [len(task.rows) for task in tasks])
 
-    def accuracy(self, examples: Sequence[Example]) -> Accuracy | None:
-        """Pairwise accuracy on rankings; None when they hold no pair."""
-        if not examples:
+    def accuracy(self, tasks: Sequence[Task]) -> Accuracy | None:
+        """Pairwise accuracy on the rankings; None when they hold no pair."""
+        if not tasks:
             return None
-        return pairwise_accuracy([example.ranking for example in examples], self.score_examples(examples))
+        return pairwise_accuracy(all_rankings(tasks), for_each_ranking(tasks, self.score_tasks(tasks)))
 
-    def _group_states(self, group: Sequence[Example]) -> Tensor:
-        """hidden_ND of the last tokens of all answers of these rankings, one after another."""
+    def _group_states(self, group: Sequence[Task]) -> Tensor:
+        """hidden_ND of the last tokens of all answers of these tasks, one after another."""
         # Heads and losses stay in fp32.
         with self._autocast(self.model.head.weight.device.type):
             return self._states_of(group)
 
-    def _states_of(self, group: Sequence[Example]) -> Tensor:
+    def _states_of(self, group: Sequence[Task]) -> Tensor:
         if self._shared is None:
-            return self.last_states([row for example in group for row in example.rows])
-        packed = self._shared.pack([(example.prompt, example.answers) for example in group])
+            return self.last_states([row for task in group for row in task.rows])
+        packed = self._shared.pack([(task.prompt, task.answers) for task in group])
         if self._shared.lower is None:
             return self._shared.last_states(packed)
-        return self._shared.last_states(packed, torch.cat([self._states(example, self._shared) for example in group]))
+        return self._shared.last_states(packed, torch.cat([self._states(task, self._shared) for task in group]))
 
-    def _states(self, example: Example, shared: SharedPrompt) -> Tensor:
-        """What the frozen blocks say of this ranking alone; kept up to `cache_megabytes`."""
-        key = hashlib.sha256(json.dumps([example.num_prompt_tokens, *example.rows]).encode()).hexdigest()
+    def _states(self, task: Task, shared: SharedPrompt) -> Tensor:
+        """What the frozen blocks say of this task alone; kept up to `cache_megabytes`."""
+        key = hashlib.sha256(json.dumps([task.num_prompt_tokens, *task.rows]).encode()).hexdigest()
         if key in self._cache:
             return self._cache[key]
-        states_ND = shared.states(shared.pack([(example.prompt, example.answers)]))
+        states_ND = shared.states(shared.pack([(task.prompt, task.answers)]))
         if states_ND.nbytes <= self._room:
             self._room -= states_ND.nbytes
             self._cache[key] = states_ND
@@ -660,7 +667,7 @@ def _make_model(source: ModelSource, config: RewardConfig, device: str) -> Rewar
 
 def _encode(
     rankings: Sequence[Ranking], tokenizer: PreTrainedTokenizerBase, source: ModelSource, config: RewardConfig
-) -> tuple[list[Example], list[dict[str, str]]]:
+) -> tuple[list[Task], list[dict[str, str]]]:
     context = context_length(AutoConfig.from_pretrained(source.weights, local_files_only=True, trust_remote_code=False))
     max_length = min(context, config.max_length or PAPER_MAX_LENGTH)
     return encode_rankings(rankings, tokenizer, max_length=max_length, ties=_ties_of(config))
@@ -672,17 +679,22 @@ def _ties_of(config: RewardConfig) -> Ties:
 
 
 def _report(
-    examples: Sequence[Example],
+    tasks: Sequence[Task],
     scores: Sequence[Sequence[float]],
-    people: Sequence[Example],
+    people: Sequence[Task],
     *,
     scorer: Scorer | None = None,
 ) -> dict[str, Any]:
     """The report; with the scorer of an ensemble, accuracy by doubt is in it."""
-    lengths = [[len(answer) for answer in example.answers] for example in examples]
-    rankings = [example.ranking for example in examples]
-    members = [scorer.score_members([example]).tolist() for example in examples] if scorer else None
-    return make_report(rankings, scores, lengths, people=[example.ranking for example in people], members=members)
+    lengths = [[len(answer) for answer in task.answers] for task in tasks]
+    members = [scorer.score_members([task]).tolist() for task in tasks] if scorer else None
+    return make_report(
+        all_rankings(tasks),
+        for_each_ranking(tasks, scores),
+        for_each_ranking(tasks, lengths),
+        people=all_rankings(people),
+        members=for_each_ranking(tasks, members) if members else None,
+    )
 
 
 def _log_refused(refused: Sequence[Mapping[str, str]], report: Reporter) -> None:

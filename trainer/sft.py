@@ -37,6 +37,7 @@ from trainer.data import encode_answer
 from trainer.demonstrations import Conversation, to_conversations
 from trainer.distributed import add_up, even_passes, one_voice, part_of
 from trainer.fitting import (
+    Batch,
     Keeper,
     apply_step,
     autocast,
@@ -47,9 +48,9 @@ from trainer.fitting import (
     make_optimizer,
     make_policy,
     parents,
+    plan_batches,
     restore_parameters,
     save_version,
-    shuffled,
 )
 from trainer.models import ModelSource, Policy, context_length, count_parameters, load_tokenizer
 from trainer.packing import EMPTY, Document, Packed, can_pack, learned_logprobs, pack
@@ -211,8 +212,8 @@ def _fit(
 
     Everything follows from (config.seed, step), so that a resumed run is the same run.
     """
-    per_epoch = math.ceil(len(training) / config.conversations_per_batch)
-    num_steps = config.epochs * per_epoch
+    plan = plan_batches([1] * len(training), config.conversations_per_batch, epochs=config.epochs, seed=config.seed)
+    num_steps = len(plan)
     optimizer = make_optimizer(learner.policy, config)
     # The best weights so far are parameters of a module, so that a checkpoint keeps them.
     best = nn.ParameterList(parameter.detach().clone() for parameter in learning_parameters(learner.policy))
@@ -227,31 +228,28 @@ def _fit(
         if report.should_stop():
             raise RunCancelled
         # 1. The batch: conversations, in an order that is new in every epoch.
-        epoch, place = divmod(progress.step, per_epoch)
-        order = shuffled(len(training), seed=config.seed, epoch=epoch)
-        start = place * config.conversations_per_batch
-        batch = [training[index] for index in order[start : start + config.conversations_per_batch]]
+        batch = plan[progress.step]
 
         # 2. The gradient of the mean loss over the batch's learned tokens, and the step.
         optimizer.zero_grad()
-        loss = learner.accumulate(batch)
+        loss = learner.accumulate([training[index] for index in batch.indices])
         rate = learning_rate_at(progress.step, num_steps, config)
         norm = apply_step(
             learner.policy, optimizer, loss, rate=rate, step=progress.step, max_grad_norm=config.max_grad_norm
         )
-        progress.epoch_losses = [*(progress.epoch_losses if place else []), loss]
+        progress.epoch_losses = [*(progress.epoch_losses if batch.place else []), loss]
         progress.step += 1
 
         # 3. Now and then: is it still getting better on what it does not learn?
         metrics = {"loss/sft": loss, "sft/grad_norm": norm, "sft/learning_rate": rate}
-        if validation and _is_evaluation(place, per_epoch, config):
+        if validation and _is_evaluation(batch, config):
             metrics["loss/validation"] = learner.validation_loss(validation)
             if progress.observe(metrics["loss/validation"]):
                 copy_parameters(best, learner.policy)
 
         # 4. What it led to, and a checkpoint now and then.
         report.metrics(progress.step, metrics)
-        report.progress(progress.step, num_steps, f"epoch {epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        report.progress(progress.step, num_steps, f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
         if progress.step % config.checkpoint_every == 0 and progress.step < num_steps:
             keep.save(models, optimizer, dataclasses.asdict(progress))
 
@@ -269,10 +267,10 @@ def _is_over(progress: Progress, config: SFTConfig) -> bool:
     return config.patience is not None and progress.num_worse >= config.patience
 
 
-def _is_evaluation(place: int, per_epoch: int, config: SFTConfig) -> bool:
+def _is_evaluation(batch: Batch, config: SFTConfig) -> bool:
     """Whether this step of an epoch is one of those after which validation is taken; the last one always is."""
-    num = min(config.evaluations_per_epoch, per_epoch)
-    return (place + 1) * num // per_epoch > place * num // per_epoch
+    num = min(config.evaluations_per_epoch, batch.per_epoch)
+    return (batch.place + 1) * num // batch.per_epoch > batch.place * num // batch.per_epoch
 
 
 class Learner:

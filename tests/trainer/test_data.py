@@ -1,9 +1,20 @@
 """Rankings in tokens: EOS only where an answer ended, what is too long is named, padding and grouping lose nothing."""
 
+from dataclasses import replace
+
 import torch
 
 from tests.trainer.tiny import EOS, make_tokenizer
-from trainer.data import chunk_by_length, encode_answer, encode_rankings, group_by_tokens, right_pad, stack_weights
+from trainer.data import (
+    chunk_by_length,
+    encode_answer,
+    encode_rankings,
+    group_by_tokens,
+    right_pad,
+    spread_over_rankings,
+    stack_places,
+    stack_weights,
+)
 from trainer.preferences import Answer, Ranking
 
 TOKENIZER = make_tokenizer()
@@ -28,10 +39,10 @@ def test_text_that_looks_like_eos_does_not_end_an_answer() -> None:
 
 
 def test_an_over_long_row_is_named() -> None:
-    examples, refused = encode_rankings(
+    tasks, refused = encode_rankings(
         [make_ranking("a", "b c d a b c d a"), make_ranking("a", "b")], TOKENIZER, max_length=10, ties="drop"
     )
-    assert len(examples) == 1
+    assert len(tasks) == 1
     # "User: a b" and "Assistant:" are 4 tokens, the answer has 8, EOS is one.
     reason = "The answer c1 has 13 tokens with its prompt, over the limit of 10 (max_length)."
     assert refused == [{"ranking_id": "r1", "prompt_id": "p1", "reason": reason}]
@@ -56,22 +67,44 @@ def test_chunks_hold_every_row_once_and_keep_to_their_limit() -> None:
     assert all(len(chunk) == 1 or max(lengths[i] for i in chunk) * len(chunk) <= 16 for chunk in chunks)
 
 
-def test_groups_keep_rankings_whole_and_in_order() -> None:
-    examples, _ = encode_rankings([make_ranking("a", "b")] * 5, TOKENIZER, max_length=64, ties="drop")
-    groups = group_by_tokens(examples, 2 * examples[0].num_tokens(shares_prompt=True), shares_prompt=True)
+def test_groups_keep_tasks_whole_and_in_order() -> None:
+    texts = [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")]
+    tasks, _ = encode_rankings([make_ranking(*pair) for pair in texts], TOKENIZER, max_length=64, ties="drop")
+    groups = group_by_tokens(tasks, 2 * tasks[0].num_tokens(shares_prompt=True), shares_prompt=True)
     assert [len(group) for group in groups] == [2, 2, 1]
+    assert [task for group in groups for task in group] == tasks
 
 
 def test_a_shared_prompt_counts_once() -> None:
-    (example,), _ = encode_rankings([make_ranking("a", "b c", "")], TOKENIZER, max_length=64, ties="drop")
-    assert example.num_tokens(shares_prompt=False) == sum(len(row) for row in example.rows)
-    assert example.num_tokens(shares_prompt=True) == len(example.prompt) + 2 + 3 + 1
-    assert [example.prompt + answer for answer in example.answers] == example.rows
+    (task,), _ = encode_rankings([make_ranking("a", "b c", "")], TOKENIZER, max_length=64, ties="drop")
+    assert task.num_tokens(shares_prompt=False) == sum(len(row) for row in task.rows)
+    assert task.num_tokens(shares_prompt=True) == len(task.prompt) + 2 + 3 + 1
+    assert [task.prompt + answer for answer in task.answers] == task.rows
 
 
 def test_weights_are_padded_with_zeros() -> None:
     rankings = [make_ranking("a", "b"), make_ranking("a", "b", "c")]
-    examples, _ = encode_rankings(rankings, TOKENIZER, max_length=64, ties="drop")
-    weights = stack_weights(examples)
+    tasks, _ = encode_rankings(rankings, TOKENIZER, max_length=64, ties="drop")
+    weights = stack_weights(tasks)
     assert weights.shape == (2, 3, 3)
     assert torch.equal(weights[0], torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+
+
+def test_rankings_of_the_same_answers_are_one_task() -> None:
+    first = make_ranking("a", "b", "c", places=(0, 1, None))
+    # The same answers in another order, one more of them placed; and the same texts under another id.
+    second = replace(first, ranking_id="r2", answers=first.answers[::-1], places=(0, 1, 2))
+    other = replace(first, ranking_id="r3", answers=(*first.answers[:2], Answer("c9", "c")))
+    tasks, refused = encode_rankings([first, other, second], TOKENIZER, max_length=64, ties="drop")
+    assert not refused
+    assert [[ranking.ranking_id for ranking in task.rankings] for task in tasks] == [["r1", "r2"], ["r3"]]
+    assert stack_places(tasks).tolist() == [[0, 1, -1], [2, 1, 0], [0, 1, -1]]
+    assert tasks[0].weights[1] == [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
+    assert spread_over_rankings(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), tasks)[:, 0].tolist() == [1, 1, 4]
+
+
+def test_a_ranking_that_teaches_nothing_does_not_take_its_task_along() -> None:
+    tie = replace(make_ranking("a", "b", places=(0, 0)), ranking_id="tie")
+    tasks, refused = encode_rankings([tie, make_ranking("a", "b")], TOKENIZER, max_length=64, ties="drop")
+    assert [row["ranking_id"] for row in refused] == ["tie"]
+    assert [len(task.rankings) for task in tasks] == [1]

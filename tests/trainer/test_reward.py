@@ -23,6 +23,8 @@ from trainer.reward import (
     RewardResult,
     Scorer,
     StateCache,
+    _accumulate,
+    _importance,
     cross_validate,
     learning_rate_at,
     ranking_loss,
@@ -106,8 +108,8 @@ def test_4000_rankings_teach_the_true_utilities(loss: str, source: ModelSource, 
     config = dataclasses.replace(CONFIG, loss=loss, rankings_per_batch=16, checkpoint_every=1000)
     result = train(make_rankings(4000), source, tmp_path / "reward", config=config)
     version = ModelSource(source.base, result.folder)
-    examples, _ = encode_rankings(held_out, load_tokenizer(version), max_length=64, ties="drop")
-    scores = Scorer(RewardModel.load(version), pad_id=0, config=config).score_examples(examples)
+    tasks, _ = encode_rankings(held_out, load_tokenizer(version), max_length=64, ties="drop")
+    scores = Scorer(RewardModel.load(version), pad_id=0, config=config).score_tasks(tasks)
     accuracy, nll, slope = measure(held_out, scores)
     assert accuracy >= best_accuracy - 0.01
     assert nll <= best_nll + 0.01
@@ -127,7 +129,7 @@ def test_training_answers_have_mean_zero_and_scores_survive_saving(source: Model
 def test_of_many_rankings_some_say_where_zero_is(
     source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.reward.REFERENCE_RANKINGS", 6)
+    monkeypatch.setattr("trainer.reward.REFERENCE_TASKS", 6)
     rankings = make_rankings(16)
     saved = ModelSource(source.base, train(rankings, source, tmp_path / "reward").folder)
     # Every third one: 0, 3, ..., 15.
@@ -168,11 +170,54 @@ def test_the_order_of_rows_in_a_batch_does_not_matter(source: ModelSource, tmp_p
 
 def test_rows_do_not_see_each_other(source: ModelSource) -> None:
     tokenizer = load_tokenizer(source)
-    examples, _ = encode_rankings(make_rankings(6), tokenizer, max_length=64, ties="drop")
+    tasks, _ = encode_rankings(make_rankings(6), tokenizer, max_length=64, ties="drop")
     scorer = Scorer(RewardModel.from_sft(source, None), pad_id=0, config=CONFIG)
-    together = scorer.score_examples(examples)
-    for example, scores in zip(examples, together, strict=True):
-        assert scorer.score_examples([example])[0] == pytest.approx(scores, abs=1e-5)
+    together = scorer.score_tasks(tasks)
+    for task, scores in zip(tasks, together, strict=True):
+        assert scorer.score_tasks([task])[0] == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("setting", [{}, {"ties": "half"}, {"loss": "plackett_luce"}, {"annotators": "agreement"}])
+def test_a_task_has_the_gradient_of_its_rankings_apart(setting: dict[str, Any], source: ModelSource) -> None:
+    """Three people a task, in float64: answers that are computed once teach what answers computed three times teach."""
+    chance = random.Random(5)
+    rankings = [
+        dataclasses.replace(ranking, ranking_id=f"{ranking.ranking_id} {who}", annotator=who, places=places)
+        for ranking in [*make_rankings(3), *make_rankings(2, k=2, seed=3)]
+        for who in ("ann", "bob", "cy")
+        if (places := tuple(chance.choices([None, 0, 1, 2, 3], k=len(ranking.answers)))).count(None) < 2
+    ]
+    config = dataclasses.replace(CONFIG, **setting)
+    together, _ = encode_rankings(rankings, load_tokenizer(source), max_length=64, ties="half")
+    assert len(together) < sum(len(task.rankings) for task in together)
+    apart = [
+        dataclasses.replace(task, rankings=(ranking,), weights=[weights])
+        for task in together
+        for ranking, weights in zip(task.rankings, task.weights, strict=True)
+    ]
+    importance = _importance(together, config)
+    found = []
+    for tasks, each in ((together, importance), (apart, torch.cat(importance).split(1))):
+        model = RewardModel.from_sft(source, None).double()
+        loss, accuracy = _accumulate(Scorer(model, pad_id=0, config=config), tasks, config, each)
+        found.append((loss, accuracy, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    (loss, accuracy, gradient), (loss_apart, accuracy_apart, gradient_apart) = found
+    assert loss == pytest.approx(loss_apart, abs=1e-9)
+    assert accuracy == accuracy_apart
+    assert ((gradient - gradient_apart).norm() / gradient_apart.norm()).item() < 1e-6
+
+
+def test_an_answer_is_computed_once_for_all_who_ranked_it(source: ModelSource, tmp_path: Path) -> None:
+    people = [
+        dataclasses.replace(ranking, ranking_id=f"{ranking.ranking_id} {who}", annotator=who)
+        for ranking in make_rankings(12)
+        for who in ("ann", "bob", "cy")
+    ]
+    report = Recorder()
+    result = train(people, source, tmp_path / "reward", report=report)
+    assert (result.num_rankings, result.num_pairs) == (36, 12 * 6 * 3)
+    # Batches count rankings, and take whole tasks: three tasks are the first to reach 8 rankings.
+    assert len(report.points["loss/reward"]) == 4
 
 
 class Killed(BaseException):
@@ -421,10 +466,10 @@ def test_an_ensembles_score_is_the_mean_of_heads_that_learned_apart(source: Mode
     result = train(rankings, source, tmp_path / "reward", config=config)
     version = ModelSource(source.base, result.folder)
     model, tokenizer = RewardModel.load(version), load_tokenizer(version)
-    examples, _ = encode_rankings(rankings, tokenizer, max_length=64, ties="drop")
+    tasks, _ = encode_rankings(rankings, tokenizer, max_length=64, ties="drop")
     scorer = Scorer(model, pad_id=0, config=config)
-    members = scorer.score_members(examples)
-    mean = torch.tensor([value for row in scorer.score_examples(examples) for value in row])
+    members = scorer.score_members(tasks)
+    mean = torch.tensor([value for row in scorer.score_tasks(tasks) for value in row])
     torch.testing.assert_close(members.mean(dim=1), mean, rtol=1e-5, atol=1e-5)
     # Each head has mean 0 over the training answers, so that they can be compared, and each learned.
     assert members[: 4 * 200].mean(dim=0).abs().max() < 1e-4
