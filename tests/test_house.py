@@ -36,7 +36,7 @@ def test_every_dependency_is_pinned_to_a_plain_version() -> None:
 
 def test_base_install_has_no_torch() -> None:
     names = {canonical(name) for name in PROJECT["project"]["dependencies"]}
-    assert names.isdisjoint({"torch", "transformers", "peft", "accelerate", "numpy", "safetensors", "gguf"})
+    assert names.isdisjoint({"torch", "transformers", "peft", "accelerate", "scipy", "safetensors", "gguf"})
 
 
 def test_version_is_the_same_everywhere() -> None:

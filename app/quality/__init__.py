@@ -1,0 +1,1 @@
+"""What rankings are worth: agreement, annotators, consensus, adjudication, bias."""
