@@ -4,6 +4,7 @@ from app.accounts import models as accounts
 from app.corpora import models as corpora
 from app.datasets import models as datasets
 from app.db import Base
+from app.idempotency import IdempotentAnswer
 from app.loop import models as loop
 from app.projects import models as projects
 from app.prompts import models as prompts
@@ -14,6 +15,7 @@ from app.tasks import models as tasks
 
 __all__ = [
     "Base",
+    "IdempotentAnswer",
     "accounts",
     "corpora",
     "datasets",

@@ -10,12 +10,14 @@ from starlette import status
 from app.accounts import service
 from app.accounts.guards import AdminCaller
 from app.accounts.schemas import NewToken, TokenIn, TokenOut, UserIn, UserOut
+from app.idempotency import idempotent
 from app.web import SessionDep
 
 router = APIRouter(tags=["accounts"])
 
 
 @router.post("/users", status_code=status.HTTP_201_CREATED)
+@idempotent()
 async def create_user(body: UserIn, caller: AdminCaller, session: SessionDep) -> UserOut:
     """Add a person."""
     user = await service.create_user(session, **body.model_dump(), actor_id=caller.user.id)
@@ -29,6 +31,7 @@ async def list_users(caller: AdminCaller, session: SessionDep) -> list[UserOut]:
 
 
 @router.post("/tokens", status_code=status.HTTP_201_CREATED)
+@idempotent(shows_secret=True)
 async def create_token(body: TokenIn, caller: AdminCaller, session: SessionDep) -> NewToken:
     """Make a token. Its secret is in this answer and never again."""
     values = body.model_dump() | {"user_id": body.user_id or caller.user.id}

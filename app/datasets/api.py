@@ -17,6 +17,7 @@ from app.datasets.exporting import download
 from app.datasets.models import Dataset
 from app.datasets.schemas import DatasetIn, DatasetOut, DatasetPage
 from app.errors import BadRequest
+from app.idempotency import idempotent
 from app.projects.guards import find_project
 from app.projects.service import get_project
 from app.web import SessionDep, stream
@@ -44,6 +45,7 @@ async def list_datasets(
 
 
 @router.post("/datasets", status_code=status.HTTP_201_CREATED)
+@idempotent()
 async def freeze_dataset(body: DatasetIn, caller: WriteCaller, session: SessionDep) -> DatasetOut:
     """Freeze the current rankings of a project."""
     project = await find_project(session, body.project_id)

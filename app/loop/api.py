@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette import status
 
 from app.accounts.guards import AdminCaller, ReadCaller, WriteCaller
+from app.idempotency import idempotent
 from app.loop import alternatives, service
 from app.loop.schemas import PlanOut, RoundOut
 from app.projects.guards import ApiProject
@@ -51,6 +52,7 @@ class PromoteIn(BaseModel):
 
 
 @router.post("/projects/{project_id}/sample", status_code=status.HTTP_201_CREATED)
+@idempotent()
 async def sample(project: ApiProject, caller: WriteCaller, session: SessionDep, settings: SettingsDep) -> RunOut:
     """Draw answers of the round's policy to every prompt that has none in this round."""
     run = await service.start_sampling(
@@ -60,6 +62,7 @@ async def sample(project: ApiProject, caller: WriteCaller, session: SessionDep, 
 
 
 @router.post("/projects/{project_id}/train", status_code=status.HTTP_201_CREATED)
+@idempotent()
 async def train(project: ApiProject, caller: WriteCaller, session: SessionDep, settings: SettingsDep) -> RunOut:
     """Freeze the rankings, train a reward model on them, then improve the policy against it."""
     run = await service.start_training(
@@ -69,6 +72,7 @@ async def train(project: ApiProject, caller: WriteCaller, session: SessionDep, s
 
 
 @router.post("/projects/{project_id}/runs", status_code=status.HTTP_201_CREATED)
+@idempotent()
 async def start_run(
     project: ApiProject, body: TrainIn, caller: WriteCaller, session: SessionDep, settings: SettingsDep
 ) -> RunOut:
@@ -98,6 +102,7 @@ async def rounds(project: ApiProject, caller: ReadCaller, session: SessionDep) -
 
 
 @router.post("/projects/{project_id}/evaluate", status_code=status.HTTP_201_CREATED)
+@idempotent()
 async def evaluate(
     project: ApiProject, body: EvaluateIn, caller: WriteCaller, session: SessionDep, settings: SettingsDep
 ) -> RunOut:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from starlette import status
 
 from app.accounts.guards import AdminCaller, ReadCaller
+from app.idempotency import idempotent
 from app.projects import service
 from app.projects.guards import ApiProject
 from app.projects.schemas import ProjectIn, ProjectOut, checked_changes
@@ -36,6 +37,7 @@ async def list_projects(caller: ReadCaller, session: SessionDep) -> ProjectPage:
 
 
 @router.post("/projects", status_code=status.HTTP_201_CREATED)
+@idempotent()
 async def create_project(body: ProjectIn, caller: AdminCaller, session: SessionDep) -> ProjectOut:
     """Add a project with its version 1, the SFT policy."""
     project = await service.create_project(session, **body.model_dump(), actor_id=caller.user.id)
