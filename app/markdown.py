@@ -12,6 +12,7 @@ from html import escape
 import nh3
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
+from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 from markupsafe import Markup
@@ -19,6 +20,8 @@ from pygments import highlight  # type: ignore[import-untyped]
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
 from pygments.token import STANDARD_TYPES  # type: ignore[import-untyped]
+
+from app import markdown_math
 
 # Longer texts, and texts built to make a parser slow, are shown as they are written.
 MAX_MARKDOWN_LENGTH = 20_000
@@ -41,9 +44,13 @@ CACHE_SIZE = 2_048
 
 ALLOWED_TAGS = {"p", "br", "hr", "h4", "h5", "h6", "strong", "em", "s", "a", "span", "div", "code", "pre", "blockquote"}
 ALLOWED_TAGS |= {"ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td"}
-ALLOWED_ATTRIBUTES = {"a": {"href", "target"}, "ol": {"start"}}
+ALLOWED_ATTRIBUTES = {"a": {"href", "target"}, "ol": {"start"}, "*": {"dir"}}
+# Each outermost block finds its own direction, so that an Arabic answer reads from the right beside an English one;
+# what is inside follows it. Tables run as the page does, their cells as their words do.
+DIRECTED = {"paragraph_open", "heading_open", "blockquote_open", "bullet_list_open", "ordered_list_open"}
+CELLS = {"th_open", "td_open"}
 TOKEN_CLASS = re.compile(r"[a-z0-9]{1,3}")
-SPECIAL_CHARACTERS = re.compile(r"[\[\]*_`~<>|!&\\\n]")
+SPECIAL_CHARACTERS = re.compile(r"[\[\]*_`~<>|!&$\\\n]")
 
 # Bidirectional controls, zero-width characters, tag characters and other letters that nobody can see.
 INVISIBLE = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0"
@@ -59,12 +66,12 @@ JOINED_SCRIPTS = re.compile("[\u0600-\u06ff\u0900-\u0dff\u1780-\u17ff\ufe0f\u219
 def render(text: str) -> Markup:
     """`text` as HTML that is safe to put on a page. The same text is rendered once."""
     if _is_too_costly(text):
-        return Markup(mark_invisible(f'<pre class="plain">{escape(text)}</pre>'))  # noqa: S704 - escaped right here
+        return Markup(mark_invisible(f'<pre class="plain" dir="auto">{escape(text)}</pre>'))  # noqa: S704 - escaped right here
     html = nh3.clean(
         _parser().render(text),
         tags=ALLOWED_TAGS,
         attributes=ALLOWED_ATTRIBUTES,
-        allowed_classes={"span": _token_classes(), "div": {"scroll"}},
+        allowed_classes={"span": _token_classes(), "div": {"scroll"}, "code": {"math"}},
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener nofollow noreferrer",
     )
@@ -104,6 +111,8 @@ def _token_classes() -> set[str]:
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": 20})
     parser.enable(["table", "strikethrough"]).disable(["image", "html_block", "html_inline"])
+    parser.core.ruler.push("direction", _direct)
+    markdown_math.install(parser)
     rules = {
         "heading_open": _render_heading,
         "heading_close": _render_heading,
@@ -112,10 +121,20 @@ def _parser() -> MarkdownIt:
         "code_block": _render_code,
         "table_open": _render_table_open,
         "table_close": _render_table_close,
+        "math": _render_math,
     }
     for name, rule in rules.items():
         parser.add_render_rule(name, rule)
     return parser
+
+
+def _direct(state: StateCore) -> None:
+    depth = 0
+    for token in state.tokens:
+        if token.type in CELLS or (depth == 0 and token.type in DIRECTED):
+            token.attrSet("dir", "auto")
+        if token.type in DIRECTED or token.type.replace("_close", "_open") in DIRECTED:
+            depth += token.nesting
 
 
 def _render_heading(
@@ -124,7 +143,16 @@ def _render_heading(
     """A heading below those of the page that it stands on."""
     token = tokens[index]
     level = min(6, int(token.tag[1]) + HEADING_OFFSET)
-    return f"<h{level}>" if token.nesting == 1 else f"</h{level}>\n"
+    return f'<h{level} dir="auto">' if token.nesting == 1 else f"</h{level}>\n"
+
+
+def _render_math(
+    renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
+) -> str:
+    """A formula as it is written; static/prose.js typesets it."""
+    token = tokens[index]
+    html = f'<code class="math">{escape(token.content)}</code>'
+    return f"<p>{html}</p>\n" if token.block else html
 
 
 def _render_link(
@@ -140,9 +168,9 @@ def _render_code(
     language = LEXERS.get((token.info.split(maxsplit=1) or [""])[0].lower())
     coloured = env.get("coloured", 0) + len(token.content)
     if language is None or coloured > MAX_COLOURED_CODE:
-        return f"<pre><code>{escape(token.content)}</code></pre>\n"
+        return f'<pre dir="ltr"><code>{escape(token.content)}</code></pre>\n'
     env["coloured"] = coloured
-    return f"<pre><code>{_colour(token.content, language)}</code></pre>\n"
+    return f'<pre dir="ltr"><code>{_colour(token.content, language)}</code></pre>\n'
 
 
 def _render_table_open(

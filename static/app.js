@@ -94,12 +94,13 @@
 
   // What scrolls sideways can be scrolled by keyboard too.
   const makeScrollable = () => {
-    for (const box of document.querySelectorAll("pre, .scroll, .lineage, .log")) {
+    for (const box of document.querySelectorAll("pre, .scroll, .lineage, .log, .formula.display")) {
       if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }
   };
   makeScrollable();
+  if (document.querySelector("code.math")) import("./prose.js").then(({ typeset }) => typeset()).then(makeScrollable, () => { /* the source stays */ });
   window.addEventListener("resize", makeScrollable);
   document.querySelector(".tabs [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
   document.querySelector("[data-focus]")?.focus();

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from httpx2 import AsyncClient
 
 from app import assets
 
-SCRIPTS = sorted(path for path in assets.FOLDER.rglob("*.js"))
+VENDOR = assets.FOLDER / "vendor"
+SCRIPTS = sorted(path for path in assets.FOLDER.rglob("*.js") if VENDOR not in path.parents)
 IMPORT = re.compile(
     r"""^(?:import|export)\b[^=;]*?\bfrom ["']([^"']+)["']|\bimport\(?\s*["']([^"']+)["']""", re.MULTILINE
 )
@@ -58,3 +61,14 @@ def test_scripts_import_by_relative_addresses_what_is_there(script: Path) -> Non
         assert name.startswith(("./", "../")), name
         assert (script.parent / name).resolve().is_file(), name
         assert "?" not in name
+
+
+def test_other_peoples_scripts_are_what_the_manifest_says() -> None:
+    manifest = json.loads((VENDOR / "manifest.json").read_text())
+    named = {f"{name}/{path}": sha256 for name, part in manifest.items() for path, sha256 in part["files"].items()}
+    found = {path.relative_to(VENDOR).as_posix(): path for path in VENDOR.glob("*/**/*") if path.is_file()}
+    assert {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in found.items()} == named
+    for name, part in manifest.items():
+        assert part["licence"] in {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC"}
+        assert part["version"] in (VENDOR / name / f"{name}.min.js").read_text()
+        assert (VENDOR / name / "LICENSE.txt").is_file()

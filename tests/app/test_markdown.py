@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -59,6 +61,10 @@ BOMBS = {
     "invisible": "\u200b" * 19_000,
     "newlines": "a\n" * 50_000,
     "code": "```python\n" + "a=1;" * 480 + "\n```",
+    "dollars": "$a " * 1_400,
+    "formulas that never close": "\\(" * 1_400 + "x" * 15_000,
+    "displays that never close": "$$\nx\n" * 990,
+    "displays in lists": "- $$\n" * 990,
     "many fences": "".join(f"```python\na{number}=1\n```\n" for number in range(300)),
 }
 
@@ -79,7 +85,8 @@ class Page(HTMLParser):
 def test_only_harmless_tags_and_attributes_come_out(text: str) -> None:
     for tag, attributes in Page(render(text)).tags:
         assert tag in ALLOWED_TAGS | {"mark"}
-        assert set(attributes) <= {"href", "target", "rel", "class", "start", "title"}
+        assert set(attributes) <= {"href", "target", "rel", "class", "start", "title", "dir"}
+        assert attributes.get("dir", "auto") in {"auto", "ltr"}
         assert (attributes.get("href") or "https:").startswith(("https:", "http:", "mailto:"))
 
 
@@ -104,7 +111,7 @@ def test_a_bomb_is_cheap(name: str) -> None:
 
 def test_a_long_text_is_shown_as_it_is_written() -> None:
     html = render("# not a heading\n" + "a" * MAX_MARKDOWN_LENGTH)
-    assert html.startswith('<pre class="plain"># not a heading')
+    assert html.startswith('<pre class="plain" dir="auto"># not a heading')
 
 
 def test_a_right_to_left_override_is_named() -> None:
@@ -144,26 +151,95 @@ def test_code_over_the_limit_is_plain() -> None:
 
 
 def test_code_in_an_unknown_language_is_plain() -> None:
-    assert render("```nonsense\n1 < 2\n```") == "<pre><code>1 &lt; 2\n</code></pre>\n"
+    assert render("```nonsense\n1 < 2\n```") == '<pre dir="ltr"><code>1 &lt; 2\n</code></pre>\n'
 
 
 def test_headings_stand_below_those_of_the_page() -> None:
-    assert render("# A\n\n###### F") == "<h4>A</h4>\n<h6>F</h6>\n"
+    assert render("# A\n\n###### F") == '<h4 dir="auto">A</h4>\n<h6 dir="auto">F</h6>\n'
 
 
 def test_a_table_can_be_scrolled() -> None:
     html = render("| a | b |\n|---|---|\n| 1 | 2 |")
     assert html.startswith('<div class="scroll"><table>')
-    assert "<td>2</td>" in html
+    assert '<td dir="auto">2</td>' in html
 
 
 def test_a_single_line_break_is_kept() -> None:
-    assert render("Roses are red\nviolets are blue") == "<p>Roses are red<br>\nviolets are blue</p>\n"
+    assert render("Roses are red\nviolets are blue") == '<p dir="auto">Roses are red<br>\nviolets are blue</p>\n'
 
 
 def test_strikethrough_and_lists_are_read() -> None:
-    assert render("~~no~~\n\n3. three") == '<p><s>no</s></p>\n<ol start="3">\n<li>three</li>\n</ol>\n'
+    assert (
+        render("~~no~~\n\n3. three")
+        == '<p dir="auto"><s>no</s></p>\n<ol start="3" dir="auto">\n<li>three</li>\n</ol>\n'
+    )
 
 
 def test_an_empty_text_is_empty() -> None:
     assert render("") == ""
+
+
+def formulas(html: str) -> list[str]:
+    return [unescape(found) for found in re.findall(r'<code class="math">(.*?)</code>', html, re.DOTALL)]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "$x$",
+        "$a_1*b*c$",
+        "$x < y$",
+        "$\\$5$",
+        "$$x$$",
+        "\\(x_1 + [y](z)\\)",
+        "\\[x\\]",
+        "$$\n- a\n= b\n# c\n$$",
+        "\\[\n> x\n\\]",
+    ],
+)
+def test_a_formula_keeps_its_source(source: str) -> None:
+    """Nothing in it is Markdown; the script that typesets it, and who reads without one, get it whole."""
+    assert formulas(render(source)) == [source]
+    assert formulas(render(f"Let it be:\n{source}")) == [source]
+    if "\n" not in source:
+        assert formulas(render(f"函数{source}是")) == [source]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$5 and $10",
+        "US$5 or A$6",
+        "$5/$10",
+        "\\$x\\$",
+        "$ x $",
+        "$$",
+        "$$\n\n$$",
+        "`$x$`",
+        "```\n$x$\n```",
+        "\\\\(x\\\\)",
+        "$x\ny$",
+    ],
+)
+def test_money_and_code_are_no_formulas(text: str) -> None:
+    assert formulas(render(text)) == []
+
+
+def test_formulas_stand_in_lists_and_tables() -> None:
+    html = render("- one\n  \\[\n  z\n  \\]\n\n| a |\n|---|\n| $y$ |\n\n> $$\n> x\n> $$")
+    assert formulas(html) == ["\\[\nz\n\\]", "$y$", "$$\nx\n$$"]
+
+
+def test_a_formula_that_never_closes_swallows_nothing() -> None:
+    html = render("$$\nx\n\n# Heading\n\n\\[ y")
+    assert formulas(html) == []
+    assert "<h4" in html
+
+
+def test_each_outermost_block_finds_its_own_direction() -> None:
+    html = render("مرحبا\n\nHello\n\n- مرحبا\n  - a\n\n> مرحبا\n>\n> x")
+    found = [(tag, attributes.get("dir")) for tag, attributes in Page(html).tags]
+    assert found == [
+        *[("p", "auto"), ("p", "auto"), ("ul", "auto"), ("li", None), ("ul", None), ("li", None)],
+        *[("blockquote", "auto"), ("p", None), ("p", None)],
+    ]
