@@ -4,16 +4,37 @@ as a page or as JSON.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as with_default
+from typing import Any
 
 
 @dataclass(frozen=True)
 class FieldError:
-    """Which field was refused, and by which rule."""
+    """Which field was refused, and by which rule: in English, and as a sentence of the catalogue with its gaps' values.
+
+    A value that differs by language is a mapping from the language to its text.
+    """
 
     field: str
     rule: str
+    text: str = ""
+    values: Mapping[str, object] = with_default(default_factory=dict)
+
+    def in_words(self, words: Mapping[str, Any]) -> str:
+        """The rule in the reader's language; `words` are those of `app.i18n.template_words`."""
+        return str(words["_"](self.text or self.rule, **in_language(self.values, words["language"])))
+
+
+def in_language(values: Mapping[str, object], language: str) -> dict[str, object]:
+    """The values of a sentence's gaps for one language."""
+    return {name: value[language] if isinstance(value, Mapping) else value for name, value in values.items()}
+
+
+def refusal(field: str, text: str, **values: object) -> FieldError:
+    """A refusal whose sentence can be translated; `text` is the English one, with its `{gaps}`."""
+    return FieldError(field, text.format_map(in_language(values, "en")), text, values)
 
 
 class RankloopError(Exception):

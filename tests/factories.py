@@ -91,7 +91,7 @@ async def make_ranking(
 ) -> Ranking:
     """A ranking by a person with a lease; `places` follow the completions of the task, by default 1, 2, 3 ...
 
-    `marks`: completion -> its `labels` and `rating`.
+    `marks`: completion -> its `labels`, `denied` and `rating`.
     """
     task = task or await make_task(session)
     annotator = annotator or await make_user(session)

@@ -120,19 +120,7 @@ def current_rankings(project_id: uuid.UUID) -> Select[Any]:
     """What a dataset is made from, one row a ranking, in one statement: one instant of the database."""
     newer = aliased(Ranking)
     return (
-        select(
-            Ranking.id,
-            Ranking.created_at,
-            Ranking.annotator_id,
-            Ranking.annotator_name,
-            Task.round,
-            Task.prompt_id,
-            Prompt.split,
-            Prompt.language,
-            Prompt.messages,
-            Lease.display_order,
-            answers_of_ranking(),
-        )
+        select(*columns_of_ranking())
         .join(Task, Task.id == Ranking.task_id)
         .join(Prompt, Prompt.id == Task.prompt_id)
         .outerjoin(Lease, Lease.id == Ranking.lease_id)
@@ -148,12 +136,21 @@ def current_rankings(project_id: uuid.UUID) -> Select[Any]:
     )
 
 
+def columns_of_ranking() -> list[Any]:
+    """What a line is made from."""
+    said = [Ranking.rationale, Ranking.confidence, Ranking.all_bad, Ranking.strength]
+    who = [Ranking.annotator_id, Ranking.annotator_name, Task.round]
+    asked = [Task.prompt_id, Prompt.split, Prompt.language, Prompt.messages, Lease.display_order]
+    return [Ranking.id, Ranking.created_at, *who, *said, *asked, answers_of_ranking()]
+
+
 def answers_of_ranking() -> Any:
     """The completions of a ranking with their places, as a JSON array in the order of the task."""
     answer = func.jsonb_build_object(
         *("id", Completion.id, "text", Completion.text, "version_id", Completion.version_id),
         *("finish_reason", Completion.finish_reason, "place", RankingPlace.place),
         *("rating", RankingPlace.rating, "labels", RankingPlace.labels),
+        *("denied", RankingPlace.denied),
     )
     return (
         select(func.jsonb_agg(aggregate_order_by(answer, TaskCompletion.position)))
@@ -224,6 +221,8 @@ def dataset_row(ranking: Any, key: bytes) -> dict[str, Any]:
         "annotator": pseudonym(key, ranking),
         "labels": {answer["id"]: answer["labels"] for answer in answers if answer["labels"]},
         "ratings": {answer["id"]: answer["rating"] for answer in answers if answer["rating"] is not None},
+        "denied": {answer["id"]: answer["denied"] for answer in answers if answer["denied"]},
+        **{name: getattr(ranking, name) for name in ("rationale", "confidence", "all_bad", "strength")},
         "display_order": [str(item) for item in shown],
         "created_at": ranking.created_at.astimezone(UTC).isoformat(),
     }

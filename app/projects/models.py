@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Created, FalseByDefault, TrueByDefault, UserId, UuidKey
+from app.db import Base, Created, FalseByDefault, TrueByDefault, UserId, UuidKey, ZeroByDefault
+
+
+class Asked(StrEnum):
+    """Whether annotators are asked a question."""
+
+    OFF = "off"
+    OPTIONAL = "optional"
+    REQUIRED = "required"
+
+
+class Layout(StrEnum):
+    """How the ranking page lays out its answers at first; each annotator may choose another."""
+
+    STACKED = "stacked"
+    SIDE_BY_SIDE = "grid"
+    TWO_COLUMNS = "columns"
 
 
 class Project(Base):
@@ -20,6 +37,10 @@ class Project(Base):
         CheckConstraint("k between 2 and 9", name="k"),
         CheckConstraint("overlap between 1 and 100", name="overlap"),
         CheckConstraint("lease_minutes between 1 and 1440", name="lease_minutes"),
+        CheckConstraint("rationale in ('off', 'optional', 'required')", name="rationale"),
+        CheckConstraint("min_rationale between 0 and 2000", name="min_rationale"),
+        CheckConstraint("confidence in ('off', 'optional', 'required')", name="confidence"),
+        CheckConstraint("layout in ('stacked', 'grid', 'columns')", name="layout"),
         CheckConstraint("train_threshold is null or train_threshold > 0", name="train_threshold"),
         CheckConstraint(
             "validation_share >= 0 and test_share >= 0 and validation_share + test_share < 1", name="shares"
@@ -34,8 +55,18 @@ class Project(Base):
     k: Mapped[int] = mapped_column(server_default="4", default=4)
     ties_allowed: Mapped[TrueByDefault]
     partial_allowed: Mapped[FalseByDefault]
-    # [{"key", "en", "zh"}]: what an annotator may mark on an answer.
+    # [{"key", "en", "zh", "required", "removed"}]: what an annotator may mark on an answer. Keys stay for ever.
     labels: Mapped[list[Any]] = mapped_column(JSONB, server_default="[]")
+    # What is asked about the whole ranking.
+    rationale: Mapped[str] = mapped_column(server_default=Asked.OPTIONAL, default=Asked.OPTIONAL)
+    min_rationale: Mapped[ZeroByDefault]
+    confidence: Mapped[str] = mapped_column(server_default=Asked.OFF, default=Asked.OFF)
+    asks_all_bad: Mapped[FalseByDefault]
+    # [{"prompt", "good", "good_why", "bad", "bad_why"}]: shown with the guidelines.
+    examples: Mapped[list[Any]] = mapped_column(JSONB, server_default="[]", default=list)
+    layout: Mapped[str] = mapped_column(server_default=Layout.SIDE_BY_SIDE, default=Layout.SIDE_BY_SIDE)
+    # Whether an order is looked at once more before it is sent.
+    has_review_step: Mapped[FalseByDefault]
     overlap: Mapped[int] = mapped_column(server_default="1", default=1)
     lease_minutes: Mapped[int] = mapped_column(server_default="60", default=60)
     # {"temperature", "top_p", "max_new_tokens", "seed"}

@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import PydanticCustomError
 
 from app.errors import FieldError, Invalid
-from app.projects.models import Project
+from app.projects.models import Asked, Layout, Project
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)]
+ExampleText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=20_000)]
+MAX_LABELS = 40
+MAX_EXAMPLES = 10
 Alias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -30,13 +34,41 @@ class Sampling(BaseModel):
 
 
 class Label(BaseModel):
-    """What an annotator may mark on an answer."""
+    """What an annotator may mark on an answer. `required`: a yes or a no is needed on every answer.
+
+    A key stays for ever: a label that is `removed` is asked no more, and old rankings still show its name.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     key: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
-    en: Text
-    zh: Text
+    en: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+    zh: Text = ""
+    required: bool = False
+    removed: bool = False
+
+
+def check_labels(labels: list[Label]) -> list[Label]:
+    """Each key once, and no more labels than an answer has room for."""
+    keys = [label.key for label in labels]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice:
+        raise PydanticCustomError("label_twice", "has the key {key} twice", {"key": twice})
+    if sum(not label.removed for label in labels) > MAX_LABELS:
+        raise PydanticCustomError("too_many_labels", "has more than {max} labels", {"max": MAX_LABELS})
+    return labels
+
+
+class Example(BaseModel):
+    """A worked example in the guidelines: to one prompt a good and a bad answer, each with its reason."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: ExampleText
+    good: ExampleText
+    good_why: ExampleText = ""
+    bad: ExampleText = ""
+    bad_why: ExampleText = ""
 
 
 class Training(BaseModel):
@@ -58,7 +90,14 @@ class ProjectSettings(BaseModel):
     k: int = Field(4, ge=2, le=9)
     ties_allowed: bool = True
     partial_allowed: bool = False
-    labels: list[Label] | None = None
+    labels: Annotated[list[Label], Field(max_length=200), AfterValidator(check_labels)] | None = None
+    rationale: Asked = Asked.OPTIONAL
+    min_rationale: int = Field(0, ge=0, le=2000)
+    confidence: Asked = Asked.OFF
+    asks_all_bad: bool = False
+    examples: Annotated[list[Example], Field(max_length=MAX_EXAMPLES)] = []
+    layout: Layout = Layout.SIDE_BY_SIDE
+    has_review_step: bool = False
     overlap: int = Field(1, ge=1, le=100)
     lease_minutes: int = Field(60, ge=1, le=1440)
     sampling: Sampling = Sampling()
@@ -91,6 +130,13 @@ class ProjectOut(BaseModel):
     ties_allowed: bool
     partial_allowed: bool
     labels: list[Label]
+    rationale: Asked
+    min_rationale: int
+    confidence: Asked
+    asks_all_bad: bool
+    examples: list[Example]
+    layout: Layout
+    has_review_step: bool
     overlap: int
     lease_minutes: int
     sampling: Sampling

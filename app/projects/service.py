@@ -35,6 +35,8 @@ INSTRUCTGPT_LABELS = [
     {"key": "opinion", "en": "Expresses an opinion", "zh": "表达观点"},
     {"key": "moral_judgment", "en": "Expresses moral judgment", "zh": "作道德评判"},
 ]
+# What a label of a project has beside its key and its names.
+LABEL_DEFAULTS = {"required": False, "removed": False}
 DEFAULT_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 128, "seed": 17}
 
 
@@ -57,8 +59,8 @@ async def create_project(
     if not slug:
         raise Invalid.field("name", "needs at least one letter or digit; or give a slug of a-z, 0-9 and -")
     settings["sampling"] = DEFAULT_SAMPLING | dict(settings.get("sampling") or {})
-    if settings.get("labels") is None:
-        settings["labels"] = INSTRUCTGPT_LABELS
+    labels = settings.get("labels")
+    settings["labels"] = [LABEL_DEFAULTS | label for label in (INSTRUCTGPT_LABELS if labels is None else labels)]
     project = Project(name=name.strip(), slug=slug, model_alias=model_alias, created_by=actor_id, **settings)
     try:
         async with session.begin_nested():
@@ -73,12 +75,34 @@ async def create_project(
 async def update_project(
     session: AsyncSession, *, project: Project, changes: Mapping[str, Any], actor_id: uuid.UUID | None = None
 ) -> Project:
-    """Change settings. They hold for what comes after; what people answer at this moment is not touched."""
+    """Change settings. They hold for what comes after; what people answer at this moment is not touched.
+
+    A label that is left out is marked as removed: rankings that have it still show its name.
+    """
+    if "labels" in changes:
+        changes = dict(changes) | {"labels": keep_labels(project.labels, changes["labels"])}
     for name, value in changes.items():
         setattr(project, name, value)
     await session.flush()
     await audit(session, actor_id=actor_id, action="project.update", subject=str(project.id), fields=sorted(changes))
     return project
+
+
+def keep_labels(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The labels as they are wanted now, and behind them, marked as removed, those that are no longer among them."""
+    wanted = {label["key"] for label in after}
+    gone = [{**label, "required": False, "removed": True} for label in before if label["key"] not in wanted]
+    return [*map(dict, after), *gone]
+
+
+def asked_labels(project: Project) -> list[dict[str, Any]]:
+    """The labels that annotators are asked for now, in their order."""
+    return [LABEL_DEFAULTS | label for label in project.labels if not label.get("removed")]
+
+
+def names_of(label: Mapping[str, Any]) -> dict[str, str]:
+    """A label's name by language; the English one where there is no Chinese one."""
+    return {"en": label["en"], "zh": label["zh"] or label["en"]}
 
 
 async def list_projects(session: AsyncSession) -> Sequence[Project]:

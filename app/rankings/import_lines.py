@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from app.prompts.lines import AnswerIn, Answers, AnswerText, Label, PromptFields, Strict, as_answer, refuse
 from app.prompts.service import MAX_TASK_COMPLETIONS
+from app.rankings.answers import MAX_CONFIDENCE, MAX_RATIONALE_LENGTH, MAX_STRENGTH, MIN_CONFIDENCE
 
 Cells = list[list[str]]
 
@@ -29,6 +30,9 @@ class Judgement:
     cells: Cells
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     ratings: Mapping[str, int] = field(default_factory=dict)
+    denied: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # What was said of the whole: `rationale`, `confidence`, `all_bad`, `strength`.
+    whole: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Pair(Strict):
@@ -130,7 +134,12 @@ class OrderedLine(PromptFields):
     order: Cells
     annotator: Label = "imported"
     labels: dict[str, list[Label]] = Field(default_factory=dict)
+    denied: dict[str, list[Label]] = Field(default_factory=dict)
     ratings: dict[str, Annotated[int, Field(ge=1, le=7)]] = Field(default_factory=dict)
+    rationale: Annotated[AnswerText, Field(max_length=MAX_RATIONALE_LENGTH)] = ""
+    confidence: int | None = Field(None, ge=MIN_CONFIDENCE, le=MAX_CONFIDENCE)
+    all_bad: bool | None = None
+    strength: int | None = Field(None, ge=0, le=MAX_STRENGTH)
 
     UNREAD: ClassVar = ("split", "display_order", "created_at")
 
@@ -139,12 +148,24 @@ class OrderedLine(PromptFields):
         """There are a prompt, answers with ids, and an order of them."""
         self.require_conversation()
         known = identities(self.answers())
-        unknown = sorted((set(self.labels) | set(self.ratings)) - set(known))
+        unknown = sorted((set(self.labels) | set(self.denied) | set(self.ratings)) - set(known))
         if unknown:
             raise refuse(f"labels or ratings name {unknown[0]!r}, which is not the id of an answer")
         for judgement in self.judgements():
             check_judgement(judgement, known)
+        self.check_remarks()
         return self
+
+    def check_remarks(self) -> None:
+        """No label has yes and no; a strength fits the order."""
+        for key, labels in self.labels.items():
+            if set(labels) & set(self.denied.get(key, ())):
+                raise refuse(f"labels and denied both name {min(labels)!r} of {key!r}")
+        if self.strength is not None:
+            if len(self.completions) != 2:
+                raise refuse("strength belongs to a comparison of two answers")
+            if (self.strength == 0) != (len(self.order) == 1):
+                raise refuse("strength is 0 where the answers are tied, and only there")
 
     def answers(self) -> list[AnswerIn]:
         """The answers with ids, each by the model or the version that the row names."""
@@ -161,7 +182,8 @@ class OrderedLine(PromptFields):
     def judgements(self) -> Iterator[Judgement]:
         """The one order of this row."""
         names = [answer.id or "" for answer in self.answers()]
-        yield Judgement(self.annotator, names, self.order, self.labels, self.ratings)
+        whole = {name: getattr(self, name) for name in ("rationale", "confidence", "all_bad", "strength")}
+        yield Judgement(self.annotator, names, self.order, self.labels, self.ratings, self.denied, whole)
 
     def known_as(self) -> uuid.UUID | None:
         """The ranking that this row was."""

@@ -49,6 +49,8 @@ class Drawn:
     places: Mapping[uuid.UUID, int]
     labels: Mapping[uuid.UUID, Sequence[str]]
     ratings: Mapping[uuid.UUID, int]
+    denied: Mapping[uuid.UUID, Sequence[str]]
+    whole: Mapping[str, Any]
 
     @property
     def key(self) -> frozenset[uuid.UUID]:
@@ -57,13 +59,17 @@ class Drawn:
 
     def body_hash(self) -> bytes:
         """Equal for the same annotator saying the same of the same answers."""
-        body = [
+        body: list[Any] = [
             self.annotator,
             sorted(
                 [str(key), self.places.get(key), sorted(self.labels.get(key, ())), self.ratings.get(key)]
                 for key in self.key
             ),
         ]
+        # What was not said is no part of the hash: files from before a question existed keep theirs.
+        denied = sorted([str(key), sorted(keys)] for key, keys in self.denied.items() if keys)
+        said = sorted([name, value] for name, value in self.whole.items() if value not in (None, ""))
+        body += [item for item in (denied, said) if item]
         return hashlib.sha256(orjson.dumps(body)).digest()
 
 
@@ -124,6 +130,8 @@ def draw(prompt_id: uuid.UUID, judgement: Judgement, ids: Mapping[str, uuid.UUID
         places={ids[name]: place for place, cell in enumerate(judgement.cells, start=1) for name in cell},
         labels={ids[name]: labels for name, labels in judgement.labels.items()},
         ratings={ids[name]: rating for name, rating in judgement.ratings.items()},
+        denied={ids[name]: labels for name, labels in judgement.denied.items()},
+        whole=judgement.whole,
     )
 
 
@@ -237,6 +245,8 @@ def ranking_row(project: Project, task_id: uuid.UUID, item: Drawn) -> dict[str, 
         "annotator_name": item.annotator,
         "source": "import",
         "body_hash": item.body_hash(),
+        "rationale": item.whole.get("rationale", ""),
+        **{name: item.whole.get(name) for name in ("confidence", "all_bad", "strength")},
     }
 
 
@@ -250,6 +260,7 @@ def place_rows(ranking_id: uuid.UUID, task_id: uuid.UUID, item: Drawn) -> list[d
             "place": item.places.get(completion_id),
             "rating": item.ratings.get(completion_id),
             "labels": list(item.labels.get(completion_id, ())),
+            "denied": list(item.denied.get(completion_id, ())),
         }
         for completion_id in item.answers
     ]

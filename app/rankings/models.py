@@ -45,6 +45,8 @@ class Ranking(Base):
         CheckConstraint("device in ('phone', 'tablet', 'desktop')", name="device"),
         CheckConstraint("num_undos between 0 and 10000", name="num_undos"),
         CheckConstraint("inputs <@ array['key', 'pointer', 'touch']", name="inputs"),
+        CheckConstraint("confidence is null or confidence between 1 and 3", name="confidence"),
+        CheckConstraint("strength is null or strength between 0 and 3", name="strength"),
     )
 
     id: Mapped[UuidKey]
@@ -62,6 +64,12 @@ class Ranking(Base):
     # Came after its lease had gone to someone else: kept, but outside overlap and datasets.
     is_surplus: Mapped[FalseByDefault]
     rationale: Mapped[str] = mapped_column(server_default="", default="")
+    # 1 unsure, 2 fairly sure, 3 sure; null: not said.
+    confidence: Mapped[int | None]
+    # Whether every answer is bad; null: not asked.
+    all_bad: Mapped[bool | None]
+    # Of two answers, how much better one is: 0 a tie, 1 slightly, 2 better, 3 much better; null: not said.
+    strength: Mapped[int | None]
     # SHA-256 of what was sent: the same again is a retry, another is a conflict.
     body_hash: Mapped[bytes] = mapped_column(LargeBinary)
     created_at: Mapped[Created]
@@ -100,3 +108,5 @@ class RankingPlace(Base):
     place: Mapped[int | None]
     rating: Mapped[int | None]
     labels: Mapped[list[str]] = mapped_column(server_default="{}", default=list)
+    # Required labels that were answered with no; a label in neither list was not asked, or not answered.
+    denied: Mapped[list[str]] = mapped_column(server_default="{}", default=list)

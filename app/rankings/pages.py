@@ -17,11 +17,12 @@ from app.accounts.models import User
 from app.errors import NotFound
 from app.projects.guards import PageProject
 from app.projects.models import Project
+from app.projects.service import asked_labels
 from app.prompts.models import Prompt
 from app.rankings import service
-from app.rankings.answers import AnswerError, RankingAnswer
+from app.rankings.answers import RankingAnswer, preference_of
+from app.rankings.forms import read_form
 from app.rankings.provenance import read_how
-from app.rankings.schemas import read_form
 from app.rankings.service import AnswerRefused, RankingView
 from app.runs.models import RunKind
 from app.runs.service import OPEN_STATES, list_runs
@@ -62,7 +63,7 @@ async def submit_ranking(
     form = await request.form()
     lease = await tasks.get_lease(session, lease_id=lease_id, annotator=annotator)
     fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
-    sent = read_form(fields, num_places=len(lease.display_order))
+    sent = read_form(fields, shown=lease.display_order)
     try:
         if sent.errors:
             raise AnswerRefused(sent.errors)
@@ -100,7 +101,9 @@ async def show_sheet(
         prompt={"turns": [{"role": turn["role"], "html": markdown.render(turn["content"])} for turn in sheet.messages]},
         k=len(sheet.cards),
         cards=cards_of(sheet, answer, {error["field"]: error["rule"] for error in told}),
-        rationale=answer.rationale,
+        said={"rationale": answer.rationale, "confidence": answer.confidence, "all_bad": answer.all_bad},
+        pairwise=is_pairwise(sheet),
+        preference=preference_of(answer, lease.display_order),
         progress={"done_today": await count_today(session, project, annotator), "num_open": waiting[project.id]},
         errors=told,
         draft_saved_at=lease.draft_saved_at,
@@ -112,9 +115,19 @@ async def show_sheet(
 
 def asked(project: Project) -> dict[str, Any]:
     """What an annotator may know of a project."""
-    names = ("slug", "name", "ties_allowed", "partial_allowed", "labels")
+    names = ("slug", "name", "ties_allowed", "partial_allowed", "layout", "has_review_step")
+    questions = ("rationale", "min_rationale", "confidence", "asks_all_bad")
     guidelines = markdown.render(project.guidelines) if project.guidelines.strip() else ""
-    return {name: getattr(project, name) for name in names} | {"guidelines_html": guidelines}
+    return {
+        **{name: getattr(project, name) for name in (*names, *questions)},
+        "labels": asked_labels(project),
+        "guidelines_html": guidelines,
+    }
+
+
+def is_pairwise(sheet: Sheet) -> bool:
+    """A project of two answers asks how much better one is, in place of an order."""
+    return sheet.project.k == len(sheet.cards) == 2
 
 
 def cards_of(sheet: Sheet, answer: RankingAnswer, errors: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -127,6 +140,7 @@ def cards_of(sheet: Sheet, answer: RankingAnswer, errors: Mapping[str, str]) -> 
             "place": answer.places.get(card.id),
             "rating": answer.ratings.get(card.id),
             "flags": set(answer.labels.get(card.id, ())),
+            "denied": set(answer.denied.get(card.id, ())),
             "error": errors.get(f"card-{card.id}"),
         }
         for card in sheet.cards
@@ -141,8 +155,7 @@ def anchor(error: Any) -> str:
 
 def sentence(request: Request, error: Any) -> str:
     """A rule in the reader's language."""
-    translate = words(request)["_"]
-    return str(translate(error.text, **error.values) if isinstance(error, AnswerError) else translate(error.rule))
+    return str(error.in_words(words(request)))
 
 
 def read_draft(lease: Lease) -> RankingAnswer:
@@ -153,6 +166,8 @@ def read_draft(lease: Lease) -> RankingAnswer:
         ratings={uuid.UUID(key): rating for key, rating in (draft.get("ratings") or {}).items() if rating},
         labels={uuid.UUID(key): keys for key, keys in (draft.get("labels") or {}).items()},
         rationale=draft.get("rationale") or "",
+        denied={uuid.UUID(key): keys for key, keys in (draft.get("denied") or {}).items()},
+        **{name: draft.get(name) for name in ("confidence", "all_bad", "strength")},
     )
 
 

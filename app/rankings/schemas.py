@@ -1,23 +1,23 @@
-"""Wire shapes of rankings, and how the fields of the ranking page are read."""
+"""Wire shapes of rankings."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.rankings.answers import (
+    MAX_CONFIDENCE,
     MAX_RATING,
     MAX_RATIONALE_LENGTH,
+    MAX_STRENGTH,
+    MIN_CONFIDENCE,
     MIN_RATING,
-    AnswerError,
     RankingAnswer,
     errors_of_order,
     places_of,
-    refusal,
 )
 from app.rankings.provenance import UNKNOWN, How, Provenance
 from app.rankings.service import AnswerRefused, RankingView
@@ -36,7 +36,25 @@ class RankingIn(BaseModel):
         default_factory=dict
     )
     labels: dict[uuid.UUID, Annotated[list[Key], Field(max_length=100)]] = Field(default_factory=dict)
+    denied: Annotated[
+        dict[uuid.UUID, Annotated[list[Key], Field(max_length=100)]],
+        Field(description="Required labels that were answered with no."),
+    ] = {}
     rationale: Annotated[str, StringConstraints(max_length=MAX_RATIONALE_LENGTH)] = ""
+    confidence: Annotated[
+        int | None,
+        Field(strict=True, ge=MIN_CONFIDENCE, le=MAX_CONFIDENCE, description="1 unsure, 2 fairly sure, 3 sure."),
+    ] = None
+    all_bad: Annotated[bool | None, Field(strict=True, description="Whether every answer is bad.")] = None
+    strength: Annotated[
+        int | None,
+        Field(
+            strict=True,
+            ge=0,
+            le=MAX_STRENGTH,
+            description="Of two answers, how much better: 0 a tie, 1 slightly, 2 better, 3 much.",
+        ),
+    ] = None
     how: How | None = None
 
     def provenance(self, *, leased_at: datetime, now: datetime) -> Provenance:
@@ -57,7 +75,14 @@ class RankingIn(BaseModel):
         if errors:
             raise AnswerRefused(errors)
         return RankingAnswer(
-            places=places_of(self.order), ratings=self.ratings, labels=self.labels, rationale=self.rationale
+            places=places_of(self.order),
+            ratings=self.ratings,
+            labels=self.labels,
+            rationale=self.rationale,
+            denied=self.denied,
+            confidence=self.confidence,
+            all_bad=self.all_bad,
+            strength=self.strength,
         )
 
 
@@ -97,7 +122,11 @@ class RankingOut(BaseModel):
     display_order: list[uuid.UUID]
     ratings: dict[uuid.UUID, int]
     labels: dict[uuid.UUID, list[str]]
+    denied: dict[uuid.UUID, list[str]]
     rationale: str
+    confidence: int | None
+    all_bad: bool | None
+    strength: int | None
     created_at: datetime
     provenance: ProvenanceOut
 
@@ -117,7 +146,11 @@ class RankingOut(BaseModel):
             display_order=list(view.display_order),
             ratings={key: place.rating for key, place in view.places.items() if place.rating is not None},
             labels={key: place.labels for key, place in view.places.items() if place.labels},
+            denied={key: place.denied for key, place in view.places.items() if place.denied},
             rationale=ranking.rationale,
+            confidence=ranking.confidence,
+            all_bad=ranking.all_bad,
+            strength=ranking.strength,
             created_at=ranking.created_at,
             provenance=ProvenanceOut.model_validate(ranking),
         )
@@ -128,55 +161,3 @@ class RankingPage(BaseModel):
 
     items: list[RankingOut]
     next_cursor: str | None
-
-
-class FormAnswer(BaseModel):
-    """What a form held: the answer, and the fields that can't be read."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    answer: RankingAnswer
-    errors: list[AnswerError]
-
-
-def read_form(fields: Iterable[tuple[str, str]], num_places: int) -> FormAnswer:
-    """The fields `place_<id>`, `rating_<id>`, `flag_<id>` (repeated) and `rationale`; others are not ours.
-
-    `num_places`: the worst place that there is. A field that can't be read is named in `errors` and left out.
-    """
-    places: dict[uuid.UUID, int | None] = {}
-    ratings: dict[uuid.UUID, int] = {}
-    labels: dict[uuid.UUID, list[str]] = {}
-    rationale = ""
-    errors = []
-    for name, value in fields:
-        kind, _, key = name.partition("_")
-        if name == "rationale":
-            rationale = value.replace("\r\n", "\n")
-        elif kind not in {"place", "rating", "flag"}:
-            continue
-        elif (completion_id := _read_id(key)) is None:
-            errors.append(refusal(name[:60], "This field names no answer."))
-        elif kind == "flag":
-            labels.setdefault(completion_id, []).append(value)
-        elif kind == "place":
-            places[completion_id] = _read_number(value, num_places)
-            if value and places[completion_id] is None:
-                errors.append(refusal(f"places.{completion_id}", "A place is a number from 1 to {n}.", n=num_places))
-        elif (rating := _read_number(value, MAX_RATING)) is not None:
-            ratings[completion_id] = rating
-        elif value:
-            errors.append(refusal(f"ratings.{completion_id}", "A rating is a number from 1 to {n}.", n=MAX_RATING))
-    return FormAnswer(answer=RankingAnswer(places, ratings, labels, rationale), errors=errors)
-
-
-def _read_id(text: str) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(text)
-    except ValueError:
-        return None
-
-
-def _read_number(text: str, highest: int) -> int | None:
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 4 else 0
-    return number if 1 <= number <= highest else None

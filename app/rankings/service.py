@@ -13,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.accounts.models import User
-from app.errors import Conflict, Invalid, NotFound
+from app.errors import Conflict, FieldError, Invalid, NotFound
 from app.events import events
 from app.projects.models import Project
-from app.rankings.answers import AnswerError, Order, RankingAnswer, Rules, body_hash, errors_of, order_of, tidy
+from app.projects.service import asked_labels, names_of
+from app.rankings.answers import Order, RankingAnswer, Rules, body_hash, errors_of, order_of, tidy
 from app.rankings.models import Ranking, RankingPlace
 from app.rankings.provenance import UNKNOWN, Provenance
 from app.tasks import service as tasks
@@ -39,7 +40,7 @@ class RankingNotFound(NotFound):
 class AnswerRefused(Invalid):
     """This ranking can't be taken as it is."""
 
-    def __init__(self, errors: Sequence[AnswerError]) -> None:
+    def __init__(self, errors: Sequence[FieldError]) -> None:
         super().__init__(" ".join(error.rule for error in errors[:3]), errors=errors)
 
 
@@ -174,6 +175,9 @@ async def _store(
 ) -> Ranking:
     """Write the ranking with a place for every completion, and tell whoever listens."""
     ranking.rationale = answer.rationale
+    ranking.confidence = answer.confidence
+    ranking.all_bad = answer.all_bad
+    ranking.strength = answer.strength
     ranking.body_hash = body_hash(answer)
     session.add(ranking)
     await session.flush()
@@ -185,6 +189,7 @@ async def _store(
             place=answer.places.get(completion_id),
             rating=answer.ratings.get(completion_id),
             labels=list(answer.labels.get(completion_id, ())),
+            denied=list(answer.denied.get(completion_id, ())),
         )
         for completion_id in display_order
     )
@@ -199,7 +204,12 @@ def rules_of(project: Project, display_order: Sequence[uuid.UUID]) -> Rules:
         letters=dict(zip(display_order, LETTERS, strict=False)),
         ties_allowed=project.ties_allowed,
         partial_allowed=project.partial_allowed,
+        # A label that was removed a moment ago may still be on the page of somebody who marks it.
         label_keys=frozenset(label["key"] for label in project.labels),
+        required_labels={label["key"]: names_of(label) for label in asked_labels(project) if label["required"]},
+        rationale=project.rationale,
+        min_rationale=project.min_rationale,
+        confidence=project.confidence,
     )
 
 

@@ -23,7 +23,8 @@ async def save_draft(
 ) -> Lease:
     """Keep what was placed so far, and the lease with it. An expired lease keeps its draft for when it is reopened.
 
-    `draft`: `{"places": {id: int | None}, "ratings": {…}, "labels": {id: [key]}, "rationale": str}`.
+    `draft`: `{"places": {id: int | None}, "ratings": {…}, "labels": {id: [key]}, "rationale": str}`, and what else
+    `DraftIn` has.
 
     Raises:
         LeaseNotFound, LeaseAnswered, LeaseReleased: it can't be worked on.
@@ -43,7 +44,7 @@ def check_draft(lease: Lease, draft: Mapping[str, Any]) -> None:
     if len(json.dumps(draft).encode()) > MAX_DRAFT_BYTES:
         raise TooLarge(f"A draft takes at most {MAX_DRAFT_BYTES // 1024} kB. Shorten the rationale.")
     known = {str(completion_id) for completion_id in lease.display_order}
-    for field in ("places", "ratings", "labels"):
+    for field in ("places", "ratings", "labels", "denied"):
         for completion_id in draft.get(field) or {}:
             if completion_id not in known:
                 raise Invalid.field(f"{field}.{completion_id}", "is no answer of this task")

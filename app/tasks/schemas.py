@@ -82,11 +82,15 @@ class DraftIn(BaseModel):
     places: dict[uuid.UUID, Annotated[int, Field(ge=1, le=9)] | None] = Field(default_factory=dict)
     ratings: dict[uuid.UUID, Annotated[int, Field(ge=1, le=7)] | None] = Field(default_factory=dict)
     labels: dict[uuid.UUID, Annotated[list[Key], Field(max_length=100)]] = Field(default_factory=dict)
+    denied: dict[uuid.UUID, Annotated[list[Key], Field(max_length=100)]] = Field(default_factory=dict)
     rationale: str = ""
+    confidence: Annotated[int, Field(ge=1, le=3)] | None = None
+    all_bad: bool | None = None
+    strength: Annotated[int, Field(ge=0, le=3)] | None = None
 
     def stored(self) -> dict[str, Any]:
-        """As it is kept: plain JSON."""
-        return self.model_dump(mode="json")
+        """As it is kept: plain JSON of what was sent."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class DraftOut(BaseModel):

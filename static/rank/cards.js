@@ -3,6 +3,7 @@ import { form, store } from "./page.js";
 import { current, look } from "./focus.js";
 import { changed } from "./history.js";
 import { settle } from "./placing.js";
+import * as scale from "./scale.js";
 import { check } from "./state.js";
 
 let pressed = null;
@@ -24,6 +25,7 @@ export function listen() {
 
 function tell(name) {
   if (name.startsWith("place_")) settle(name.slice(6));
+  else if (name === "preference") scale.settle();
   else changed();
 }
 

@@ -49,7 +49,7 @@ export function restore() {
   const kept = JSON.parse(store.get(key()) ?? "null");
   if (!kept || kept.savedAt < Date.parse(form.dataset.savedAt || 0)) return;
   write(kept.state);
-  form.elements.rationale.value = kept.state.rationale;
+  if (form.elements.rationale) form.elements.rationale.value = kept.state.rationale;
   begin();
   say(words.restored);
   send();

@@ -1,4 +1,4 @@
-// Undo and redo, over places, ratings and labels alike; and the news of every change, to whoever asked for it.
+// Undo and redo, over everything but the reasons, whose field has its own; and the news of every change, to whoever asked for it.
 import { say, words } from "./page.js";
 import { read, write } from "./state.js";
 
@@ -23,7 +23,7 @@ export function begin() {
 // To be called after the form was changed, with the sentence that tells it.
 export function changed(message) {
   const state = read();
-  const pick = ({ places, ratings, labels }) => JSON.stringify([places, ratings, labels]);
+  const pick = ({ rationale, ...rest }) => JSON.stringify(rest);
   if (pick(state) !== pick(last)) {
     done.push(last);
     undone = [];

@@ -4,6 +4,8 @@ import { cancel } from "./drag.js";
 import { current, look, walk } from "./focus.js";
 import { redo, undo } from "./history.js";
 import { move, place, placeAndGoOn, rate } from "./placing.js";
+import * as questions from "./questions.js";
+import * as scale from "./scale.js";
 import { submit } from "./sending.js";
 
 const useKeys = document.getElementById("use-keys");
@@ -36,11 +38,13 @@ function press(event) {
   if (event.ctrlKey || event.metaKey) return undoKey(event);
   const digit = /^(?:Digit|Numpad)(\d)$/.exec(code)?.[1] ?? (/^\d$/.test(key) ? key : null);
   if (digit !== null && shiftKey && code.startsWith("Digit")) return digit >= 1 && digit <= 7 && (rate(id, Number(digit)), true);
+  if ((onCard || digit !== null) && !shiftKey && scale.press(key, digit)) return true;
   if (digit === "0" || key === "Backspace") return place(id, null), true;
   if (digit !== null && digit <= numPlaces) return placeAndGoOn(id, Number(digit)), true;
   if (key === "?") return open("keys");
   if (shiftKey && key !== "Tab") return false;
   if (key === "g" || key === "s") return open(key === "g" ? "guidelines" : "skip");
+  if (questions.press(key)) return true;
   if (key === "l") return current.querySelector(".flags input")?.focus(), true;
   if (key === "Escape") return look(current), true;
   if (key === "Tab") return target === current && walk(shiftKey ? -1 : 1);

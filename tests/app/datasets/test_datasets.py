@@ -60,6 +60,11 @@ async def test_a_row_is_as_the_protocol_has_it(session: AsyncSession, project: P
         "order": [[shown[1]], [shown[0], shown[2]]],
         "labels": {},
         "ratings": {},
+        "denied": {},
+        "rationale": "",
+        "confidence": None,
+        "all_bad": None,
+        "strength": None,
         "display_order": list(reversed(shown)),
         "created_at": ranking.created_at.isoformat(),
     }

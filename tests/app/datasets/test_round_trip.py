@@ -34,8 +34,14 @@ async def make_exported(session: AsyncSession) -> tuple[Project, bytes]:
         prompt = await make_prompt(session, project, language="zh")
         task = await make_task(session, prompt, k=3)
         first, second, _ = await completion_ids_of(session, task)
-        marks: dict[Any, Any] = {first: {"labels": ["opinion", "violent"]}, second: {"rating": 7}}
-        await make_ranking(session, task, places=places, marks=marks)
+        marks: dict[Any, Any] = {
+            first: {"labels": ["opinion", "violent"]},
+            second: {"rating": 7, "denied": ["opinion"]},
+        }
+        said = {"rationale": "因为 B is <short>.", "confidence": 2, "all_bad": places == [1, 1, 1]}
+        await make_ranking(session, task, places=places, marks=marks, **said)
+    task = await make_task(session, await make_prompt(session, project, language="zh"), k=2)
+    await make_ranking(session, task, places=[2, 1], strength=3)
     return project, await export(session, project)
 
 
@@ -53,6 +59,8 @@ def in_words(row: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
         "order": [sorted(texts[key] for key in cell) for cell in row["order"]],
         "labels": {texts[key]: labels for key, labels in row["labels"].items()},
         "ratings": {texts[key]: rating for key, rating in row["ratings"].items()},
+        "denied": {texts[key]: labels for key, labels in row["denied"].items()},
+        **{name: row[name] for name in ("rationale", "confidence", "all_bad", "strength")},
     }
 
 
@@ -69,19 +77,19 @@ async def take(session: AsyncSession, project: Project, content: bytes) -> tuple
 async def test_an_export_says_the_same_after_a_journey_to_another_project(session: AsyncSession) -> None:
     _, content = await make_exported(session)
     other = await make_project(session, validation_share=0, test_share=0)
-    assert await take(session, other, content) == (4, 0, 0)
+    assert await take(session, other, content) == (5, 0, 0)
     assert said(await export(session, other)) == said(content)
-    assert len(said(content)) == len(ORDERS)
+    assert len(said(content)) == len(ORDERS) + 1
 
 
 async def test_an_export_that_comes_home_or_comes_twice_adds_nothing(session: AsyncSession) -> None:
     project, content = await make_exported(session)
     num_answers = await session.scalar(select(func.count()).select_from(Completion))
-    assert await take(session, project, content) == (0, 4, 0)
+    assert await take(session, project, content) == (0, 5, 0)
     assert await session.scalar(select(func.count()).select_from(Completion)) == num_answers
     other = await make_project(session)
     await take(session, other, content)
-    assert await take(session, other, content) == (0, 4, 0)
+    assert await take(session, other, content) == (0, 5, 0)
 
 
 async def test_an_export_is_taken_over_http(client: AsyncClient, session: AsyncSession) -> None:
@@ -92,4 +100,4 @@ async def test_an_export_is_taken_over_http(client: AsyncClient, session: AsyncS
     await session.commit()
     headers = {"Authorization": f"Bearer {secret}"}
     answer = await client.post(f"/api/v1/projects/{other.slug}/rankings:import", content=content, headers=headers)
-    assert (answer.status_code, answer.json()["taken"]) == (200, 4)
+    assert (answer.status_code, answer.json()["taken"]) == (200, 5)

@@ -56,6 +56,13 @@ def make_project() -> Project:
         training={},
         train_threshold=None,
         is_paused=False,
+        rationale="optional",
+        min_rationale=0,
+        confidence="off",
+        asks_all_bad=False,
+        examples=[],
+        layout="grid",
+        has_review_step=False,
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.i18n import template_words
 from app.rankings.answers import (
     RankingAnswer,
     Rules,
@@ -144,3 +145,97 @@ def test_the_same_answer_has_the_same_hash_however_it_is_spelled() -> None:
 )
 def test_another_answer_has_another_hash(other: RankingAnswer) -> None:
     assert body_hash(tidy(other)) != body_hash(tidy(RankingAnswer({A: 1, B: 2}, {A: 5}, {A: ["x"]}, "why")))
+
+
+# The questions of a project
+
+
+RUDE = {"rude": {"en": "Rude", "zh": "粗鲁"}}
+ORDERED = {A: 1, B: 2, C: 3}
+
+
+@pytest.mark.parametrize(
+    ("rationale", "minimum", "rule"),
+    [
+        ("", 0, "Say why you chose this order."),
+        ("   ", 1, "Say why you chose this order."),
+        ("short", 20, "Say why you chose this order, in at least 20 characters; these are 5."),
+        ("回答甲更清楚，也更短", 11, "Say why you chose this order, in at least 11 characters; these are 10."),
+    ],
+)
+def test_reasons_that_are_required_and_missing_are_named(rationale: str, minimum: int, rule: str) -> None:
+    asked: dict[str, Any] = {"rationale": "required", "min_rationale": minimum}
+    assert refused(RankingAnswer(ORDERED, rationale=rationale), **asked) == [("rationale", rule)]
+
+
+def test_reasons_of_the_asked_length_are_fine_and_none_are_where_they_are_optional() -> None:
+    asked: dict[str, Any] = {"rationale": "required", "min_rationale": 5}
+    assert refused(RankingAnswer(ORDERED, rationale="12345"), **asked) == []
+    assert refused(RankingAnswer(ORDERED), min_rationale=5) == []
+
+
+def test_confidence_is_asked_for_where_it_is_required() -> None:
+    assert refused(RankingAnswer(ORDERED), confidence="required") == [("confidence", "Say how sure you are.")]
+    assert refused(RankingAnswer(ORDERED, confidence=3), confidence="required") == []
+    assert refused(RankingAnswer(ORDERED), confidence="optional") == []
+
+
+@pytest.mark.parametrize("confidence", [0, 4, -1])
+def test_a_confidence_that_is_none_is_refused(confidence: int) -> None:
+    assert [field for field, _ in refused(RankingAnswer(ORDERED, confidence=confidence))] == ["confidence"]
+
+
+def test_a_required_label_needs_a_yes_or_a_no_on_every_answer() -> None:
+    answer = RankingAnswer(ORDERED, labels={A: ["rude"]}, denied={C: ["rude"]})
+    named = [(f"labels.{B}", "Answer B: say yes or no to “Rude”.")]
+    assert refused(answer, required_labels=RUDE) == named
+    assert refused(RankingAnswer(ORDERED, denied={key: ["rude"] for key in ORDERED}), required_labels=RUDE) == []
+
+
+def test_a_label_is_named_in_the_readers_language() -> None:
+    error = errors_of(tidy(RankingAnswer(ORDERED)), rules(required_labels=RUDE))[0]
+    assert "“粗鲁”" in error.in_words(template_words("zh"))
+
+
+def test_yes_and_no_to_one_label_is_refused() -> None:
+    both = RankingAnswer(ORDERED, labels={A: ["rude"]}, denied={A: ["rude"]})
+    assert [field for field, _ in refused(both)] == [f"labels.{A}"]
+
+
+def test_a_denied_label_is_one_of_the_projects_and_of_an_answer_of_the_task() -> None:
+    assert [field for field, _ in refused(RankingAnswer(ORDERED, denied={A: ["kind"]}))] == [f"denied.{A}"]
+    assert [field for field, _ in refused(RankingAnswer(ORDERED, denied={STRANGER: ["rude"]}))] == [
+        f"denied.{STRANGER}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("places", "strength", "is_fine"),
+    [
+        ((1, 2), 3, True),
+        ((2, 1), 1, True),
+        ((1, 1), 0, True),
+        ((1, 1), 2, False),
+        ((1, 2), 0, False),
+        ((1, 2), 4, False),
+    ],
+)
+def test_a_strength_fits_the_order_of_two(places: tuple[int, int], strength: int, is_fine: bool) -> None:
+    answer = RankingAnswer(dict(zip((A, B), places, strict=True)), strength=strength)
+    assert (refused(answer, letters={A: "A", B: "B"}) == []) is is_fine
+
+
+def test_three_answers_have_no_strength() -> None:
+    assert [field for field, _ in refused(RankingAnswer(ORDERED, strength=1))] == ["strength"]
+
+
+def test_an_answer_without_the_questions_has_the_hash_that_it_had_before_there_were_any() -> None:
+    known = "24bda78f"
+    assert body_hash(tidy(RankingAnswer({A: 1, B: 2}, rationale="B"))).hex()[:8] == known
+
+
+@pytest.mark.parametrize(
+    "changes", [{"confidence": 1}, {"all_bad": False}, {"strength": 1}, {"denied": {A: ["rude"]}}], ids=str
+)
+def test_whatever_is_said_counts_in_the_hash(changes: dict[str, Any]) -> None:
+    assert body_hash(tidy(RankingAnswer({A: 1, B: 2}, **changes))) != body_hash(tidy(RankingAnswer({A: 1, B: 2})))

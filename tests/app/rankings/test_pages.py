@@ -353,3 +353,116 @@ async def test_long_lists_have_pages(client: AsyncClient, session: AsyncSession,
     shown = [set(links.findall(html)) for html in (page.text, second.text)]
     assert [len(ids) for ids in shown] == [50, 1]
     assert not shown[0] & shown[1]
+
+
+# The questions of a project, and two answers
+
+
+async def make_asking(session: AsyncSession, client: AsyncClient, **settings: Any) -> tuple[Project, Lease]:
+    """A project with these settings, and a task of it in hand."""
+    asking = await make_project(session, **settings)
+    await make_task(session, await make_prompt(session, asking), k=settings.get("k", 4))
+    await session.commit()
+    await client.get(f"/projects/{asking.slug}/rank")
+    return asking, (await session.scalars(select(Lease).where(Lease.state == LeaseState.OPEN))).one()
+
+
+ASKED: dict[str, Any] = {
+    "rationale": "required",
+    "min_rationale": 10,
+    "confidence": "required",
+    "asks_all_bad": True,
+    "labels": [
+        {"key": "rude", "en": "Rude", "zh": "粗鲁", "required": True},
+        {"key": "old", "en": "Gone", "zh": "", "removed": True},
+    ],
+}
+
+
+async def test_what_a_project_asks_is_on_the_page_and_a_missing_answer_is_named(
+    client: AsyncClient, session: AsyncSession, ada: User
+) -> None:
+    _, lease = await make_asking(session, client, **ASKED)
+    page = await client.post(f"/leases/{lease.id}", data=fields_of(lease) | {"rationale": "short"}, headers=ORIGIN)
+    assert page.status_code == 422
+    for told in ("in at least 10 characters; these are 5", "Say how sure you are", "Answer D: say yes or no to “Rude”"):
+        assert told in page.text
+    assert re.search(r'name="all_bad" value="true"', page.text)
+    assert "Gone" not in page.text
+
+
+async def test_what_was_answered_is_stored_with_the_ranking(
+    client: AsyncClient, session: AsyncSession, ada: User
+) -> None:
+    _, lease = await make_asking(session, client, **ASKED)
+    first, *others = lease.display_order
+    said = {f"said_{first}_rude": "yes"} | {f"said_{key}_rude": "no" for key in others}
+    form = fields_of(lease) | said | {"rationale": "A is clearer.", "confidence": "2", "all_bad": ["", "true"]}
+    assert (await client.post(f"/leases/{lease.id}", data=form, headers=ORIGIN)).status_code == 303
+    await session.execute(text("set constraints all immediate"))
+    ranking = (await session.scalars(select(Ranking))).one()
+    assert (ranking.rationale, ranking.confidence, ranking.all_bad) == ("A is clearer.", 2, True)
+    rows = await session.execute(text("select completion_id, labels, denied from ranking_places"))
+    stored = {row.completion_id: (row.labels, row.denied) for row in rows}
+    assert stored == {first: (["rude"], [])} | {key: ([], ["rude"]) for key in others}
+
+
+async def test_a_project_that_asks_nothing_stores_nothing(
+    client: AsyncClient, session: AsyncSession, ada: User
+) -> None:
+    asking, lease = await make_asking(session, client, rationale="off")
+    page = await client.get(f"/projects/{asking.slug}/rank")
+    assert not re.search(r'name="(rationale|confidence|all_bad|preference)"', page.text)
+    await client.post(f"/leases/{lease.id}", data=fields_of(lease), headers=ORIGIN)
+    ranking = (await session.scalars(select(Ranking))).one()
+    assert (ranking.confidence, ranking.all_bad, ranking.strength) == (None, None, None)
+
+
+async def test_a_draft_keeps_the_questions(client: AsyncClient, session: AsyncSession, ada: User) -> None:
+    asking, lease = await make_asking(session, client, **ASKED)
+    first, second, *_ = lease.display_order
+    draft = {"confidence": 3, "all_bad": True, "labels": {str(first): ["rude"]}, "denied": {str(second): ["rude"]}}
+    saved = await client.post(f"/leases/{lease.id}/draft", json=draft, headers=ORIGIN)
+    assert saved.status_code == 200
+    html = (await client.get(f"/projects/{asking.slug}/rank")).text
+    assert checked(html, "confidence") == "3"
+    assert checked(html, f"said_{first}_rude") == "yes"
+    assert checked(html, f"said_{second}_rude") == "no"
+    assert re.search(r'name="all_bad" value="true" checked', html)
+
+
+@pytest.mark.parametrize(
+    ("preference", "places", "strength"), [("-3", (1, 2), 3), ("-1", (1, 2), 1), ("0", (1, 1), 0), ("2", (2, 1), 2)]
+)
+async def test_a_step_between_two_answers_is_an_order_with_a_strength(
+    client: AsyncClient,
+    session: AsyncSession,
+    ada: User,
+    preference: str,
+    places: tuple[int, int],
+    strength: int,
+) -> None:
+    _, lease = await make_asking(session, client, k=2)
+    form = {"preference": preference, "all_bad": ""}
+    assert (await client.post(f"/leases/{lease.id}", data=form, headers=ORIGIN)).status_code == 303
+    await session.execute(text("set constraints all immediate"))
+    ranking = (await session.scalars(select(Ranking))).one()
+    assert (ranking.strength, ranking.all_bad) == (strength, False)
+    rows = {row.completion_id: row.place for row in await session.execute(text("select * from ranking_places"))}
+    assert tuple(rows[key] for key in lease.display_order) == places
+
+
+async def test_no_step_or_one_that_is_none_is_refused_and_the_rest_is_kept(
+    client: AsyncClient, session: AsyncSession, ada: User
+) -> None:
+    _, lease = await make_asking(session, client, k=2)
+    for form in ({"all_bad": ["", "true"]}, {"preference": "4", "all_bad": ["", "true"]}):
+        page = await client.post(f"/leases/{lease.id}", data=form, headers=ORIGIN)
+        assert page.status_code == 422
+        assert re.search(r'name="all_bad" value="true" checked', page.text)
+
+
+async def test_a_project_without_ties_has_no_middle_step(client: AsyncClient, session: AsyncSession, ada: User) -> None:
+    asking, _ = await make_asking(session, client, k=2, ties_allowed=False)
+    html = (await client.get(f"/projects/{asking.slug}/rank")).text
+    assert re.findall(r'name="preference" value="(-?\d)"', html) == ["-3", "-2", "-1", "1", "2", "3"]

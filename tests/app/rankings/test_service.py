@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
@@ -14,13 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import User
 from app.events import events
 from app.projects.models import Project
+from app.projects.service import update_project
 from app.rankings import service
 from app.rankings.answers import RankingAnswer
 from app.rankings.models import Ranking
 from app.tasks import drafts
 from app.tasks import service as tasks
 from app.tasks.models import Lease, LeaseState, Task
-from tests.factories import make_project, make_prompt, make_task, make_user
+from tests.factories import make_project, make_prompt, make_ranking, make_task, make_user
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 LATER = NOW + timedelta(hours=2)
@@ -293,6 +295,42 @@ async def test_the_database_itself_refuses_an_order_that_is_not_whole(
     with pytest.raises(IntegrityError, match=rule):
         async with session.begin_nested():
             await insert_bare_ranking(session, lease, named)
+
+
+@pytest.mark.parametrize(
+    ("asked", "places", "said", "rule"),
+    [
+        ({}, [1, 2, 3], {"strength": 1}, "strength that its order contradicts"),
+        ({"k": 2}, [1, 2], {"strength": 0}, "strength that its order contradicts"),
+        ({"k": 2}, [1, 1], {"strength": 2}, "strength that its order contradicts"),
+        ({"confidence": "required"}, [1, 2], {}, "lacks an answer that its project requires"),
+        ({"rationale": "required"}, [1, 2], {}, "lacks an answer that its project requires"),
+        ({"rationale": "required", "min_rationale": 9}, [1, 2], {"rationale": "short"}, "lacks an answer"),
+        ({"labels": [{"key": "rude", "en": "Rude", "zh": "", "required": True}]}, [1, 2], {}, "lacks an answer"),
+        ({"confidence": "required"}, [1, 2], {"confidence": 4}, "ck_rankings_confidence"),
+    ],
+)
+async def test_the_database_itself_keeps_the_questions(
+    session: AsyncSession, asked: dict[str, Any], places: list[int], said: dict[str, Any], rule: str
+) -> None:
+    prompt = await make_prompt(session, await make_project(session, **asked))
+    task = await make_task(session, prompt, k=len(places))
+
+    async def store() -> None:
+        await make_ranking(session, task, places=places, **said)
+        await session.execute(text("set constraints all immediate"))
+
+    with pytest.raises(IntegrityError, match=rule):
+        await store()
+
+
+async def test_a_label_that_was_removed_is_required_no_more(session: AsyncSession) -> None:
+    labels = [{"key": "rude", "en": "Rude", "zh": "", "required": True}]
+    project = await make_project(session, labels=labels)
+    await update_project(session, project=project, changes={"labels": []})
+    await make_ranking(session, await make_task(session, await make_prompt(session, project)))
+    await session.execute(text("set constraints all immediate"))
+    assert [(label["key"], label["removed"]) for label in project.labels] == [("rude", True)]
 
 
 async def test_the_database_itself_refuses_an_answer_of_another_task(
