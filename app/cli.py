@@ -146,16 +146,24 @@ def create_user(
     name: str,
     email: Annotated[str, typer.Option(help="Address that names the person in other commands.")],
     role: Annotated[Role, typer.Option(help="What the person may do.")] = Role.ANNOTATOR,
+    project: Annotated[
+        str | None,
+        typer.Option(help="Short name of the one project where; left out: in all, and an admin of all owns the site."),
+    ] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
     """Add a person, and print the one-time sign-in link."""
     from app.accounts import service
+    from app.projects.service import get_project_by_slug
 
     settings = settings_for(data_dir)
 
     async def work(session: AsyncSession) -> tuple[str, str]:
-        user = await service.create_user(session, name=name, email=email, role=role)
+        found = await get_project_by_slug(session, project) if project else None
+        user = await service.create_user(session, name=name, email=email, role=None if found else role)
+        if found:
+            await service.set_member(session, user_id=user.id, project_id=found.id, role=role)
         return str(user.id), await service.create_sign_in_link(session, user=user, public_url=settings.public_url)
 
     user_id, link = in_transaction(settings, work)
@@ -189,7 +197,7 @@ def list_users(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: AsJson = False) ->
         typer.echo(json.dumps(rows))
         return
     for row in rows:
-        typer.echo(f"{row['role']:<10} {row['email'] or '-':<32} {row['name']}")
+        typer.echo(f"{row['role'] or '-':<10} {row['email'] or '-':<32} {row['name']}")
 
 
 @tokens.command("create")

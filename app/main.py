@@ -34,6 +34,7 @@ from app.prompts import pages as prompts_pages
 from app.rankings import api as rankings_api
 from app.rankings import import_pages
 from app.rankings import pages as rankings_pages
+from app.reach import PROJECT_FINDERS
 from app.registry import api as registry_api
 from app.runs import api as runs_api
 from app.runs import pages as runs_pages
@@ -84,6 +85,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     )
     app.state.settings = settings
     app.state.sessionmaker = sessionmaker
+    app.state.project_finders = PROJECT_FINDERS
     for module in DOMAINS:
         app.include_router(module.router, prefix=API)
     for module in PAGES:

@@ -28,7 +28,7 @@ LAYERS = ["models", "service", "guards", "schemas", "pages", "api"]
 WEB = {"fastapi", "starlette", "jinja2"}
 TORCH = {"torch", "transformers", "peft", "safetensors", "accelerate", "gguf"}
 # These put the domains together: the app itself, its commands, migrations and what `rankloop up` does.
-ASSEMBLY = {"app.main", "app.cli", "app.tables", "app.migrate", "app.supervisor", "app.serve", "app.demo"}
+ASSEMBLY = {"app.main", "app.cli", "app.tables", "app.migrate", "app.reach", "app.supervisor", "app.serve", "app.demo"}
 
 
 def python_files(folder: str) -> list[Path]:

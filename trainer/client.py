@@ -241,6 +241,10 @@ class Client:
         """A new user; the fields are those of `POST /users`."""
         return self._create("/users", fields)
 
+    def set_member(self, project_id: str, user_id: str, *, role: str) -> None:
+        """Give a person a role in a project, in place of the one they had there."""
+        self.transport.send("PUT", f"/projects/{project_id}/members/{user_id}", json={"role": role})
+
     def create_token(self, **fields: Any) -> Json:
         """A new API token, whose secret is in the answer and nowhere else."""
         return self._create("/tokens", fields)

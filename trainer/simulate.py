@@ -81,12 +81,15 @@ class LoopResult:
 # Annotators
 
 
-def hire(client: Client, annotators: Annotators) -> list[str]:
-    """Make people and their tokens, as an admin; returns the tokens."""
+def hire(client: Client, annotators: Annotators, project_id: str | None = None) -> list[str]:
+    """Make annotators of a project, or of every one, and their tokens, as an owner of the site; returns the tokens."""
     tokens = []
+    role = "annotator" if project_id is None else None
     for number in range(1, annotators.num + 1):
         email = f"simulated-{secrets.token_hex(4)}@localhost"
-        user = client.create_user(name=f"Simulated {number}", email=email, role="annotator", is_simulated=True)
+        user = client.create_user(name=f"Simulated {number}", email=email, role=role, is_simulated=True)
+        if project_id is not None:
+            client.set_member(project_id, user["id"], role="annotator")
         made = client.create_token(user_id=user["id"], name="rankloop simulate", scopes=["annotate"], days=1)
         tokens.append(made["token"])
     return tokens

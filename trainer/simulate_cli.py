@@ -83,7 +83,7 @@ def rank_project(settings: WorkerSettings, project: str, people: Annotators) -> 
     """Rank what waits in a project of a running server; the token must be an admin's."""
     with Client(settings.url, settings.token) as client:
         project_id = client.get_project(project)["id"]
-        return rank_waiting(settings.url, hire(client, people), project_id, people)
+        return rank_waiting(settings.url, hire(client, people, project_id), project_id, people)
 
 
 def training_with(pairs: list[str] | None) -> dict[str, dict[str, Any]]:

@@ -8,8 +8,9 @@ from fastapi import APIRouter
 from starlette import status
 
 from app.accounts import service
-from app.accounts.guards import AdminCaller
-from app.accounts.schemas import NewToken, TokenIn, TokenOut, UserIn, UserOut
+from app.accounts.guards import AdminCaller, ApiCaller
+from app.accounts.models import Role
+from app.accounts.schemas import MemberIn, MemberOut, NewToken, TokenIn, TokenOut, UserIn, UserOut
 from app.idempotency import idempotent
 from app.web import SessionDep
 
@@ -28,6 +29,32 @@ async def create_user(body: UserIn, caller: AdminCaller, session: SessionDep) ->
 async def list_users(caller: AdminCaller, session: SessionDep) -> list[UserOut]:
     """All people."""
     return [UserOut.model_validate(user) for user in await service.list_users(session)]
+
+
+@router.get("/projects/{project_id}/members")
+async def list_members(caller: AdminCaller, session: SessionDep) -> list[MemberOut]:
+    """Who has a role of their own in this project; roles that hold in every project are with `/users`."""
+    members = await service.list_members(session, project_of(caller))
+    return [MemberOut(user_id=user.id, name=user.name, role=Role(role)) for user, role in members]
+
+
+@router.put("/projects/{project_id}/members/{user_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def set_member(user_id: uuid.UUID, body: MemberIn, caller: AdminCaller, session: SessionDep) -> None:
+    """Give a person a role in this project, in place of the one they had here."""
+    project_id = project_of(caller)
+    await service.set_member(session, user_id=user_id, project_id=project_id, role=body.role, actor_id=caller.user.id)
+
+
+@router.delete("/projects/{project_id}/members/{user_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def remove_member(user_id: uuid.UUID, caller: AdminCaller, session: SessionDep) -> None:
+    """Take a person's role in this project away. Their rankings stay."""
+    await service.remove_member(session, user_id=user_id, project_id=project_of(caller), actor_id=caller.user.id)
+
+
+def project_of(caller: ApiCaller) -> uuid.UUID:
+    """The project of the address; `app.projects.guards` has the whole of it, for later domains."""
+    assert caller.project is not None
+    return caller.project.id
 
 
 @router.post("/tokens", status_code=status.HTTP_201_CREATED)

@@ -1,23 +1,31 @@
-"""Who may call a route, as types: `Annotator`, `Admin` for pages, `Caller` with its scopes for the API."""
+"""Who may call a route, as types: `Annotator`, `Reviewer`, `Trainer`, `Admin`, `Owner` for pages, `ReadCaller` and its
+kin with their scopes for the API.
+
+A guard looks at the project that the address names, by its short name or by the id of anything in it (app/reach.py).
+Whoever has no role there gets 404, whoever has one that allows less gets 403. An address that names no project asks
+for the role in every project, but for `Annotator`, who there sees only what is their own.
+"""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Protocol
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import service
-from app.accounts.models import ROLE_SCOPES, Role, Scope, User
+from app.accounts.models import ApiToken, Roles, Scope, User
+from app.accounts.service import Person
 from app.errors import Forbidden, NotFound, Unauthorized
 from app.web import SessionDep
 
 SESSION_COOKIE = "rl_session"
 # What a signed-in person's role allows on the API, as the pages themselves call a few routes of it.
-bearer = HTTPBearer(auto_error=False, description="A token of Rankloop: `rankloop token create`, or the page People.")
+bearer = HTTPBearer(auto_error=False, description="A token of Rankloop: `rankloop token create`, or the page Tokens.")
 
 
 class TokenRefused(Unauthorized):
@@ -28,112 +36,258 @@ class SignInFirst(Unauthorized):
     """Sign in to see this page."""
 
 
-@dataclass(frozen=True)
-class ApiCaller:
-    """Who calls the API, and what they may do there."""
+class NamedProject(Protocol):
+    """What the guards know of a project."""
 
-    user: User
-    scopes: frozenset[str]
-    project_ids: frozenset[uuid.UUID] | None
-    token_id: uuid.UUID | None
+    id: uuid.UUID
+    slug: str
+    name: str
 
-    def require_project(self, project_id: uuid.UUID) -> None:
-        """Another project's things do not exist for this caller.
 
-        Raises:
-            NotFound: the token is bound to other projects.
-        """
-        if self.project_ids is not None and project_id not in self.project_ids:
-            raise NotFound
+ProjectFinder = Callable[[AsyncSession, str], Awaitable[NamedProject | None]]
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """What every page shows of who is signed in."""
+    """What every page shows of who is signed in. `role` is the one in the page's project."""
 
     id: uuid.UUID
     name: str
-    role: str
+    role: str | None
+    is_owner: bool
+    scopes: frozenset[str]
 
 
-async def signed_in_user(request: Request, session: SessionDep) -> User | None:
+async def find_project(request: Request, session: AsyncSession, roles: Roles) -> NamedProject | None:
+    """The project that a request's address names; None: it names none.
+
+    Raises:
+        NotFound: it names what is not there, or lies in a project where this person has no role.
+    """
+    project = None
+    for name, value in request.path_params.items():
+        finder: ProjectFinder | None = request.app.state.project_finders.get(name)
+        if finder is None:
+            continue
+        found = await finder(session, str(value))
+        if found is None or (project and project.id != found.id) or not roles.scopes_in(found.id):
+            raise NotFound
+        project = found
+    return project
+
+
+# Pages
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who opens a page, what they may do, and which project the page is about."""
+
+    user: User
+    roles: Roles
+    project: NamedProject | None
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """What they may do here."""
+        return self.roles.scopes_in(self.project.id if self.project else None)
+
+
+async def signed_in_person(request: Request, session: SessionDep) -> Person | None:
     """Who is signed in with this browser, if anybody."""
     token = request.cookies.get(SESSION_COOKIE)
-    user = await service.user_of_session(session, token) if token else None
-    # A copy: the page that says what went wrong is drawn after the transaction, and what it loaded, are gone.
-    request.state.user = Visitor(user.id, user.name, user.role) if user else None
-    return user
+    person = await service.person_of_session(session, token) if token else None
+    request.state.user = visitor(person) if person else None
+    return person
 
 
-MaybeUser = Annotated[User | None, Depends(signed_in_user)]
+def visitor(person: Person, project_id: uuid.UUID | None = None) -> Visitor:
+    """A copy: the page that says what went wrong is drawn after the transaction, and what it loaded, are gone."""
+    user, roles = person.user, person.roles
+    return Visitor(user.id, user.name, roles.role_in(project_id), roles.is_owner, roles.scopes_in(project_id))
 
 
-async def require_user(user: MaybeUser) -> User:
-    """Whoever is signed in.
+MaybePerson = Annotated[Person | None, Depends(signed_in_person)]
+
+
+async def find_access(request: Request, session: SessionDep, person: MaybePerson) -> Access:
+    """Whoever is signed in, if the project of this address is theirs to see.
 
     Raises:
         SignInFirst: nobody is.
+        NotFound: they have no role in it.
     """
-    if user is None:
+    if person is None:
         raise SignInFirst
-    return user
+    project = await find_project(request, session, person.roles)
+    if project:
+        request.state.user = visitor(person, project.id)
+    return Access(person.user, person.roles, project)
 
 
-Annotator = Annotated[User, Depends(require_user)]
+AccessDep = Annotated[Access, Depends(find_access)]
+FORBIDDEN = {
+    Scope.ANNOTATE: "You have no role that ranks here. Ask an admin of the project for one.",
+    Scope.REVIEW: "This page is for reviewers. Ask an admin of the project to give you that role.",
+    Scope.WRITE: "This page is for trainers. Ask an admin of the project to give you that role.",
+    Scope.ADMIN: "This page is for admins. Ask one of them to give you that role.",
+}
 
 
-async def require_admin(user: Annotator) -> User:
-    """An admin who is signed in.
+def require_role(scope: Scope) -> Callable[..., Awaitable[User]]:
+    """A dependency that asks for a role with this scope in the project of the address."""
+
+    async def check(access: AccessDep) -> User:
+        if access.project is None and scope == Scope.ANNOTATE:
+            return access.user
+        if scope not in access.scopes:
+            raise Forbidden(FORBIDDEN[scope])
+        return access.user
+
+    return check
+
+
+async def require_owner(access: AccessDep) -> User:
+    """An owner of the site who is signed in.
 
     Raises:
         Forbidden: somebody else is.
     """
-    if user.role != Role.ADMIN:
-        raise Forbidden("This page is for admins. Ask one of them to give you that role.")
-    return user
+    if not access.roles.is_owner:
+        raise Forbidden("This page is for the owners of this site.")
+    return access.user
 
 
-Admin = Annotated[User, Depends(require_admin)]
+Annotator = Annotated[User, Depends(require_role(Scope.ANNOTATE))]
+Reviewer = Annotated[User, Depends(require_role(Scope.REVIEW))]
+Trainer = Annotated[User, Depends(require_role(Scope.WRITE))]
+Admin = Annotated[User, Depends(require_role(Scope.ADMIN))]
+Owner = Annotated[User, Depends(require_owner)]
+
+
+# The API
+
+
+@dataclass(frozen=True)
+class ApiCaller:
+    """Who calls the API, with a token or from our own pages, and which project the address names.
+
+    A token never does more than its owner may today, whatever role they had when it was made; a browser never claims
+    runs. `wanted` are the scopes of which the operation asks for one.
+    """
+
+    user: User
+    roles: Roles
+    token: ApiToken | None
+    project: NamedProject | None = None
+    wanted: frozenset[str] = frozenset()
+
+    @property
+    def token_id(self) -> uuid.UUID | None:
+        """The token that was sent."""
+        return self.token.id if self.token else None
+
+    @property
+    def project_ids(self) -> frozenset[uuid.UUID] | None:
+        """The projects where the caller may do what the operation asks for; None: all of them."""
+        reached = self.roles.projects_with(self.wanted)
+        bound = frozenset(self.token.project_ids) if self.token and self.token.project_ids is not None else None
+        if bound is None or reached is None:
+            return reached if bound is None else bound
+        return reached & bound
+
+    def scopes_in(self, project_id: uuid.UUID) -> frozenset[str]:
+        """What the caller may do in a project: nothing where the token is bound to others."""
+        if self.token and self.token.project_ids is not None and project_id not in self.token.project_ids:
+            return frozenset()
+        return self._of_token(self.roles.scopes_in(project_id))
+
+    @property
+    def scopes_without_project(self) -> frozenset[str]:
+        """What the caller may do at an address that names no project; to administrate asks for all projects."""
+        anywhere = self.roles.scopes_in(None).union(*map(self.roles.scopes_in, self.roles.by_project))
+        is_owner = self.roles.is_owner and (self.token is None or self.token.project_ids is None)
+        return self._of_token(anywhere if is_owner else anywhere - {Scope.ADMIN})
+
+    def _of_token(self, scopes: frozenset[str]) -> frozenset[str]:
+        return scopes - {Scope.WORKER} if self.token is None else scopes.intersection(self.token.scopes)
+
+    def require_project(self, project_id: uuid.UUID) -> None:
+        """For operations that name their project elsewhere than in the address: the same question again.
+
+        Raises:
+            NotFound: the caller has no role there, or the token is bound to other projects.
+            Forbidden: the role there, or the token, allows less.
+        """
+        scopes = self.scopes_in(project_id)
+        if not scopes:
+            raise NotFound
+        if not scopes & self.wanted:
+            raise scope_missing(self.wanted, scopes)
+
+
+def scope_missing(wanted: frozenset[str], given: frozenset[str]) -> Forbidden:
+    """The refusal that names what is needed and what was sent."""
+    needed = " or ".join(f"`{scope}`" for scope in sorted(wanted))
+    return Forbidden(
+        f"This needs a token with the scope {needed}; yours has {', '.join(sorted(given)) or 'none here'}."
+    )
 
 
 async def find_caller(
+    request: Request,
     session: SessionDep,
-    user: MaybeUser,
+    person: MaybePerson,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> ApiCaller:
     """The bearer of a token, or who is signed in with this browser.
 
     Raises:
         Unauthorized: neither.
+        NotFound: the address names a project where the caller has no role, or that the token does not reach.
+    """
+    caller = await caller_of(session, person, credentials)
+    project = await find_project(request, session, caller.roles)
+    if project and not caller.scopes_in(project.id):
+        raise NotFound
+    return replace(caller, project=project)
+
+
+async def caller_of(
+    session: AsyncSession, person: Person | None, credentials: HTTPAuthorizationCredentials | None
+) -> ApiCaller:
+    """The caller, whatever the address names.
+
+    Raises:
+        Unauthorized: no token, and nobody is signed in.
+        TokenRefused: the token is none of ours, or ended.
     """
     if credentials is None:
-        if user is None:
+        if person is None:
             raise Unauthorized("Send a token: `Authorization: Bearer rl_…`.")
-        return ApiCaller(user, ROLE_SCOPES[user.role] - {Scope.WORKER}, None, None)
-    found = await service.token_of_secret(session, credentials.credentials)
+        return ApiCaller(person.user, person.roles, token=None)
+    found = await service.person_of_token(session, credentials.credentials)
     if found is None:
         raise TokenRefused
     token, owner = found
-    projects = None if token.project_ids is None else frozenset(token.project_ids)
-    # A token never does more than its owner may today, whatever role they had when it was made.
-    return ApiCaller(owner, ROLE_SCOPES[owner.role].intersection(token.scopes), projects, token.id)
+    return ApiCaller(owner.user, owner.roles, token)
 
 
 def require_scope(*scopes: Scope) -> Callable[..., Awaitable[ApiCaller]]:
     """A dependency that asks for one of these scopes."""
+    wanted = frozenset[str](scopes)
 
     async def check(caller: Annotated[ApiCaller, Depends(find_caller)]) -> ApiCaller:
-        if not caller.scopes.intersection(scopes):
-            wanted = " or ".join(f"`{scope}`" for scope in scopes)
-            raise Forbidden(
-                f"This needs a token with the scope {wanted}; yours has {', '.join(sorted(caller.scopes))}."
-            )
-        return caller
+        given = caller.scopes_in(caller.project.id) if caller.project else caller.scopes_without_project
+        if not given & wanted:
+            raise scope_missing(wanted, given)
+        return replace(caller, wanted=wanted)
 
     return check
 
 
 AnnotateCaller = Annotated[ApiCaller, Depends(require_scope(Scope.ANNOTATE))]
+ReviewCaller = Annotated[ApiCaller, Depends(require_scope(Scope.REVIEW))]
 ReadCaller = Annotated[ApiCaller, Depends(require_scope(Scope.READ))]
 WriteCaller = Annotated[ApiCaller, Depends(require_scope(Scope.WRITE))]
 AdminCaller = Annotated[ApiCaller, Depends(require_scope(Scope.ADMIN))]

@@ -1,8 +1,10 @@
-"""Tables of people and of what proves who they are. Only hashes of secrets are stored."""
+"""Tables of people, of their roles, and of what proves who they are. Only hashes of secrets are stored."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -15,29 +17,63 @@ from app.db import Base, Created, FalseByDefault, UserId, UuidKey
 
 
 class Role(StrEnum):
-    """What a person may do."""
+    """What a person may do, in one project or in every one."""
 
     ANNOTATOR = "annotator"  # ranks
-    TRAINER = "trainer"  # reads and starts runs through the API
-    ADMIN = "admin"  # everything
+    REVIEWER = "reviewer"  # settles what annotators disagree about, too
+    TRAINER = "trainer"  # reads everything and starts runs
+    ADMIN = "admin"  # everything; an admin of every project owns the site
 
 
 class Scope(StrEnum):
-    """What an API token may do."""
+    """What a role, or an API token, allows."""
 
-    ANNOTATE = "annotate"  # take tasks and rank them, as its owner
-    READ = "read"  # read everything of its projects
-    WRITE = "write"  # import, start runs, promote
-    ADMIN = "admin"  # people and tokens too
+    ANNOTATE = "annotate"  # take tasks and rank them, as oneself
+    REVIEW = "review"  # settle disagreements, approve what was written
+    READ = "read"  # read everything of a project
+    WRITE = "write"  # import, start runs
+    ADMIN = "admin"  # settings, people and tokens too
     WORKER = "worker"  # claim runs and deliver their results
 
 
-# What each role may do, by its browser or by a token; a browser never claims runs.
-ROLE_SCOPES: dict[str, frozenset[str]] = {
+ROLE_SCOPES: dict[str | None, frozenset[str]] = {
+    None: frozenset(),
     Role.ANNOTATOR: frozenset({Scope.ANNOTATE}),
+    Role.REVIEWER: frozenset({Scope.ANNOTATE, Scope.REVIEW}),
     Role.TRAINER: frozenset({Scope.ANNOTATE, Scope.READ, Scope.WRITE, Scope.WORKER}),
     Role.ADMIN: frozenset(Scope),
 }
+IS_A_ROLE = "role in ('annotator', 'reviewer', 'trainer', 'admin')"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The roles of one person: one for every project, if any, and single ones on top of it."""
+
+    everywhere: str | None = None
+    by_project: Mapping[uuid.UUID, str] = field(default_factory=dict)
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether the site is theirs: people, tokens, new projects."""
+        return self.everywhere == Role.ADMIN
+
+    def scopes_in(self, project_id: uuid.UUID | None) -> frozenset[str]:
+        """What they may do in a project; with None, in every one."""
+        own = self.by_project.get(project_id) if project_id else None
+        return ROLE_SCOPES[self.everywhere] | ROLE_SCOPES[own]
+
+    def role_in(self, project_id: uuid.UUID | None) -> str | None:
+        """The role with which a page greets them there: the one that allows more."""
+        roles = {self.everywhere, self.by_project.get(project_id) if project_id else None} - {None}
+        return max(roles, key=lambda role: len(ROLE_SCOPES[role]), default=None)
+
+    def projects_with(self, scopes: Iterable[str]) -> frozenset[uuid.UUID] | None:
+        """The projects where they may do one of these; None: in every one."""
+        wanted = frozenset(scopes)
+        if ROLE_SCOPES[self.everywhere] & wanted:
+            return None
+        return frozenset(project_id for project_id, role in self.by_project.items() if ROLE_SCOPES[role] & wanted)
 
 
 class User(Base):
@@ -46,15 +82,30 @@ class User(Base):
     __tablename__ = "users"
     __table_args__ = (
         Index("uq_users_email", text("lower(email)"), unique=True),
-        CheckConstraint("role in ('annotator', 'trainer', 'admin')", name="role"),
+        CheckConstraint(IS_A_ROLE, name="role"),
     )
 
     id: Mapped[UuidKey]
     name: Mapped[str]
     email: Mapped[str | None]
-    role: Mapped[str]
+    # In every project; null: only what their memberships say.
+    role: Mapped[str | None]
     is_simulated: Mapped[FalseByDefault]
     disabled_at: Mapped[datetime | None]
+    created_at: Mapped[Created]
+
+
+class Membership(Base):
+    """A person's role in one project."""
+
+    __tablename__ = "memberships"
+    __table_args__ = (CheckConstraint(IS_A_ROLE, name="role"),)
+
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    project_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    role: Mapped[str]
     created_at: Mapped[Created]
 
 
@@ -83,7 +134,7 @@ class UserSession(Base):
 
 
 class ApiToken(Base):
-    """A bearer token. `projects` empty: all of them."""
+    """A bearer token. `project_ids` null: all that its owner may reach."""
 
     __tablename__ = "api_tokens"
 

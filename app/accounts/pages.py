@@ -9,7 +9,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from app.accounts import service
-from app.accounts.guards import SESSION_COOKIE, Admin, MaybeUser
+from app.accounts.guards import SESSION_COOKIE, MaybePerson, Owner
 from app.accounts.models import Role, Scope
 from app.errors import RankloopError
 from app.i18n import LANGUAGES
@@ -22,13 +22,13 @@ YEAR = 365 * 24 * 3600
 
 
 @router.get("/sign-in")
-async def show_sign_in(request: Request, user: MaybeUser) -> HTMLResponse:
+async def show_sign_in(request: Request, person: MaybePerson) -> HTMLResponse:
     """Public: how to get in."""
     return render(request, "accounts/sign_in.html", error=None)
 
 
 @router.get("/sign-in/link")
-async def show_link(request: Request, user: MaybeUser) -> HTMLResponse:
+async def show_link(request: Request, person: MaybePerson) -> HTMLResponse:
     """Public: where a one-time link leads. Its secret is in the fragment; a button sends it."""
     return render(request, "accounts/link.html", error=None)
 
@@ -83,7 +83,7 @@ async def set_preferences(
 
 
 @router.get("/people")
-async def show_people(request: Request, user: Admin, session: SessionDep) -> HTMLResponse:
+async def show_people(request: Request, user: Owner, session: SessionDep) -> HTMLResponse:
     """Everybody, and the tokens."""
     return await render_people(request, session)
 
@@ -116,7 +116,7 @@ async def render_people(
 @router.post("/people", response_model=None)
 async def add_person(
     request: Request,
-    user: Admin,
+    user: Owner,
     session: SessionDep,
     name: Annotated[str, Form(max_length=200)] = "",
     email: Annotated[str, Form(max_length=254)] = "",
@@ -132,14 +132,14 @@ async def add_person(
 
 
 @router.post("/people/{user_id}/disable")
-async def disable_person(user_id: uuid.UUID, user: Admin, session: SessionDep) -> RedirectResponse:
+async def disable_person(user_id: uuid.UUID, user: Owner, session: SessionDep) -> RedirectResponse:
     """Switch a person off: their sessions and tokens end at once."""
     await service.set_disabled(session, user_id=user_id, is_disabled=True, actor_id=user.id)
     return see_other("/people")
 
 
 @router.post("/people/{user_id}/enable")
-async def enable_person(user_id: uuid.UUID, user: Admin, session: SessionDep) -> RedirectResponse:
+async def enable_person(user_id: uuid.UUID, user: Owner, session: SessionDep) -> RedirectResponse:
     """Switch a person on again."""
     await service.set_disabled(session, user_id=user_id, is_disabled=False, actor_id=user.id)
     return see_other("/people")
@@ -148,7 +148,7 @@ async def enable_person(user_id: uuid.UUID, user: Admin, session: SessionDep) ->
 @router.post("/people/tokens")
 async def make_token(
     request: Request,
-    user: Admin,
+    user: Owner,
     session: SessionDep,
     token_name: Annotated[str, Form(max_length=200)] = "",
     scopes: Annotated[list[str] | None, Form()] = None,
@@ -171,7 +171,7 @@ async def make_token(
 
 
 @router.post("/people/tokens/{token_id}/revoke")
-async def revoke_token(token_id: uuid.UUID, user: Admin, session: SessionDep) -> RedirectResponse:
+async def revoke_token(token_id: uuid.UUID, user: Owner, session: SessionDep) -> RedirectResponse:
     """End a token at once."""
     await service.revoke_token(session, token_id=token_id, actor_id=user.id)
     return see_other("/people")

@@ -21,7 +21,8 @@ class UserIn(BaseModel):
 
     name: Name
     email: Email | None = None
-    role: Role = Role.ANNOTATOR
+    role: Role | None = None
+    """In every project; left out: only where they become members."""
     is_simulated: bool = False
 
 
@@ -33,9 +34,25 @@ class UserOut(BaseModel):
     id: uuid.UUID
     name: str
     email: str | None
-    role: Role
+    role: Role | None
     is_simulated: bool
     created_at: datetime
+
+
+class MemberIn(BaseModel):
+    """A role in a project."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Role
+
+
+class MemberOut(BaseModel):
+    """A person in a project, as its admins see them."""
+
+    user_id: uuid.UUID
+    name: str
+    role: Role
 
 
 class TokenIn(BaseModel):

@@ -1,19 +1,31 @@
-"""People, sign-in links, sessions, tokens, and the audit log. Secrets are random, shown once, and stored as hashes."""
+"""People, their roles, sign-in links, sessions, tokens, audit log. Secrets are random, shown once, stored as hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import ROLE_SCOPES, ApiToken, AuditEntry, Role, Scope, SignInLink, User, UserSession
+from app.accounts.models import (
+    ApiToken,
+    AuditEntry,
+    Membership,
+    Role,
+    Roles,
+    Scope,
+    SignInLink,
+    User,
+    UserSession,
+)
 from app.errors import Invalid, NotFound, Unauthorized
 
 LINK_LIFE = timedelta(minutes=15)
@@ -39,6 +51,14 @@ async def audit(session: AsyncSession, *, actor_id: uuid.UUID | None, action: st
     session.add(AuditEntry(actor_id=actor_id, action=action, subject=subject, detail=detail))
 
 
+@dataclass(frozen=True)
+class Person:
+    """A person with their roles."""
+
+    user: User
+    roles: Roles
+
+
 # People
 
 
@@ -47,19 +67,18 @@ async def create_user(
     *,
     name: str,
     email: str | None,
-    role: str,
+    role: str | None,
     is_simulated: bool = False,
     actor_id: uuid.UUID | None = None,
 ) -> User:
-    """Add a person.
+    """Add a person. `role` holds in every project; None: only where they become members.
 
     Raises:
         Invalid: the name is empty, the role unknown, or the address taken.
     """
     if not name.strip():
         raise Invalid.field("name", "must not be empty")
-    if role not in set(Role):
-        raise Invalid.field("role", f"must be one of {', '.join(Role)}")
+    require_known_role(role)
     user = User(name=name.strip(), email=email.strip() if email else None, role=role, is_simulated=is_simulated)
     try:
         async with session.begin_nested():
@@ -68,6 +87,16 @@ async def create_user(
         raise Invalid.field("email", "somebody has this address already") from error
     await audit(session, actor_id=actor_id, action="user.create", subject=str(user.id), role=role)
     return user
+
+
+def require_known_role(role: str | None) -> None:
+    """Refuse a role that there is not.
+
+    Raises:
+        Invalid: it is unknown.
+    """
+    if role is not None and role not in set(Role):
+        raise Invalid.field("role", f"must be one of {', '.join(Role)}")
 
 
 async def list_users(session: AsyncSession) -> Sequence[User]:
@@ -132,6 +161,102 @@ async def ensure_admin(session: AsyncSession) -> User:
     )
 
 
+# Roles
+
+
+async def set_role(
+    session: AsyncSession, *, user_id: uuid.UUID, role: str | None, actor_id: uuid.UUID | None = None
+) -> None:
+    """Give a person this role in every project; None: only what their memberships say.
+
+    Raises:
+        NotFound: there is no such person.
+        Invalid: the role is unknown, or it was the last owner's.
+    """
+    require_known_role(role)
+    user = await get_user(session, user_id)
+    user.role = role
+    await session.flush()
+    if await first_admin(session) is None:
+        raise Invalid.field("role", "this is the last owner of the site; make another person one first")
+    await audit(session, actor_id=actor_id, action="user.role", subject=str(user_id), role=role)
+
+
+async def set_member(
+    session: AsyncSession,
+    *,
+    user_id: uuid.UUID,
+    project_id: uuid.UUID,
+    role: str,
+    actor_id: uuid.UUID | None = None,
+) -> Membership:
+    """Give a person a role in a project, in place of the one they had there. Twice is harmless.
+
+    Raises:
+        NotFound: there is no such person.
+        Invalid: the role is unknown.
+    """
+    require_known_role(role)
+    await get_user(session, user_id)
+    values = {"user_id": user_id, "project_id": project_id, "role": role}
+    membership = await session.scalar(
+        insert(Membership)
+        .values(values)
+        .on_conflict_do_update(index_elements=["user_id", "project_id"], set_={"role": role})
+        .returning(Membership)
+        .execution_options(populate_existing=True)
+    )
+    assert membership is not None
+    await audit(
+        session, actor_id=actor_id, action="member.set", subject=str(user_id), project=str(project_id), role=role
+    )
+    return membership
+
+
+async def remove_member(
+    session: AsyncSession, *, user_id: uuid.UUID, project_id: uuid.UUID, actor_id: uuid.UUID | None = None
+) -> None:
+    """Take a person's role in a project away. Their rankings stay. Twice is harmless.
+
+    What they had in hand can't be answered any more, and goes to others when it expires.
+    """
+    membership = await session.get(Membership, (user_id, project_id))
+    if membership is None:
+        return
+    await session.delete(membership)
+    await audit(session, actor_id=actor_id, action="member.remove", subject=str(user_id), project=str(project_id))
+
+
+async def list_members(session: AsyncSession, project_id: uuid.UUID) -> Sequence[tuple[User, str]]:
+    """Who has a role of their own in a project, with that role, by name."""
+    rows = await session.execute(
+        select(User, Membership.role)
+        .join(Membership, Membership.user_id == User.id)
+        .where(Membership.project_id == project_id)
+        .order_by(func.lower(User.name), User.id)
+    )
+    return [(row.User, row.role) for row in rows]
+
+
+# With the person in one query: every request asks.
+ROLES_BY_PROJECT = (
+    select(func.jsonb_object_agg(Membership.project_id, Membership.role))
+    .where(Membership.user_id == User.id)
+    .scalar_subquery()
+    .label("by_project")
+)
+
+
+def roles_of(user: User, by_project: Mapping[str, str] | None) -> Roles:
+    """A person's roles, from what `ROLES_BY_PROJECT` selects."""
+    return Roles(user.role, {uuid.UUID(key): role for key, role in (by_project or {}).items()})
+
+
+async def get_roles(session: AsyncSession, user: User) -> Roles:
+    """A person's roles."""
+    return roles_of(user, await session.scalar(select(ROLES_BY_PROJECT).where(User.id == user.id)))
+
+
 # Sign-in
 
 
@@ -169,11 +294,11 @@ async def sign_in(session: AsyncSession, *, secret: str) -> str:
     return token
 
 
-async def user_of_session(session: AsyncSession, token: str) -> User | None:
+async def person_of_session(session: AsyncSession, token: str) -> Person | None:
     """Who is signed in with this cookie, unless it is too old or the person was disabled."""
     row = (
         await session.execute(
-            select(User, UserSession)
+            select(User, UserSession, ROLES_BY_PROJECT)
             .join(UserSession, UserSession.user_id == User.id)
             .where(
                 UserSession.token_hash == hash_secret(token),
@@ -187,8 +312,7 @@ async def user_of_session(session: AsyncSession, token: str) -> User | None:
         return None
     if row.UserSession.last_seen_at < datetime.now(UTC) - SEEN_EVERY:
         row.UserSession.last_seen_at = datetime.now(UTC)
-    user: User = row.User
-    return user
+    return Person(row.User, roles_of(row.User, row.by_project))
 
 
 async def sign_out(session: AsyncSession, token: str) -> None:
@@ -220,12 +344,7 @@ async def create_token(
     unknown = sorted(set(scopes) - set(Scope))
     if unknown or not scopes:
         raise Invalid.field("scopes", f"must be among {', '.join(Scope)}; got {', '.join(unknown) or 'none'}")
-    owner = await session.get(User, user_id)
-    if owner is None:
-        raise NotFound(f"There is no user {user_id}.")
-    beyond = sorted(set(scopes) - ROLE_SCOPES[owner.role])
-    if beyond:
-        raise Invalid.field("scopes", f"{', '.join(beyond)}: is more than the role {owner.role} may")
+    await require_allowed(session, await get_user(session, user_id), scopes, project_ids)
     secret = f"rl_{secrets.token_urlsafe(32)}"
     token = ApiToken(
         user_id=user_id,
@@ -240,6 +359,24 @@ async def create_token(
     await session.flush()
     await audit(session, actor_id=actor_id, action="token.create", subject=str(token.id), scopes=token.scopes)
     return token, secret
+
+
+async def require_allowed(
+    session: AsyncSession, owner: User, scopes: Sequence[str], project_ids: Sequence[uuid.UUID] | None
+) -> None:
+    """Refuse a token that would name more than its owner's roles allow, there or anywhere.
+
+    Raises:
+        Invalid: a scope, or a project, is beyond them.
+    """
+    roles = await get_roles(session, owner)
+    reached = roles.by_project if project_ids is None else project_ids
+    allowed = roles.scopes_in(None).union(*map(roles.scopes_in, reached))
+    beyond = sorted(set(scopes) - allowed)
+    if beyond:
+        raise Invalid.field("scopes", f"{', '.join(beyond)}: is more than the roles of its owner allow")
+    if any(not roles.scopes_in(project_id) for project_id in project_ids or ()):
+        raise Invalid.field("project_ids", "names a project where its owner has no role")
 
 
 async def list_tokens(session: AsyncSession) -> Sequence[ApiToken]:
@@ -267,11 +404,11 @@ async def revoke_tokens_named(session: AsyncSession, *, name: str) -> None:
     )
 
 
-async def token_of_secret(session: AsyncSession, secret: str) -> tuple[ApiToken, User] | None:
+async def person_of_token(session: AsyncSession, secret: str) -> tuple[ApiToken, Person] | None:
     """The token and its owner, unless it is revoked, too old, or the person was disabled."""
     row = (
         await session.execute(
-            select(ApiToken, User)
+            select(ApiToken, User, ROLES_BY_PROJECT)
             .join(User, User.id == ApiToken.user_id)
             .where(
                 ApiToken.token_hash == hash_secret(secret),
@@ -286,4 +423,4 @@ async def token_of_secret(session: AsyncSession, secret: str) -> tuple[ApiToken,
     token: ApiToken = row.ApiToken
     if token.last_used_at is None or token.last_used_at < datetime.now(UTC) - SEEN_EVERY:
         token.last_used_at = datetime.now(UTC)
-    return token, row.User
+    return token, Person(row.User, roles_of(row.User, row.by_project))

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.guards import Admin, Annotator
-from app.accounts.models import Role, User
+from app.accounts.guards import Access, AccessDep, Admin
+from app.accounts.models import Scope
 from app.loop import alternatives, overview, service
 from app.plots import metric_plots
 from app.projects.guards import PageProject
@@ -26,16 +26,20 @@ router = APIRouter()
 
 
 @router.get("/")
-async def show_home(request: Request, user: Annotator, session: SessionDep) -> HTMLResponse:
+async def show_home(request: Request, access: AccessDep, session: SessionDep) -> HTMLResponse:
     """My projects, with what waits for me."""
-    rows = [await home_row(request, session, project, user) for project in await list_projects(session)]
-    return render(request, "home.html", projects=rows)
+    projects = await list_projects(session, within=access.roles.projects_with(Scope))
+    return render(
+        request, "home.html", projects=[await home_row(request, session, project, access) for project in projects]
+    )
 
 
-async def home_row(request: Request, session: AsyncSession, project: Project, user: User) -> dict[str, Any]:
-    """One project on the first page; admins see its round's road too."""
-    steps = await overview.road(session, project=project, words=words(request)) if user.role == Role.ADMIN else []
-    return {"project": project, "steps": steps, **await overview.my_progress(session, project=project, user=user)}
+async def home_row(request: Request, session: AsyncSession, project: Project, access: Access) -> dict[str, Any]:
+    """One project on the first page; its admins see the road of its round too."""
+    is_admin = Scope.ADMIN in access.roles.scopes_in(project.id)
+    steps = await overview.road(session, project=project, words=words(request)) if is_admin else []
+    progress = await overview.my_progress(session, project=project, user=access.user)
+    return {"project": project, "is_admin": is_admin, "steps": steps, **progress}
 
 
 @router.get("/projects/{slug}")

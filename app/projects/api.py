@@ -28,11 +28,7 @@ class ProjectPage(BaseModel):
 @router.get("/projects")
 async def list_projects(caller: ReadCaller, session: SessionDep) -> ProjectPage:
     """The projects that the token reaches."""
-    projects = [
-        project
-        for project in await service.list_projects(session)
-        if caller.project_ids is None or project.id in caller.project_ids
-    ]
+    projects = await service.list_projects(session, within=caller.project_ids)
     return ProjectPage(items=[ProjectOut.model_validate(project) for project in projects])
 
 

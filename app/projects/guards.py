@@ -8,10 +8,9 @@ from typing import Annotated
 from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.guards import ApiCaller, find_caller
+from app.accounts.guards import AccessDep, ApiCaller, find_caller
 from app.projects import service
 from app.projects.models import Project
-from app.web import SessionDep
 
 
 async def find_project(session: AsyncSession, key: str) -> Project:
@@ -26,18 +25,16 @@ async def find_project(session: AsyncSession, key: str) -> Project:
         return await service.get_project_by_slug(session, key)
 
 
-async def project_of_path(
-    project_id: str, session: SessionDep, caller: Annotated[ApiCaller, Depends(find_caller)]
-) -> Project:
-    """The project of an API address, if the caller's token reaches it."""
-    project = await find_project(session, project_id)
-    caller.require_project(project.id)
-    return project
+def project_of_path(caller: Annotated[ApiCaller, Depends(find_caller)]) -> Project:
+    """The project of an API address, which the guards found and asked about already."""
+    assert isinstance(caller.project, Project), "this address names no project"
+    return caller.project
 
 
-async def project_of_slug(slug: str, session: SessionDep) -> Project:
-    """The project of a page's address."""
-    return await service.get_project_by_slug(session, slug)
+def project_of_slug(access: AccessDep) -> Project:
+    """The project of a page's address. Whoever has no role in it was sent away by the guards."""
+    assert isinstance(access.project, Project), "this address names no project"
+    return access.project
 
 
 ApiProject = Annotated[Project, Depends(project_of_path)]

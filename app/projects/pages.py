@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette.datastructures import FormData
 
-from app.accounts.guards import Admin
+from app.accounts.guards import Admin, Owner
 from app.errors import FieldError, Invalid
 from app.projects import service
 from app.projects.guards import PageProject
@@ -27,14 +27,14 @@ FOLDED = ("sampling", "training", "labels")
 
 
 @router.get("/projects/new")
-async def show_new(request: Request, user: Admin) -> HTMLResponse:
+async def show_new(request: Request, user: Owner) -> HTMLResponse:
     """An empty form."""
     defaults = ProjectIn(name="-", model_alias="smollm2-135m").model_dump()
     return render_form(request, form_values(defaults | {"name": "", "slug": "", "labels": service.INSTRUCTGPT_LABELS}))
 
 
 @router.post("/projects", response_model=None)
-async def create(request: Request, user: Admin, session: SessionDep) -> RedirectResponse | HTMLResponse:
+async def create(request: Request, user: Owner, session: SessionDep) -> RedirectResponse | HTMLResponse:
     """Add a project."""
     form = await request.form()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,9 +105,12 @@ def names_of(label: Mapping[str, Any]) -> dict[str, str]:
     return {"en": label["en"], "zh": label["zh"] or label["en"]}
 
 
-async def list_projects(session: AsyncSession) -> Sequence[Project]:
-    """All projects that are not archived, by name."""
-    return (await session.scalars(select(Project).where(Project.archived_at.is_(None)).order_by(Project.name))).all()
+async def list_projects(session: AsyncSession, *, within: Collection[uuid.UUID] | None = None) -> Sequence[Project]:
+    """The projects that are not archived, by name; `within` leaves out those with other ids."""
+    query = select(Project).where(Project.archived_at.is_(None)).order_by(Project.name)
+    if within is not None:
+        query = query.where(Project.id.in_(within))
+    return (await session.scalars(query)).all()
 
 
 async def get_project(session: AsyncSession, project_id: uuid.UUID) -> Project:

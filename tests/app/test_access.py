@@ -1,61 +1,26 @@
-"""Who may open what: every page and every API operation, asked without a session, as an annotator, and as an admin.
-
-The rows are read from the routers themselves, so a new route is asked as well; what is public says so in its docstring.
-"""
+"""That every route has a row in the matrix; requests from elsewhere, others' forms and tokens, where a form leads."""
 
 from __future__ import annotations
 
 import re
-import uuid
-from collections.abc import Iterator
 
 import pytest
-from fastapi import APIRouter
-from fastapi.routing import APIRoute
 from httpx2 import AsyncClient
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import assets
 from app.accounts.models import Role
 from app.accounts.service import create_sign_in_link, create_token, sign_in
-from app.main import API, DOMAINS, PAGES
+from app.main import API
+from app.reach import NOT_A_PROJECTS_OWN, PROJECT_FINDERS
 from app.security import HEADERS
+from tests.app.matrix import API_MATRIX, API_ROUTES, PAGE_MATRIX, PAGE_ROUTES
 from tests.factories import make_project, make_user
-
-PUBLIC = {"/sign-in", "/sign-in/link", "/sign-out", "/preferences"}
-ANNOTATORS_PAGES = {
-    "/",
-    "/projects/{slug}/rank",
-    "/leases/{lease_id}",
-    "/leases/{lease_id}/skip",
-    "/leases/{lease_id}/draft",
-}
-
-
-def routes(routers: list[APIRouter]) -> Iterator[tuple[str, str]]:
-    """Method and path of every route, those of routers within routers too."""
-    for router in routers:
-        for route in router.routes:
-            if isinstance(route, APIRoute):
-                yield from ((method, route.path) for method in sorted(route.methods or ()))
-            else:
-                yield from routes([route.original_router])  # type: ignore[attr-defined]
-
-
-PAGE_ROUTES = list(routes([module.router for module in PAGES]))
-API_ROUTES = list(routes([module.router for module in DOMAINS]))
-
-
-def address(path: str) -> str:
-    """A path with its gaps filled: the project exists, everything else does not."""
-    filled = re.sub(r"\{(slug|project_id)\}", "access", path)
-    filled = re.sub(r"\{number(:int)?\}", "1", filled)
-    return re.sub(r"\{[^}]+\}", str(uuid.UUID(int=7)), filled)
 
 
 @pytest.fixture(autouse=True)
 async def access_project(client: AsyncClient, session: AsyncSession) -> None:
-    """The one project that `address` names; requests come from our own pages."""
+    """A project; requests come from our own pages."""
     client.headers.update({"sec-fetch-site": "same-origin"})
     await make_project(session, name="Access", slug="access")
     await session.commit()
@@ -76,59 +41,14 @@ async def token_of(session: AsyncSession, *scopes: str) -> dict[str, str]:
     return {"authorization": f"Bearer {secret}"}
 
 
-@pytest.mark.parametrize(("method", "path"), PAGE_ROUTES)
-async def test_pages_without_a_session_send_to_the_sign_in(client: AsyncClient, method: str, path: str) -> None:
-    answer = await client.request(method, address(path), headers={"accept": "text/html"})
-    if path in PUBLIC:
-        assert answer.status_code in {200, 303, 401, 422}
-    elif method == "GET":
-        assert (answer.status_code, answer.headers.get("location")) == (303, "/sign-in")
-    else:
-        assert answer.status_code == 401
+def test_every_route_has_its_row() -> None:
+    assert set(PAGE_ROUTES) == set(PAGE_MATRIX), "pages and PAGE_MATRIX differ"
+    assert set(API_ROUTES) == set(API_MATRIX), "operations and API_MATRIX differ"
 
 
-@pytest.mark.parametrize(("method", "path"), [row for row in PAGE_ROUTES if row[1] not in PUBLIC])
-async def test_admins_pages_are_not_for_annotators(
-    client: AsyncClient, session: AsyncSession, method: str, path: str
-) -> None:
-    client.cookies.update(await cookie_of(session, Role.ANNOTATOR))
-    answer = await client.request(method, address(path), headers={"accept": "text/html"})
-    if path in ANNOTATORS_PAGES:
-        assert answer.status_code in {200, 303, 404, 422}
-    else:
-        assert answer.status_code == 403, "an annotator got in"
-
-
-@pytest.mark.parametrize("path", [path for method, path in PAGE_ROUTES if method == "GET"])
-async def test_admins_open_every_page(client: AsyncClient, session: AsyncSession, path: str) -> None:
-    client.cookies.update(await cookie_of(session, Role.ADMIN))
-    answer = await client.get(address(path), headers={"accept": "text/html"})
-    assert answer.status_code in {200, 404}
-    assert "<html" in answer.text or "data-refresh" in answer.text
-
-
-@pytest.mark.parametrize(("method", "path"), API_ROUTES)
-async def test_the_api_asks_for_a_token(client: AsyncClient, method: str, path: str) -> None:
-    answer = await client.request(method, API + address(path), json={})
-    assert answer.status_code == 401
-    assert answer.headers["content-type"] == "application/problem+json"
-    refused = await client.request(
-        method, API + address(path), json={}, headers={"authorization": "Bearer rl_nobody's"}
-    )
-    assert refused.status_code == 401
-
-
-@pytest.mark.parametrize(("method", "path"), API_ROUTES)
-async def test_no_operation_takes_every_scope(
-    client: AsyncClient, session: AsyncSession, method: str, path: str
-) -> None:
-    """Each operation refuses an annotator's token or a worker's: nothing is open to whoever has any token."""
-    answers = set()
-    for scope in ("annotate", "worker"):
-        headers = {**await token_of(session, scope), "rankloop-fence": "1"}
-        answers.add((await client.request(method, API + address(path), json={}, headers=headers)).status_code)
-    assert 403 in answers
-    assert not {status for status in answers if status >= 500}
+def test_every_gap_of_an_address_leads_to_its_project() -> None:
+    gaps = {gap for route in PAGE_ROUTES + API_ROUTES for gap in re.findall(r"\{(\w+)", route)}
+    assert gaps - set(PROJECT_FINDERS) - NOT_A_PROJECTS_OWN == set(), "say in app/reach.py whose these are"
 
 
 @pytest.mark.parametrize(

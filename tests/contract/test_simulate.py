@@ -36,7 +36,7 @@ def with_answers(house: House, num_prompts: int) -> str:
 def test_people_share_all_that_waits_and_judge_by_the_true_utility(house: House) -> None:
     project_id = with_answers(house, num_prompts=7)
     people = Annotators(num=3, noise=0.0)
-    tokens = hire(house.admin, people)
+    tokens = hire(house.admin, people, project_id)
     assert rank_waiting(house.server.url, tokens, project_id, people) == 7
     assert rank_waiting(house.server.url, tokens, project_id, people) == 0
     with psycopg.connect(house.database_url) as connection:

@@ -36,7 +36,9 @@ async def test_a_links_secret_is_in_the_fragment(session: AsyncSession, user: Us
 async def test_a_link_signs_in_once(session: AsyncSession, user: User) -> None:
     secret = await make_secret(session, user)
     token = await service.sign_in(session, secret=secret)
-    assert await service.user_of_session(session, token) is user
+    person = await service.person_of_session(session, token)
+    assert person
+    assert person.user is user
     with pytest.raises(service.LinkSpent, match="rankloop user link"):
         await service.sign_in(session, secret=secret)
 
@@ -51,18 +53,18 @@ async def test_an_old_link_is_spent(session: AsyncSession, user: User) -> None:
 async def test_an_idle_or_old_session_is_nobody(session: AsyncSession, user: User) -> None:
     token = await service.sign_in(session, secret=await make_secret(session, user))
     await session.execute(update(UserSession).values(last_seen_at=datetime.now(UTC) - timedelta(days=8)))
-    assert await service.user_of_session(session, token) is None
+    assert await service.person_of_session(session, token) is None
     await session.execute(
         update(UserSession).values(last_seen_at=datetime.now(UTC), expires_at=datetime.now(UTC) - timedelta(seconds=1))
     )
-    assert await service.user_of_session(session, token) is None
+    assert await service.person_of_session(session, token) is None
 
 
 async def test_signing_out_ends_the_session(session: AsyncSession, user: User) -> None:
     token = await service.sign_in(session, secret=await make_secret(session, user))
     await service.sign_out(session, token)
     await session.flush()
-    assert await service.user_of_session(session, token) is None
+    assert await service.person_of_session(session, token) is None
 
 
 async def test_a_person_who_is_switched_off_is_nobody(session: AsyncSession, user: User) -> None:
@@ -70,8 +72,8 @@ async def test_a_person_who_is_switched_off_is_nobody(session: AsyncSession, use
     token = await service.sign_in(session, secret=await make_secret(session, other))
     _, secret = await service.create_token(session, user_id=other.id, name="t", scopes=["annotate"])
     await service.set_disabled(session, user_id=other.id, is_disabled=True)
-    assert await service.user_of_session(session, token) is None
-    assert await service.token_of_secret(session, secret) is None
+    assert await service.person_of_session(session, token) is None
+    assert await service.person_of_token(session, secret) is None
 
 
 async def test_the_last_admin_stays(session: AsyncSession, user: User) -> None:
@@ -87,14 +89,16 @@ async def test_an_address_belongs_to_one_person_whatever_its_case(session: Async
 async def test_a_token_works_until_it_is_revoked_or_too_old(session: AsyncSession, user: User) -> None:
     token, secret = await service.create_token(session, user_id=user.id, name="t", scopes=["read"])
     assert secret.startswith("rl_")
-    assert await service.token_of_secret(session, secret) == (token, user)
+    found = await service.person_of_token(session, secret)
+    assert found
+    assert (found[0], found[1].user) == (token, user)
     await service.revoke_token(session, token_id=token.id)
     await session.flush()
-    assert await service.token_of_secret(session, secret) is None
+    assert await service.person_of_token(session, secret) is None
     old, secret = await service.create_token(session, user_id=user.id, name="old", scopes=["read"])
     old.expires_at = datetime.now(UTC) - timedelta(seconds=1)
     await session.flush()
-    assert await service.token_of_secret(session, secret) is None
+    assert await service.person_of_token(session, secret) is None
 
 
 async def test_an_unknown_scope_is_named(session: AsyncSession, user: User) -> None:
@@ -124,5 +128,5 @@ async def test_the_audit_log_names_no_person_and_is_append_only(session: AsyncSe
 
 async def test_a_token_may_no_more_than_its_owners_role(session: AsyncSession) -> None:
     bob = await service.create_user(session, name="Bob", email="bob@example.org", role=Role.ANNOTATOR)
-    with pytest.raises(Invalid, match="admin: is more than the role annotator may"):
+    with pytest.raises(Invalid, match="admin: is more than the roles of its owner allow"):
         await service.create_token(session, user_id=bob.id, name="t", scopes=["annotate", "admin"])

@@ -274,8 +274,7 @@ async def admin(session: AsyncSession, client: AsyncClient) -> User:
 
 
 async def test_annotators_do_not_see_admins_pages(client: AsyncClient, project: Project, ada: User) -> None:
-    nobody = uuid.uuid4()
-    for address in ("tasks", f"tasks/{nobody}", "rankings", f"rankings/{nobody}"):
+    for address in ("tasks", "rankings"):
         assert (await client.get(f"/projects/{project.slug}/{address}")).status_code == 403
 
 

@@ -1,0 +1,69 @@
+"""Which project an address names. The guards ask before any handler runs, so that no page and no operation can forget
+that a thing of another project does not exist: `/runs/{run_id}` leads to the run's project, and to the role there.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sqlalchemy import Select, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.guards import ProjectFinder
+from app.corpora.models import Corpus
+from app.datasets.models import Dataset
+from app.projects.models import Project
+from app.prompts.models import Prompt
+from app.rankings.models import Ranking
+from app.registry.models import Version
+from app.runs.models import Run
+from app.tasks.models import Lease, Task
+
+
+async def by_slug(session: AsyncSession, slug: str) -> Project | None:
+    """The project of a short name."""
+    return await session.scalar(select(Project).where(Project.slug == slug))
+
+
+async def by_key(session: AsyncSession, key: str) -> Project | None:
+    """The project of an id or a short name."""
+    try:
+        return await session.get(Project, uuid.UUID(key))
+    except ValueError:
+        return await by_slug(session, key)
+
+
+def holding(table: Any) -> ProjectFinder:
+    """Finds the project that a row of `table` belongs to, by the row's id."""
+    return by_row(select(Project).join(table, table.project_id == Project.id), table)
+
+
+def by_row(projects: Select[Project], table: Any) -> ProjectFinder:
+    """Finds the project of a row by the row's id; `projects` joins the two."""
+
+    async def find(session: AsyncSession, key: str) -> Project | None:
+        try:
+            project: Project | None = await session.scalar(projects.where(table.id == uuid.UUID(key)))
+        except ValueError:
+            return None
+        return project
+
+    return find
+
+
+# By the name of the gap in a route's path. A gap that is not here must be in NOT_A_PROJECTS_OWN, or a test fails.
+PROJECT_FINDERS: dict[str, ProjectFinder] = {
+    "slug": by_slug,
+    "project_id": by_key,
+    "corpus_id": holding(Corpus),
+    "dataset_id": holding(Dataset),
+    "lease_id": by_row(select(Project).join(Task, Task.project_id == Project.id).join(Lease), Lease),
+    "prompt_id": holding(Prompt),
+    "ranking_id": holding(Ranking),
+    "run_id": holding(Run),
+    "task_id": holding(Task),
+    "version_id": holding(Version),
+}
+# Numbers and names within a project that stands before them, people, and what is a person's own.
+NOT_A_PROJECTS_OWN = {"name", "number", "token_id", "user_id"}
