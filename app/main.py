@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 
+from app import openapi
 from app.accounts import api as accounts_api
 from app.accounts import pages as accounts_pages
 from app.accounts.guards import SignInFirst
@@ -83,6 +85,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
         max_body_size=settings.max_body_bytes,
         lifespan=lifespan,
     )
+    app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
     app.state.settings = settings
     app.state.sessionmaker = sessionmaker
     app.state.project_finders = PROJECT_FINDERS

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse
+from pydantic import Field
 from starlette import status
 
 from app.accounts.guards import ReadCaller, ReadOrWorkerCaller, WorkerCaller, WriteCaller
@@ -32,6 +33,8 @@ from app.runs.schemas import (
 )
 from app.web import SessionDep, SettingsDep
 
+# Not a tuple: its schema has `prefixItems`, which many readers of OpenAPI 3.1 still stumble over.
+PointOut = Annotated[list[int | float], Field(min_length=2, max_length=2)]
 router = APIRouter(tags=["runs"])
 Fence = Annotated[int, Header(alias="Rankloop-Fence", description="The lease number that came with the claim.")]
 
@@ -187,11 +190,12 @@ async def get_run(run_id: uuid.UUID, caller: ReadCaller, session: SessionDep) ->
 
 
 @router.get("/runs/{run_id}/metrics")
-async def get_metrics(run_id: uuid.UUID, caller: ReadCaller, session: SessionDep) -> dict[str, list[tuple[int, float]]]:
+async def get_metrics(run_id: uuid.UUID, caller: ReadCaller, session: SessionDep) -> dict[str, list[PointOut]]:
     """All curves of a run: name -> points (step, value)."""
     run = await service.get_run(session, run_id)
     caller.require_project(run.project_id)
-    return await service.list_metrics(session, run_id)
+    curves = await service.list_metrics(session, run_id)
+    return {name: [list(point) for point in points] for name, points in curves.items()}
 
 
 @router.post("/runs/{run_id}/cancel")

@@ -1,0 +1,100 @@
+"""The OpenAPI document as programs rely on it: FastAPI's own, with the refusals that every operation may answer.
+
+FastAPI knows what a route returns, not what `app.errors` may say instead. Each of those is one shape, problem+json
+(RFC 9457), so it is named once and every operation points to it.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, Field
+
+from app.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    RankloopError,
+    TooLarge,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
+
+MEDIA_TYPE = "application/problem+json"
+REFUSALS: tuple[type[RankloopError], ...] = (
+    BadRequest,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    Conflict,
+    TooLarge,
+    Invalid,
+    TooManyRequests,
+    Unavailable,
+)
+# FastAPI's shape of a 422, which ours takes the place of.
+REPLACED = ("HTTPValidationError", "ValidationError")
+
+
+class ProblemField(BaseModel):
+    """Which field was refused, and by which rule."""
+
+    field: str = Field(examples=["places.6d5e…"])
+    rule: str = Field(examples=["has no place yet"])
+
+
+class Problem(BaseModel):
+    """What could not be done, and why (RFC 9457)."""
+
+    type: str = Field(examples=["about:blank"])
+    title: str = Field(description="The kind of refusal, for programs", examples=["NotFound"])
+    status: int = Field(examples=[404])
+    detail: str = Field(description="What to do about it, for people", examples=["There is no such ranking."])
+    errors: list[ProblemField]
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The app's OpenAPI document, made once."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes, summary=app.summary
+        )
+        app.openapi_schema = with_refusals(schema)
+    return app.openapi_schema
+
+
+def with_refusals(schema: dict[str, Any]) -> dict[str, Any]:
+    """A document in which every operation may answer each refusal."""
+    components = schema.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in REPLACED:
+        schemas.pop(name, None)
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= problem.pop("$defs") | {"Problem": problem}
+    components["responses"] = {refusal.__name__: response(refusal) for refusal in REFUSALS}
+    for item in schema["paths"].values():
+        for operation in item.values():
+            document_refusals(operation["responses"])
+    return schema
+
+
+def response(refusal: type[RankloopError]) -> dict[str, Any]:
+    """One refusal as a response that operations point to."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {"description": (refusal.__doc__ or HTTPStatus(refusal.status).phrase).strip(), "content": content}
+
+
+def document_refusals(responses: dict[str, Any]) -> None:
+    """Add the refusals to an operation. What its route says of one (when it is a 409, say) stays its description."""
+    for refusal in REFUSALS:
+        own = responses.get(str(refusal.status), {})
+        if "description" in own and own["description"] != "Validation Error":
+            own["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        else:
+            responses[str(refusal.status)] = {"$ref": f"#/components/responses/{refusal.__name__}"}
