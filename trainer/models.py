@@ -13,11 +13,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast
 
 import peft
 import torch
+import torch.nn.functional as F  # noqa: N812 (the name that every reader of torch knows)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -26,7 +28,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -34,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.config import LoraConfig
 from trainer.folders import new_folder
+from trainer.shared_prompt import PackedRow, is_packing, packed_states
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REWARD_HEAD, REWARD_FACTS = "reward_head.safetensors", "reward.json"
@@ -270,75 +272,52 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-# --- Prompts that several rows share ---------------------------------------------------------------------------------
-# B = rows, of which each S neighbours share a prompt; L = columns, of which the last T are completion
+# --- What a transformer says before each token of an answer ----------------------------------------------------------
+# B = rows, of which each S neighbours share a prompt; L = columns, of which the last T are completion; P = the
+# completions' tokens, one row's after another's
 
 
-def hidden_states(
-    model: Any, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int, has_end: bool
+def answer_states(
+    transformer: Any, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int = 1
 ) -> Tensor:
-    """hidden_BTD of a transformer without its head, before each of the last T = `num_new` tokens of each row.
+    """hidden_PD of a transformer without its head, before each real token of the last T = `num_new` columns.
 
-    Args:
-        num_shared: S; the prompt of S neighbours, which must be one and the same, is computed once, and its keys and
-            values serve all S. Gradients are those of separate rows. 1: nothing is shared.
-        has_end: the state of the last token itself, too: [B, T + 1, D].
+    A transformer that `shared_prompt.allow_packing` has prepared reads the rows without their padding, and computes the
+    prompt of each `num_shared` neighbours once; the states are those of separate rows.
     """
-    place_BL, mask_BL = position_ids(attention_BL), attention_BL.long()
-    end = tokens_BL.shape[1] - (0 if has_end else 1)
-    start = tokens_BL.shape[1] - num_new
-    if num_shared == 1:
-        output = model(
-            input_ids=tokens_BL[:, :end],
-            attention_mask=mask_BL[:, :end],
-            position_ids=place_BL[:, :end],
-            use_cache=False,
-        )
-        return cast(Tensor, output.last_hidden_state[:, start - 1 :])
-    past = DynamicCache(config=model.config)
-    prompts = slice(None, None, num_shared), slice(0, start)
-    output = model(
-        input_ids=tokens_BL[prompts],
-        attention_mask=mask_BL[prompts],
-        position_ids=place_BL[prompts],
-        past_key_values=past,
-        use_cache=True,
+    if is_packing(transformer):
+        packed = _pack(tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, is_cut=True)
+        return packed_states(transformer, packed)[packed.path_P]
+    output = transformer(
+        input_ids=tokens_BL[:, :-1],
+        attention_mask=attention_BL[:, :-1].long(),
+        position_ids=position_ids(attention_BL)[:, :-1],
+        use_cache=False,
     )
-    first_B1D = output.last_hidden_state[:, -1:].repeat_interleave(num_shared, dim=0)
-    if start == end:
-        return cast(Tensor, first_B1D)
-    past.batch_repeat_interleave(num_shared)
-    output = model(
-        input_ids=tokens_BL[:, start:end],
-        attention_mask=mask_BL[:, :end],
-        position_ids=place_BL[:, start:end],
-        past_key_values=past,
-        use_cache=True,
-    )
-    return torch.cat([first_B1D, output.last_hidden_state], dim=1)
+    return cast(Tensor, output.last_hidden_state[:, -num_new:][attention_BL[:, -num_new:].bool()])
 
 
-@torch.no_grad()
-def can_share_prompts(model: Any) -> bool:
-    """Whether this transformer (without its head) says the same of rows that share a prompt as of each row alone.
+def _pack(tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int, is_cut: bool) -> PackedRow:
+    """The rows one behind another; `is_cut` leaves each one's last token out, after which nothing is asked."""
+    is_real, tokens = attention_BL.bool().tolist(), tokens_BL.tolist()
+    split = tokens_BL.shape[1] - num_new
 
-    It is tried on a few tokens, not assumed: some architectures keep no keys and values to share.
-    """
-    size = min(16, int(model.config.get_text_config().vocab_size))
-    tokens_BL = torch.arange(24, device=model.device).remainder(size).view(2, 12).repeat_interleave(2, dim=0)
-    tokens_BL[1::2, 8:] = tokens_BL[::2, 8:].flip(1)
-    attention_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
-    attention_BL[2:, :3] = False
-    attention_BL[1, 10:] = False
-    try:
-        alone, shared = (
-            hidden_states(model, tokens_BL, attention_BL, num_new=4, num_shared=num, has_end=False) for num in (1, 2)
-        )
-    except Exception:  # noqa: BLE001 (whatever an architecture makes of a cache: separate rows always work)
-        return False
-    is_real_BT = attention_BL[:, 8:]
-    tolerance = 1e-4 if products_dtype(model) == torch.float32 else 3e-2
-    return bool((alone - shared)[is_real_BT].abs().max() <= tolerance * alone[is_real_BT].abs().max())
+    def real(row: int, columns: slice) -> list[int]:
+        return list(compress(tokens[row][columns], is_real[row][columns]))
+
+    answers = [real(row, slice(split, None)) for row in range(len(tokens))]
+    end = -1 if is_cut else None
+    groups = [
+        (real(first, slice(0, split)), [answer[:end] for answer in answers[first : first + num_shared]])
+        for first in range(0, len(tokens), num_shared)
+    ]
+    return PackedRow.pack(groups, tokens_BL.device)
+
+
+def _spread(value_P: Tensor, attention_BL: Tensor, num_new: int) -> Tensor:
+    """value_BT from one value for each real token of the last T columns; 0 at padding."""
+    is_real_BT = attention_BL[:, -num_new:].bool()
+    return value_P.new_zeros(is_real_BT.shape).masked_scatter(is_real_BT, value_P)
 
 
 @torch.no_grad()
@@ -377,28 +356,29 @@ class Policy(nn.Module):
     def logprobs(
         self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, temperature: float, num_shared: int = 1
     ) -> Tensor:
-        """log p_BT in fp32 of the last T = `num_new` tokens of each row, at this temperature.
+        """log p_BT in fp32 of the last T = `num_new` tokens of each row, at this temperature; 0 at padding.
 
-        Rows may be padded on both sides; what stands at padding means nothing. Of each `num_shared` neighbours the
-        prompt is one and the same, and is computed once.
+        Rows may be padded on both sides. Of each `num_shared` neighbours the prompt is one and the same, and is
+        computed once by a transformer that was prepared for it.
         """
-        if num_shared == 1:
-            output = self._active[0](
+        model = self._active[0]
+        is_real_BT = attention_BL[:, -num_new:].bool()
+        if is_packing(model.base_model):
+            hidden_PD = answer_states(model.base_model, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared)
+            logits_PV = model.get_output_embeddings()(hidden_PD)
+        else:
+            # The model's own way from states to logits, which may be more than its head.
+            output = model(
                 input_ids=tokens_BL,
                 attention_mask=attention_BL.long(),
                 position_ids=position_ids(attention_BL),
                 logits_to_keep=num_new + 1,
                 use_cache=False,
             )
-            logits_BTV = output.logits[:, :-1].float() / temperature
-        else:
-            model = self._active[0]
-            hidden_BTD = hidden_states(
-                model.base_model, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, has_end=False
-            )
-            logits_BTV = model.get_output_embeddings()(hidden_BTD).float() / temperature
-        chosen_BT = logits_BTV.gather(2, tokens_BL[:, -num_new:, None])[:, :, 0]
-        return cast(Tensor, chosen_BT - logits_BTV.logsumexp(dim=2))
+            logits_PV = output.logits[:, :-1][is_real_BT]
+        chosen_P = tokens_BL[:, -num_new:][is_real_BT]
+        logprob_P = -F.cross_entropy(logits_PV.float() / temperature, chosen_P, reduction="none")
+        return _spread(logprob_P, attention_BL, num_new)
 
     @property
     def has_adapter(self) -> bool:
@@ -582,12 +562,12 @@ class RewardModel(_ScalarModel):
             model.average_members()
         return model.to(device).eval()
 
-    def score_shared(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int) -> Tensor:
+    def score_answers(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int) -> Tensor:
         """score_B as `forward` gives it, of answers in the last `num_new` columns; each `num_shared` share a prompt."""
-        hidden_BTD = hidden_states(
-            self.blocks, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, has_end=True
-        )
-        return self.score_states(_last_of(hidden_BTD, attention_BL[:, -num_new - 1 :]))
+        if not is_packing(self.blocks):
+            return self.score_states(self.last_states(tokens_BL, attention_BL))
+        packed = _pack(tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, is_cut=False)
+        return self.score_states(packed_states(self.blocks, packed)[packed.last_M])
 
     def forward(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
         """score_B in fp32 of conversations with their answers, padded on any side."""
@@ -630,11 +610,9 @@ class ValueModel(_ScalarModel):
         return model.to(reward.head.weight.device).eval()
 
     def forward(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int = 1) -> Tensor:
-        """V_BT in fp32 before each of the last T = `num_new` tokens of each row; each `num_shared` share a prompt."""
-        hidden_BTD = hidden_states(
-            self.blocks, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, has_end=False
-        )
-        return cast(Tensor, self.head(hidden_BTD.float())[:, :, 0])
+        """V_BT in fp32 before each of the last T = `num_new` tokens of each row, 0 at padding; as `Policy.logprobs`."""
+        hidden_PD = answer_states(self.blocks, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared)
+        return _spread(self.head(hidden_PD.to(self.head.weight.dtype))[:, 0], attention_BL, num_new)
 
 
 # --- Export ----------------------------------------------------------------------------------------------------------

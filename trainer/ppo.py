@@ -39,7 +39,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter, ParameterList
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
 from trainer.config import LoraConfig, PPOConfig
@@ -68,7 +68,6 @@ from trainer.models import (
     Policy,
     RewardModel,
     ValueModel,
-    can_share_prompts,
     compute_in_bfloat16,
     context_length,
     count_parameters,
@@ -80,6 +79,7 @@ from trainer.models import (
 from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages, passage_batches
 from trainer.reporting import Reporter, RunCancelled
 from trainer.sampling import Draw, Generated, LocalSampler, Prompt, context_refusal, decode, encode_prompt, left_pad
+from trainer.shared_prompt import CannotShare, allow_packing, is_packing
 
 STEP_METRICS = (
     "ppo/policy/loss",
@@ -279,8 +279,8 @@ class Learner:
         return cls(
             policy,
             value_model,
-            torch.optim.Adam(_learning(policy), lr=policy_rate, eps=config.adam_eps),
-            torch.optim.Adam(_learning(value_model), lr=value_rate, eps=config.adam_eps),
+            torch.optim.Adam(_learning(policy), lr=policy_rate, eps=config.adam_eps, fused=True),
+            torch.optim.Adam(_learning(value_model), lr=value_rate, eps=config.adam_eps, fused=True),
             Progress(beta=config.beta),
             average=_copy(_learning(policy)) if config.ema_decay is not None else None,
             best=_copy(_learning(policy)) if is_guarded else None,
@@ -472,7 +472,8 @@ def optimise(
     num_episodes, missing_eos_penalty = config.num_episodes, config.missing_eos_penalty
     assert num_episodes is not None
     assert missing_eos_penalty is not None
-    num_shared = _num_shared(learner, score, config, report)
+    num_shared = config.samples_per_prompt
+    _allow_packing(learner, score, guard, report)
     sampler = LocalSampler(
         policy.model,
         tokenizer,
@@ -530,16 +531,28 @@ def optimise(
             keep()
 
 
-def _num_shared(learner: Learner, score: Score, config: PPOConfig, report: Reporter) -> int:
-    """How many neighbours' prompt is computed once: all of a prompt's samples, or 1 where a model does not allow it."""
-    if config.samples_per_prompt == 1:
-        return 1
-    transformers = [learner.policy.model.base_model, learner.value_model.blocks]
-    transformers += [score.blocks] if isinstance(score, RewardModel) else []
-    if has_plain_head(learner.policy.model) and all(can_share_prompts(transformer) for transformer in transformers):
-        return config.samples_per_prompt
-    report.log("info", "This model cannot share a prompt between its answers: each is computed alone, which is slower.")
-    return 1
+def _allow_packing(learner: Learner, score: Score, guard: Guard | None, report: Reporter) -> None:
+    """Let all that compute read rows without padding and a prompt once for its samples, wherever a model allows it."""
+    policy = learner.policy
+    judges = [judge for judge in (score, guard.score if guard else None) if isinstance(judge, RewardModel)]
+    models = [policy.model, policy.frozen, learner.value_model.blocks, *(judge.blocks for judge in judges)]
+    refusals: set[str] = set()
+    for model in models:
+        try:
+            if model is not None:
+                _require_plain_head(model)
+                allow_packing(model.base_model)
+        except CannotShare as error:
+            refusals.add(str(error))
+    for reason in sorted(refusals):
+        report.log(
+            "info", f"Each answer is computed in a padded row with its prompt, as this model can't share: {reason}."
+        )
+
+
+def _require_plain_head(model: PreTrainedModel) -> None:
+    if model.get_output_embeddings() is not None and not has_plain_head(model):
+        raise CannotShare("its logits are more than what its head says")
 
 
 @torch.no_grad()
@@ -620,7 +633,7 @@ def _roll_out(
             temperature=config.temperature,
             top_p=1.0,
             max_new_tokens=config.max_new_tokens,
-            num_shared=num_shared,
+            num_shared=num_shared if is_packing(sampler.model.base_model) else 1,
         )
         results |= dict(zip(rows, generated, strict=True))
         if is_episode:
@@ -697,8 +710,8 @@ def _per_token(rollout: Rollout, model: PerToken, config: PPOConfig, name: str) 
 def _scores(rollout: Rollout, score: Score, config: PPOConfig) -> Tensor:
     result_B = torch.zeros(len(rollout.tokens_BL), device=rollout.tokens_BL.device)
     for part_R, part in rollout.micro_batches(_own(_all_rows(rollout), rollout), config.tokens_per_forward):
-        if part.num_shared > 1 and isinstance(score, RewardModel):
-            score_R = score.score_shared(
+        if isinstance(score, RewardModel):
+            score_R = score.score_answers(
                 part.tokens_BL, part.attention_BL, num_new=part.mask_BT.shape[1], num_shared=part.num_shared
             )
         else:

@@ -527,7 +527,7 @@ class Scorer:
         try:
             # Blocks that are spread over processes can't be cut in two.
             keep_states = config.cache_megabytes > 0 and not self._is_sharded
-            shared = share_prompt(self.model, keep_states=keep_states)
+            shared = share_prompt(self.model.blocks, keep_states=keep_states)
         except CannotShare as error:
             self.way = f"Every answer is computed with a prompt of its own, as this model can't share one: {error}."
             return None

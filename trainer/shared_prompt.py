@@ -25,8 +25,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from trainer.models import RewardModel
-
 ATTENTION = "rankloop_shared_prompt"
 UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 """What some models ask of attention and this one does not have."""
@@ -52,8 +50,11 @@ class PackedRow:
     """Of each token in its own conversation."""
     last_M: Tensor
     """Where each answer ends: its EOS, or its last token; of an empty answer, where its prompt ends."""
+    path_P: Tensor
+    """Of each answer where its prompt ends, and then each of its tokens; one answer's after another's."""
     lengths: tuple[tuple[int, ...], ...]
-    """Of each ranking: its prompt, and its answers that have a token."""
+    """Of each ranking, the parts that attention is cut into: its prompt, and its answers that have a token. An only
+    answer is one part with its prompt."""
 
     @classmethod
     def pack(cls, rankings: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]], device: torch.device) -> PackedRow:
@@ -61,6 +62,7 @@ class PackedRow:
         tokens: list[int] = []
         positions: list[int] = []
         last: list[int] = []
+        path: list[int] = []
         for prompt, answers in rankings:
             tokens += prompt
             positions += range(len(prompt))
@@ -69,9 +71,16 @@ class PackedRow:
                 tokens += answer
                 positions += range(len(prompt), len(prompt) + len(answer))
                 last.append(len(tokens) - 1 if answer else end_of_prompt)
-        lengths = tuple((len(prompt), *(len(answer) for answer in answers if answer)) for prompt, answers in rankings)
+                path += [end_of_prompt, *range(len(tokens) - len(answer), len(tokens))]
         as_tensor = torch.tensor([tokens, positions], device=device)
-        return cls(as_tensor[0], as_tensor[1], torch.tensor(last, device=device), lengths)
+        last_M, path_P = torch.tensor(last, device=device), torch.tensor(path, device=device)
+        return cls(as_tensor[0], as_tensor[1], last_M, path_P, tuple(_parts(*ranking) for ranking in rankings))
+
+
+def _parts(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    if len(answers) == 1:
+        return (len(prompt) + len(answers[0]),)
+    return (len(prompt), *(len(answer) for answer in answers if answer))
 
 
 def shared_attention(
@@ -131,73 +140,78 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, wi
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask_TN, scale=scaling)
 
 
-# --- A reward model that reads such rows -----------------------------------------------------------------------------
+# --- A transformer that reads such rows ------------------------------------------------------------------------------
+
+
+def packed_states(transformer: Any, packed: PackedRow, **inputs: Tensor) -> Tensor:
+    """hidden_ND of the row by a transformer that `allow_packing` or `share_prompt` has prepared; `inputs` stand in for
+    the row's tokens."""
+    # A mask of four dimensions is passed on as it is: nobody builds one of N x N, and attention has no use for it.
+    mask = torch.empty(1, 1, 0, 0, device=packed.tokens_N.device)
+    inputs = inputs or {"input_ids": packed.tokens_N[None]}
+    output = transformer(
+        **inputs, attention_mask=mask, position_ids=packed.position_N[None], use_cache=False, packed=packed
+    )
+    return cast(Tensor, output.last_hidden_state[0])
+
+
+def allow_packing(transformer: Any) -> None:
+    """Prepare a transformer for `packed_states`; it goes on taking ordinary rows as before.
+
+    CannotShare where the architecture does not allow it. That packed rows have the states of separate ones is checked,
+    not assumed: on two rankings of a few tokens, with answers of several lengths.
+    """
+    share_prompt(transformer, keep_states=False)
+
+
+def is_packing(transformer: Any) -> bool:
+    """Whether it was prepared for `packed_states`."""
+    return bool(transformer.config._attn_implementation == ATTENTION)  # noqa: SLF001 (it has no public reader)
 
 
 @dataclass(frozen=True)
 class SharedPrompt:
-    """A reward model on packed rows, in two parts: the blocks below everything that learns, and the rest.
+    """A transformer on packed rows, in two parts: the blocks below everything that learns, and the rest.
 
     What the lower part says never changes, so that it can be kept from one epoch to the next. It is empty where the
     first block learns.
     """
 
-    reward: RewardModel
     lower: Any | None
     upper: Any
 
     def pack(self, rankings: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> PackedRow:
-        """(prompt, answers) of each ranking, where the model is."""
-        return PackedRow.pack(rankings, self.reward.head.weight.device)
+        """(prompt, answers) of each ranking, where the transformer is."""
+        return PackedRow.pack(rankings, self.upper.device)
 
     @torch.no_grad()
     def states(self, packed: PackedRow) -> Tensor:
         """hidden_ND after the frozen blocks; only where there is a lower part."""
         assert self.lower is not None
-        return _run(self.lower, packed, input_ids=packed.tokens_N[None])
-
-    def scores(self, packed: PackedRow) -> Tensor:
-        """score_M in fp32 of the row's answers."""
-        return self.reward.score_states(self.last_states(packed))
+        return packed_states(self.lower, packed)
 
     def last_states(self, packed: PackedRow, states_ND: Tensor | None = None) -> Tensor:
         """hidden_MD of each answer's last token, from the row's tokens or from what `states` said of them."""
         if states_ND is None and self.lower is not None:
             states_ND = self.states(packed)
-        if states_ND is None:
-            hidden_ND = _run(self.upper, packed, input_ids=packed.tokens_N[None])
-        else:
-            hidden_ND = _run(self.upper, packed, inputs_embeds=states_ND[None])
-        return hidden_ND[packed.last_M]
+        inputs = {} if states_ND is None else {"inputs_embeds": states_ND[None]}
+        return packed_states(self.upper, packed, **inputs)[packed.last_M]
 
 
-def _run(model: Any, packed: PackedRow, **inputs: Tensor) -> Tensor:
-    # A mask of four dimensions is passed on as it is: nobody builds one of N x N, and attention has no use for it.
-    mask = torch.empty(1, 1, 0, 0, device=packed.tokens_N.device)
-    output = model(**inputs, attention_mask=mask, position_ids=packed.position_N[None], use_cache=False, packed=packed)
-    return cast(Tensor, output.last_hidden_state[0])
-
-
-def share_prompt(reward: RewardModel, *, keep_states: bool = True) -> SharedPrompt:
-    """The model with shared prompts; `keep_states` splits off the blocks that do not learn.
-
-    CannotShare where the architecture does not allow it. That packed rows have the scores of separate ones is checked,
-    not assumed: on two rankings of a few tokens, with answers of several lengths. The model goes on taking ordinary
-    rows as before.
-    """
-    blocks: Any = reward.blocks
-    before = blocks.config._attn_implementation  # noqa: SLF001 (it has no public reader)
-    _refuse_what_the_probe_is_too_short_for(blocks.config.get_text_config(), before)
+def share_prompt(transformer: Any, *, keep_states: bool = True) -> SharedPrompt:
+    """As `allow_packing`, and `keep_states` splits off the blocks that do not learn. CannotShare as there."""
+    before = transformer.config._attn_implementation  # noqa: SLF001 (it has no public reader)
+    _refuse_what_the_probe_is_too_short_for(transformer.config.get_text_config(), before)
     AttentionInterface.register(ATTENTION, shared_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     try:
-        blocks.set_attn_implementation(ATTENTION)
-        for found in (_split(reward) if keep_states else None, SharedPrompt(reward, None, blocks)):
-            if found is not None and _is_exact(found):
+        transformer.set_attn_implementation(ATTENTION)
+        for found in (_split(transformer) if keep_states else None, SharedPrompt(None, transformer)):
+            if found is not None and _is_exact(found, transformer):
                 return found
-        raise CannotShare("scores with a shared prompt differ from those of separate rows")
+        raise CannotShare("what it says with a shared prompt differs from separate rows")
     except Exception as error:
-        blocks.set_attn_implementation(before)
+        transformer.set_attn_implementation(before)
         if isinstance(error, CannotShare):
             raise
         # Whatever an architecture makes of a row that it does not expect: separate rows always work.
@@ -216,37 +230,38 @@ def _refuse_what_the_probe_is_too_short_for(config: Any, attention: str) -> None
 
 
 @torch.no_grad()
-def _is_exact(shared: SharedPrompt) -> bool:
-    """Whether packed and separate rows have the same scores, but for rounding."""
-    size = shared.upper.config.get_text_config().vocab_size
+def _is_exact(shared: SharedPrompt, transformer: Any) -> bool:
+    """Whether packed and separate rows have the same states, but for rounding."""
+    size = transformer.config.get_text_config().vocab_size
     token = iter(torch.randint(size, (64,), generator=torch.Generator().manual_seed(0)).tolist())
     rankings = [
         ([next(token) for _ in range(num_prompt)], [[next(token) for _ in range(length)] for length in answers])
-        for num_prompt, answers in [(7, (3, 0, 5)), (4, (1, 6))]
+        for num_prompt, answers in [(7, (3, 0, 5)), (4, (1, 6)), (3, (5,))]
     ]
-    packed_M = shared.scores(shared.pack(rankings))
-    rows = [torch.tensor([*prompt, *answer]) for prompt, answers in rankings for answer in answers]
-    device = packed_M.device
-    alone_M = torch.cat([shared.reward(row[None].to(device), torch.ones(1, len(row), device=device)) for row in rows])
-    tolerance = 1e-4 if shared.upper.dtype == torch.float32 else 3e-2
-    return bool((packed_M - alone_M).abs().max() <= tolerance * alone_M.abs().max())
+    packed_MD = shared.last_states(shared.pack(rankings))
+    rows = [torch.tensor([[*prompt, *answer]]) for prompt, answers in rankings for answer in answers]
+    alone_MD = torch.stack(
+        [transformer(input_ids=row.to(packed_MD.device), use_cache=False).last_hidden_state[0, -1] for row in rows]
+    )
+    is_float32 = getattr(transformer, "products_dtype", transformer.dtype) == torch.float32
+    tolerance = 1e-4 if is_float32 else 3e-2
+    return bool((packed_MD - alone_MD).abs().max() <= tolerance * alone_MD.abs().max())
 
 
-def _split(reward: RewardModel) -> SharedPrompt | None:
-    """The two parts, or None where every block learns or where an architecture cannot be cut like this.
+def _split(transformer: Any) -> SharedPrompt | None:
+    """The two parts, or None where the first block or what is before it learns, or where an architecture cannot be cut.
 
     Some architectures scale what they take for embeddings, or number their blocks: the probe sees it.
     """
-    blocks: Any = reward.blocks
-    if not reward.has_adapter or not isinstance(getattr(blocks, "layers", None), nn.ModuleList):
+    if not isinstance(getattr(transformer, "layers", None), nn.ModuleList):
         return None
-    learning = [any(parameter.requires_grad for parameter in block.parameters()) for block in blocks.layers]
+    learning = [any(parameter.requires_grad for parameter in block.parameters()) for block in transformer.layers]
     frozen = learning.index(True) if True in learning else 0
-    if frozen == 0:
+    if frozen == 0 or any(parameter.requires_grad for parameter in transformer.get_input_embeddings().parameters()):
         return None
-    lower = _with_blocks(blocks, slice(0, frozen))
+    lower = _with_blocks(transformer, slice(0, frozen))
     lower.norm = nn.Identity()
-    return SharedPrompt(reward, lower, _with_blocks(blocks, slice(frozen, None)))
+    return SharedPrompt(lower, _with_blocks(transformer, slice(frozen, None)))
 
 
 def _with_blocks(model: Any, kept: slice) -> Any:

@@ -18,7 +18,7 @@ from tests.trainer.tiny import make_model, make_tokenizer
 from trainer import ppo
 from trainer.checkpoints import CheckpointError
 from trainer.config import LoraConfig, PPOConfig
-from trainer.models import ModelSource, Policy, RewardModel, ValueModel, can_share_prompts, has_plain_head, load_policy
+from trainer.models import ModelSource, Policy, RewardModel, ValueModel, has_plain_head, load_policy
 from trainer.ppo import (
     Guard,
     Judgement,
@@ -34,6 +34,7 @@ from trainer.ppo import (
 from trainer.pretraining import Passage
 from trainer.reporting import RunCancelled, SilentReporter
 from trainer.sampling import Draw, Generated, LocalSampler, Prompt
+from trainer.shared_prompt import CannotShare, allow_packing, is_packing
 
 TOKENIZER = make_tokenizer(("a", "b", "c"))
 EOS, PAD = 1, 0
@@ -330,8 +331,13 @@ def test_every_pass_asks_every_question_once() -> None:
 # --- prompts that several samples share
 
 
+def refuse(transformer: Any) -> None:
+    raise CannotShare("a test says so")
+
+
 def run_shared(base: ModelSource, monkeypatch: pytest.MonkeyPatch, *, is_sharing: bool, **fields: Any) -> Diary:
-    monkeypatch.setattr(ppo, "can_share_prompts", lambda transformer: is_sharing)
+    if not is_sharing:
+        monkeypatch.setattr(ppo, "allow_packing", refuse)
     config = make_config(num_episodes=16, minibatch_size=8, samples_per_prompt=4, **fields)
     learner = make_learner(base, config)
     lora = config.lora if isinstance(config.lora, LoraConfig) else None
@@ -362,17 +368,22 @@ def test_gradients_of_a_shared_prompt_are_those_of_separate_rows(base: ModelSour
     drawn = sampler.draw(draws, temperature=1.0, top_p=1.0, max_new_tokens=6)
     noise = torch.Generator().manual_seed(5)
     found = []
-    for num_shared in (1, 4):
-        rollout = make_rollout(questions, drawn, pad_id=PAD, device=CPU, num_shared=num_shared)
+    # Padded rows, packed rows, and packed rows that share their prompts.
+    for num_shared in (0, 1, 4):
+        if num_shared == 1:
+            allow_packing(learner.policy.model.base_model)
+            allow_packing(learner.value_model.blocks)
+        rollout = make_rollout(questions, drawn, pad_id=PAD, device=CPU, num_shared=max(1, num_shared))
         made_up = [torch.randn(rollout.mask_BT.shape, generator=noise.manual_seed(5)) * rollout.mask_BT] * 3
         trajectory = ppo.Trajectory(rollout, rollout.sampled_BT + 0.1 * rollout.mask_BT, *made_up)
         metrics = ppo._accumulate(learner, trajectory, torch.arange(12), config)
         of_value = [p.grad.flatten().double() for p in learner.value_model.parameters() if p.grad is not None]
         found.append((policy_gradient(learner), torch.cat(of_value), metrics))
-    for alone, shared in zip(found[0][:2], found[1][:2], strict=True):
-        assert (alone - shared).norm() <= 1e-5 * alone.norm()
-        assert alone.norm() > 1e-3
-    assert found[0][2] == pytest.approx(found[1][2], abs=1e-5)
+    for other in found[1:]:
+        for alone, shared in zip(found[0][:2], other[:2], strict=True):
+            assert (alone - shared).norm() <= 1e-5 * alone.norm()
+            assert alone.norm() > 1e-3
+        assert found[0][2] == pytest.approx(other[2], abs=1e-5)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -391,28 +402,6 @@ def test_a_sampler_that_shares_prompts_draws_the_same_answers(num_layers: int) -
     assert len({tuple(answer.tokens) for answer in shared}) > 4
 
 
-def test_a_model_that_cannot_share_prompts_is_seen(base: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_policy(base, lora=None).model.base_model
-    assert can_share_prompts(model)
-    forward = model.forward
-
-    def looks_at_the_length(*args: Any, **rest: Any) -> Any:
-        output = forward(*args, **rest)
-        output.last_hidden_state = output.last_hidden_state * rest["input_ids"].shape[1]
-        return output
-
-    monkeypatch.setattr(model, "forward", looks_at_the_length)
-    assert not can_share_prompts(model)
-
-    def has_no_cache(*args: Any, **rest: Any) -> Any:
-        if rest["use_cache"]:
-            raise AttributeError("no cache")
-        return forward(*args, **rest)
-
-    monkeypatch.setattr(model, "forward", has_no_cache)
-    assert not can_share_prompts(model)
-
-
 def test_a_model_that_scales_its_logits_is_seen(base: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_policy(base, lora=None).model
     assert has_plain_head(model)
@@ -425,6 +414,18 @@ def test_a_model_that_scales_its_logits_is_seen(base: ModelSource, monkeypatch: 
 
     monkeypatch.setattr(model, "forward", scales)
     assert not has_plain_head(model)
+
+
+def test_a_model_that_cannot_share_computes_padded_rows_and_says_why(
+    base: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ppo, "has_plain_head", lambda model: False)
+    config = make_config(num_episodes=8)
+    learner = make_learner(base, config)
+    said = run(learner, config).lines
+    assert any("padded row" in line and "its logits are more than what its head says" in line for _, line in said)
+    assert not is_packing(learner.policy.model.base_model)
+    assert is_packing(learner.value_model.blocks)
 
 
 def test_samples_of_a_prompt_stay_together() -> None:
@@ -472,7 +473,7 @@ def test_the_sampler_s_log_probabilities_serve_once_they_were_seen_to_be_exact(
         learner = make_learner(base, config)
         run(learner, config)
         assert learner.progress.is_sampler_exact is is_exact
-        assert [torch.equal(t.logprobs_BT, t.rollout.sampled_BT) for t in used] == [False, is_exact]
+        assert [t.logprobs_BT is t.rollout.sampled_BT for t in used] == [False, is_exact]
         torch.testing.assert_close(used[1].logprobs_BT, used[1].rollout.sampled_BT, atol=2e-3, rtol=0)
 
 

@@ -58,10 +58,14 @@ def separate(model: RewardModel) -> Tensor:
     return torch.cat([model(row, torch.ones_like(row)) for row in rows])
 
 
-def require_equal(shared: SharedPrompt) -> None:
-    model = shared.reward
+def scores(model: RewardModel, shared: SharedPrompt) -> Tensor:
+    return model.score_states(shared.last_states(shared.pack(RANKINGS)))
+
+
+def require_equal(model: RewardModel, *, keep_states: bool = True) -> SharedPrompt:
+    shared = share_prompt(model.blocks, keep_states=keep_states)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    apart, packed = separate(model), shared.scores(shared.pack(RANKINGS))
+    apart, packed = separate(model), scores(model, shared)
     assert ((packed - apart).norm() / apart.norm()).item() < 1e-5
     pull = torch.randn(len(apart), generator=torch.Generator().manual_seed(2))
     expected = torch.autograd.grad((apart * pull).sum(), learning, allow_unused=True)
@@ -72,30 +76,28 @@ def require_equal(shared: SharedPrompt) -> None:
         if one is not None and other is not None:
             assert ((one - other).norm() / whole).item() < 1e-5
             assert (one - other).norm() <= 1e-4 * other.norm() + 1e-6 * whole
+    return shared
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4, alpha=8, num_last_blocks=2), LoraConfig(num_last_blocks=9)])
 def test_scores_and_gradients_are_those_of_separate_rows(lora: LoraConfig | None, tmp_path: Path) -> None:
-    shared = share_prompt(make_llama(tmp_path, lora))
+    shared = require_equal(make_llama(tmp_path, lora))
     assert (shared.lower is not None) == (lora is not None and lora.num_last_blocks == 2)
-    require_equal(shared)
 
 
 def test_what_the_frozen_blocks_say_can_be_kept(tmp_path: Path) -> None:
-    shared = share_prompt(make_llama(tmp_path, LoraConfig(rank=4, alpha=8, num_last_blocks=2)))
+    model = make_llama(tmp_path, LoraConfig(rank=4, alpha=8, num_last_blocks=2))
+    shared = share_prompt(model.blocks)
     assert shared.lower is not None
     assert (len(shared.lower.layers), len(shared.upper.layers)) == (2, 2)
     kept = torch.cat([shared.states(shared.pack([ranking])) for ranking in RANKINGS])
-    packed = shared.pack(RANKINGS)
-    found = shared.reward.score_states(shared.last_states(packed, kept))
-    torch.testing.assert_close(found, shared.scores(packed), rtol=1e-5, atol=1e-6)
+    found = model.score_states(shared.last_states(shared.pack(RANKINGS), kept))
+    torch.testing.assert_close(found, scores(model, shared), rtol=1e-5, atol=1e-6)
 
 
 def test_states_are_kept_only_if_wished(tmp_path: Path) -> None:
     model = make_llama(tmp_path, LoraConfig(rank=4, alpha=8, num_last_blocks=2))
-    shared = share_prompt(model, keep_states=False)
-    assert shared.lower is None
-    require_equal(shared)
+    assert require_equal(model, keep_states=False).lower is None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_states_are_kept_only_if_wished(tmp_path: Path) -> None:
     ],
 )
 def test_other_decoders_share_too(kind: str, changes: dict[str, Any]) -> None:
-    require_equal(share_prompt(make_any(kind, **changes)))
+    require_equal(make_any(kind, **changes))
 
 
 @pytest.mark.parametrize(
@@ -118,14 +120,14 @@ def test_other_decoders_share_too(kind: str, changes: dict[str, Any]) -> None:
         ("bloom", {"n_head": 4, "n_layer": 2}, "its attention is “eager”"),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of conv"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "longest row"),
-        ("gemma3_text", {"head_dim": 8, "use_bidirectional_attention": True}, "differ from those of separate rows"),
+        ("gemma3_text", {"head_dim": 8, "use_bidirectional_attention": True}, "differs from separate rows"),
     ],
 )
 def test_a_model_that_cannot_share_is_seen(kind: str, changes: dict[str, Any], reason: str) -> None:
     model = make_any(kind, **changes)
     before = model.blocks.config._attn_implementation
     with pytest.raises(CannotShare, match=reason):
-        share_prompt(model)
+        share_prompt(model.blocks)
     assert model.blocks.config._attn_implementation == before
 
 
@@ -133,14 +135,14 @@ def test_ordinary_rows_are_read_as_before(tmp_path: Path) -> None:
     model = make_llama(tmp_path, None)
     tokens = torch.tensor([[0, 0, 3, 4, 5, 1], [7, 6, 5, 4, 1, 0]])
     before = model(tokens, tokens != 0)
-    share_prompt(model)
+    share_prompt(model.blocks)
     assert model.blocks.config._attn_implementation == ATTENTION
     assert torch.equal(model(tokens, tokens != 0), before)
 
 
 def test_a_saved_model_does_not_ask_for_this_attention(tmp_path: Path) -> None:
     model = make_llama(tmp_path, None)
-    share_prompt(model)
+    share_prompt(model.blocks)
     (tmp_path / "saved").mkdir()
     model.save(tmp_path / "saved")
     assert ATTENTION not in (tmp_path / "saved" / "config.json").read_text()
@@ -152,3 +154,10 @@ def test_a_packed_row_says_where_answers_end() -> None:
     assert packed.position_N.tolist() == [*range(7), 7, 8, 9, 7, *range(7, 14)]
     # The empty answer is read at the end of its prompt.
     assert packed.last_M.tolist() == [9, 10, 6, 17]
+    assert packed.path_P.tolist() == [6, 7, 8, 9, 6, 10, 6, 6, *range(11, 18)]
+
+
+def test_an_only_answer_is_one_part_with_its_prompt() -> None:
+    packed = PackedRow.pack([([5, 4, 3], [[6, 3]]), ([5], [[]])], torch.device("cpu"))
+    assert packed.lengths == ((5,), (1,))
+    assert packed.path_P.tolist() == [2, 3, 4, 5]
