@@ -45,6 +45,8 @@ class RankloopError(Exception):
     def __init__(self, message: str | None = None, *, errors: Sequence[FieldError] = ()) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
         self.errors = list(errors)
+        # Where a person goes on from the page that says so.
+        self.onward: str | None = None
 
 
 class BadRequest(RankloopError):

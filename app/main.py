@@ -33,8 +33,8 @@ from app.projects import api as projects_api
 from app.projects import pages as projects_pages
 from app.prompts import api as prompts_api
 from app.prompts import pages as prompts_pages
+from app.rankings import ahead_pages, import_pages
 from app.rankings import api as rankings_api
-from app.rankings import import_pages
 from app.rankings import pages as rankings_pages
 from app.reach import PROJECT_FINDERS
 from app.registry import api as registry_api
@@ -67,6 +67,7 @@ PAGES = [
     prompts_pages,
     tasks_pages,
     rankings_pages,
+    ahead_pages,
     import_pages,
     datasets_pages,
     loop_pages,
@@ -138,7 +139,13 @@ def answer(request: Request, error: RankloopError) -> Response:
     if wants_json(request):
         return problem(error.status, type(error).__name__, str(error), errors)
     return render(
-        request, "errors/error.html", status_code=error.status, status=error.status, message=str(error), errors=errors
+        request,
+        "errors/error.html",
+        status_code=error.status,
+        status=error.status,
+        message=str(error),
+        errors=errors,
+        onward=error.onward,
     )
 
 
@@ -159,6 +166,8 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
 async def handle_invalid_request(request: Request, error: Exception) -> Response:
     """A body or parameter that doesn't fit its schema: 422 with each field's path."""
     assert isinstance(error, RequestValidationError)
+    if not request.url.path.startswith(API) and any(item["loc"][0] == "path" for item in error.errors()):
+        return answer(request, NotFound("There is nothing at this address."))
     refusal = RankloopError("Some fields can't be taken.", errors=[field_error(item) for item in error.errors()])
     refusal.status = 422
     return answer(request, refusal)

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import markdown
 from app.accounts.guards import Admin, Annotator
 from app.accounts.models import User
-from app.errors import NotFound
+from app.errors import Conflict, NotFound
 from app.projects.guards import PageProject
 from app.projects.models import Project
 from app.projects.service import asked_labels
@@ -26,14 +26,17 @@ from app.rankings.provenance import read_how
 from app.rankings.service import AnswerRefused, RankingView
 from app.runs.models import RunKind
 from app.runs.service import OPEN_STATES, list_runs
-from app.tasks import lists
+from app.tasks import ahead, lists
 from app.tasks import service as tasks
+from app.tasks.guards import SamePerson
 from app.tasks.models import Lease
-from app.tasks.service import LETTERS, Sheet
+from app.tasks.service import LETTERS, Sheet, TasksPacked
 from app.web import SessionDep, render, see_other, words
 
 router = APIRouter()
 PAGE_SIZE = 50
+# Which pack this device took along.
+PACK_COOKIE = "rl_pack"
 
 
 # Ranking
@@ -44,8 +47,13 @@ async def show_next_task(
     request: Request, project: PageProject, annotator: Annotator, session: SessionDep
 ) -> HTMLResponse:
     """The task in hand, or the next one. Loading the page again gives the same task."""
-    now = datetime.now(UTC)
-    lease = await tasks.next_lease(session, project=project, annotator=annotator, now=now)
+    try:
+        lease = await tasks.next_lease(
+            session, project=project, annotator=annotator, now=datetime.now(UTC), pack_id=pack_id_of(request)
+        )
+    except TasksPacked as packed:
+        where = await ahead.find_pack(session, annotator=annotator)
+        return render(request, "rankings/packed.html", status_code=packed.status, project=project, pack=where)
     if lease is not None:
         sheet = await tasks.get_sheet(session, lease)
         return await show_sheet(request, session, sheet, annotator, answer=read_draft(lease))
@@ -57,25 +65,44 @@ async def show_next_task(
 
 @router.post("/leases/{lease_id}", response_model=None)
 async def submit_ranking(
-    lease_id: uuid.UUID, request: Request, annotator: Annotator, session: SessionDep
-) -> RedirectResponse | HTMLResponse:
-    """Store the answer and go on to the next task. What can't be taken comes back as filled in, with the reasons."""
+    lease_id: uuid.UUID, request: Request, annotator: SamePerson, session: SessionDep
+) -> RedirectResponse | HTMLResponse | JSONResponse:
+    """Store the answer and go on to the next task. What can't be taken comes back as filled in, with the reasons.
+
+    A script, which asks for JSON, is told only whether it was stored.
+    """
     form = await request.form()
     lease = await tasks.get_lease(session, lease_id=lease_id, annotator=annotator)
+    project = await tasks.project_of(session, lease)
+    is_script = "application/json" in request.headers.get("accept", "")
     fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
     sent = read_form(fields, shown=lease.display_order)
     try:
         if sent.errors:
             raise AnswerRefused(sent.errors)
         how = read_how(str(form.get("how", "")), lease_id=lease.id, leased_at=lease.created_at, now=datetime.now(UTC))
-        await service.submit(
+        ranking = await service.submit(
             session, lease_id=lease_id, annotator=annotator, answer=sent.answer, source="page", provenance=how
         )
     except AnswerRefused as refused:
+        if is_script:
+            raise
         sheet = await tasks.get_sheet(session, lease)
         return await show_sheet(request, session, sheet, annotator, answer=sent.answer, errors=refused.errors)
-    project = await tasks.project_of(session, lease)
+    except Conflict as conflict:
+        conflict.onward = f"/projects/{project.slug}/rank"
+        raise
+    if is_script:
+        return JSONResponse({"ranking_id": str(ranking.id), "is_surplus": ranking.is_surplus})
     return see_other(f"/projects/{project.slug}/rank")
+
+
+def pack_id_of(request: Request) -> uuid.UUID | None:
+    """The pack that this device took along, if any."""
+    try:
+        return uuid.UUID(request.cookies.get(PACK_COOKIE, ""))
+    except ValueError:
+        return None
 
 
 async def show_sheet(
@@ -86,8 +113,12 @@ async def show_sheet(
     *,
     answer: RankingAnswer,
     errors: Sequence[Any] = (),
+    num_before: int = 0,
 ) -> HTMLResponse:
-    """The ranking page with what was placed so far. With errors it is a 422 that names each card."""
+    """The ranking page with what was placed so far. With errors it is a 422 that names each card.
+
+    `num_before`: so many tasks will be done when this page is seen.
+    """
     lease, project = sheet.lease, sheet.project
     now = datetime.now(UTC)
     told = [{"field": anchor(error), "rule": sentence(request, error)} for error in errors]
@@ -104,7 +135,11 @@ async def show_sheet(
         said={"rationale": answer.rationale, "confidence": answer.confidence, "all_bad": answer.all_bad},
         pairwise=is_pairwise(sheet),
         preference=preference_of(answer, lease.display_order),
-        progress={"done_today": await count_today(session, project, annotator), "num_open": waiting[project.id]},
+        progress={
+            "done_today": await count_today(session, project, annotator) + num_before,
+            "num_open": max(0, waiting[project.id] - num_before),
+        },
+        person=annotator.id,
         errors=told,
         draft_saved_at=lease.draft_saved_at,
         submit_url=f"/leases/{lease.id}",

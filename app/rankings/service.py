@@ -110,6 +110,8 @@ async def submit_or_repeat(
         annotator_id=annotator.id,
         source=source,
         is_surplus=is_surplus,
+        is_preloaded=lease.was_preloaded,
+        is_offline=lease.pack_id is not None,
         **provenance.columns(),
     )
     return await _store(session, ranking, answer, lease.display_order), True

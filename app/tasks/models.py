@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index,
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Created, ProjectId, UuidKey, ZeroByDefault
+from app.db import Base, Created, FalseByDefault, ProjectId, UuidKey, ZeroByDefault
 
 
 class LeaseState(StrEnum):
@@ -21,6 +21,14 @@ class LeaseState(StrEnum):
     ANSWERED = "answered"
     RELEASED = "released"  # skipped: this person does not get the task again
     EXPIRED = "expired"  # -> open (its owner comes back while a place is free), answered (a late ranking)
+
+
+class LeaseKind(StrEnum):
+    """What an open lease is for. A person holds one in hand and one ahead, or a pack."""
+
+    ACTIVE = "active"  # in hand; -> offline
+    PRELOADED = "preloaded"  # fetched while the one in hand is ranked; -> active, offline
+    OFFLINE = "offline"  # one of a pack that a device took along
 
 
 class Task(Base):
@@ -76,17 +84,32 @@ class Lease(Base):
     __table_args__ = (
         # Nobody gets a task twice.
         UniqueConstraint("task_id", "annotator_id"),
-        # One open lease a person, in however many tabs.
-        Index("uq_leases_open", "annotator_id", unique=True, postgresql_where=text("state = 'open'")),
+        # One task in hand and one fetched ahead a person, in however many tabs. A trigger keeps these apart from packs,
+        # and a pack to one device and 25 tasks.
+        Index(
+            "uq_leases_active", "annotator_id", unique=True, postgresql_where=text("state = 'open' and kind = 'active'")
+        ),
+        Index(
+            "uq_leases_preloaded",
+            "annotator_id",
+            unique=True,
+            postgresql_where=text("state = 'open' and kind = 'preloaded'"),
+        ),
         Index("ix_leases_annotator", "annotator_id", "state"),
         Index("ix_leases_expiry", "expires_at", postgresql_where=text("state = 'open'")),
         CheckConstraint("state in ('open', 'answered', 'released', 'expired')", name="state"),
+        CheckConstraint("kind in ('active', 'preloaded', 'offline')", name="kind"),
+        CheckConstraint("kind <> 'offline' or pack_id is not null", name="pack"),
     )
 
     id: Mapped[UuidKey]
     task_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
     annotator_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
     state: Mapped[str] = mapped_column(server_default="open", default=LeaseState.OPEN)
+    kind: Mapped[str] = mapped_column(server_default="active", default=LeaseKind.ACTIVE)
+    # These stay when the kind changes: a ranking says how its task came to the annotator.
+    was_preloaded: Mapped[FalseByDefault]
+    pack_id: Mapped[uuid.UUID | None]
     # The completions as this annotator sees them, and the seed that shuffled them.
     display_order: Mapped[list[uuid.UUID]]
     seed: Mapped[int] = mapped_column(BigInteger)

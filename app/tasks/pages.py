@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
+from starlette import status
 
 from app.accounts.guards import Admin, Annotator
 from app.projects.guards import PageProject
-from app.tasks import drafts, lists, service
+from app.tasks import ahead, drafts, lists, service
+from app.tasks.guards import SamePerson
 from app.tasks.schemas import DraftIn, DraftOut
 from app.web import SessionDep, render, see_other
 
@@ -33,11 +35,17 @@ async def skip_task(
 
 
 @router.post("/leases/{lease_id}/draft")
-async def save_draft(lease_id: uuid.UUID, draft: DraftIn, annotator: Annotator, session: SessionDep) -> DraftOut:
+async def save_draft(lease_id: uuid.UUID, draft: DraftIn, annotator: SamePerson, session: SessionDep) -> DraftOut:
     """Keep what was placed so far, and the lease with it."""
     now = datetime.now(UTC)
     lease = await drafts.save_draft(session, lease_id=lease_id, annotator=annotator, draft=draft.stored(), now=now)
     return DraftOut.of(lease, now)
+
+
+@router.post("/leases/{lease_id}/let-go", status_code=status.HTTP_204_NO_CONTENT)
+async def let_go(lease_id: uuid.UUID, annotator: Annotator, session: SessionDep) -> None:
+    """The page closes: give back the task that was fetched ahead, if it was not begun. A beacon, with no body."""
+    await ahead.let_go(session, lease_id=lease_id, annotator=annotator)
 
 
 @router.get("/projects/{slug}/tasks")

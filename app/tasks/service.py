@@ -23,7 +23,7 @@ from app.accounts.service import audit
 from app.errors import Conflict, Invalid, NotFound, Unavailable
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
-from app.tasks.models import Lease, LeaseState, Task, TaskCompletion
+from app.tasks.models import Lease, LeaseKind, LeaseState, Task, TaskCompletion
 
 MIN_COMPLETIONS = 2
 MAX_COMPLETIONS = 9
@@ -33,6 +33,8 @@ MAX_REASON_LENGTH = 500
 RETRY_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 # As many overdue leases are cleared up by one request; a clean-up by itself takes more.
 EXPIRE_AT_ONCE = 20
+PACK_LIFE = timedelta(hours=12)
+MAX_PACK = 25
 
 
 class LeaseNotFound(NotFound):
@@ -45,6 +47,10 @@ class LeaseAnswered(Conflict):
 
 class LeaseReleased(Conflict):
     """This task was skipped or withdrawn, and takes no ranking any more. Open the next one."""
+
+
+class TasksPacked(Conflict):
+    """You took tasks offline, on this device or another. Rank them there, or give them back."""
 
 
 class TasksContended(Unavailable):
@@ -146,18 +152,9 @@ async def withdraw_task(
         return task
     task.withdrawn_at = datetime.now(UTC)
     await session.flush()
-    # A lease that is locked is being answered at this moment: its ranking is taken.
-    held = (
-        select(Lease.id)
-        .where(Lease.task_id == task_id, Lease.state.in_([LeaseState.OPEN, LeaseState.EXPIRED]))
-        .with_for_update(skip_locked=True)
-    )
-    await session.execute(
-        update(Lease)
-        .where(Lease.id.in_(held.scalar_subquery()))
-        .values(state=LeaseState.RELEASED)
-        .execution_options(synchronize_session="fetch")
-    )
+    # Whoever ranks it at this moment may finish: the ranking is kept as surplus. A lease that is locked is being
+    # answered right now, and its ranking is taken.
+    await _expire(session, and_(Lease.task_id == task_id, Lease.state == LeaseState.OPEN), limit=None)
     await audit(session, actor_id=actor_id, action="task.withdraw", subject=str(task_id))
     return task
 
@@ -165,28 +162,27 @@ async def withdraw_task(
 # Taking tasks
 
 
-async def next_lease(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease | None:
+async def next_lease(
+    session: AsyncSession, *, project: Project, annotator: User, now: datetime, pack_id: uuid.UUID | None = None
+) -> Lease | None:
     """The task that this annotator works on: the one in hand, one that was left, or a new one. None: nothing waits.
 
-    Asking again gives the same lease. An open lease in another project is given back; its draft waits there.
+    Asking again gives the same lease. An open lease in another project is given back; its draft waits there. `pack_id`
+    is the pack of the device that asks, if it has one: its tasks come first.
 
     Raises:
+        TasksPacked: the annotator's tasks are in another device's pack, or in one of another project.
         TasksContended: tasks wait, and all of them stayed locked by others for seconds.
     """
-    await lock_annotator(session, annotator.id)
-    held = await _held_lease(session, annotator)
-    if held is not None:
-        held_lease, project_id = held
-        if project_id == project.id and held_lease.expires_at > now:
-            return held_lease
-        held_lease.state = LeaseState.EXPIRED
-        await session.flush()
-    if project.is_paused or project.archived_at is not None:
-        return None
+    held = await hold_leases(session, annotator=annotator, now=now)
+    packed = [lease for lease in held if lease.kind == LeaseKind.OFFLINE]
+    if packed:
+        return await _first_of_pack(session, packed, project=project, pack_id=pack_id)
+    lease = await lease_in_hand(session, held, project)
+    if lease is not None or project.is_paused or project.archived_at is not None:
+        return lease
     for pause in (*RETRY_PAUSES, None):
-        await _expire_for(session, project=project, annotator=annotator, now=now)
-        lease = await _reopen_lease(session, project=project, annotator=annotator, now=now)
-        lease = lease or await _take_task(session, project=project, annotator=annotator, now=now)
+        lease = await lease_any(session, project=project, annotator=annotator, now=now)
         if lease is not None or not await _is_any_waiting(session, project, annotator, now):
             return lease
         if pause is not None:
@@ -194,23 +190,89 @@ async def next_lease(session: AsyncSession, *, project: Project, annotator: User
     raise TasksContended
 
 
+async def lease_any(
+    session: AsyncSession,
+    *,
+    project: Project,
+    annotator: User,
+    now: datetime,
+    kind: LeaseKind = LeaseKind.ACTIVE,
+    pack_id: uuid.UUID | None = None,
+) -> Lease | None:
+    """A lease on a task that was left, or on a new one. None: nothing waits, or others hold it locked right now."""
+    await _expire_for(session, project=project, annotator=annotator, now=now)
+    lease = await _left_lease(session, project=project, annotator=annotator)
+    lease = lease or await _new_lease(session, project=project, annotator=annotator)
+    if lease is not None:
+        lease.state = LeaseState.OPEN
+        lease.kind = kind
+        lease.was_preloaded = lease.was_preloaded or kind == LeaseKind.PRELOADED
+        lease.pack_id = pack_id or lease.pack_id
+        lease.expires_at = now + (PACK_LIFE if kind == LeaseKind.OFFLINE else timedelta(minutes=project.lease_minutes))
+        session.add(lease)
+        await session.flush()
+    return lease
+
+
 async def lock_annotator(session: AsyncSession, annotator_id: uuid.UUID) -> None:
     """One annotator's requests take turns, in however many tabs. Held to the end of the transaction."""
     await session.execute(select(User.id).where(User.id == annotator_id).with_for_update(key_share=True))
 
 
-async def _held_lease(session: AsyncSession, annotator: User) -> tuple[Lease, uuid.UUID] | None:
-    """The annotator's one open lease, locked, and its project."""
-    row = (
-        await session.execute(
-            select(Lease, Task.project_id)
-            .join(Task, Task.id == Lease.task_id)
+async def hold_leases(session: AsyncSession, *, annotator: User, now: datetime) -> list[Lease]:
+    """The annotator and what they hold open at this moment, locked, oldest first. What is overdue is taken back."""
+    await lock_annotator(session, annotator.id)
+    leases = (
+        await session.scalars(
+            select(Lease)
             .where(Lease.annotator_id == annotator.id, Lease.state == LeaseState.OPEN)
-            .with_for_update(of=Lease)
+            .order_by(Lease.created_at, Lease.id)
+            .with_for_update()
             .execution_options(populate_existing=True)
         )
-    ).one_or_none()
-    return None if row is None else (row.Lease, row.project_id)
+    ).all()
+    await give_back(session, [lease for lease in leases if lease.expires_at <= now])
+    return [lease for lease in leases if lease.state == LeaseState.OPEN]
+
+
+async def give_back(session: AsyncSession, leases: Sequence[Lease]) -> None:
+    """Let others have these tasks. Drafts stay, and so does the way back while a place is free."""
+    for lease in leases:
+        lease.state = LeaseState.EXPIRED
+    await session.flush()
+
+
+async def _first_of_pack(
+    session: AsyncSession, packed: Sequence[Lease], *, project: Project, pack_id: uuid.UUID | None
+) -> Lease:
+    if packed[0].pack_id != pack_id or (await project_of(session, packed[0])).id != project.id:
+        raise TasksPacked
+    return packed[0]
+
+
+async def lease_in_hand(session: AsyncSession, held: Sequence[Lease], project: Project) -> Lease | None:
+    """What the annotator has in hand in this project, else the task that was fetched ahead. Others go back."""
+    task_ids = [lease.task_id for lease in held]
+    here = set(await session.scalars(select(Task.id).where(Task.id.in_(task_ids), Task.project_id == project.id)))
+    await give_back(session, [lease for lease in held if lease.task_id not in here])
+    mine = {lease.kind: lease for lease in held if lease.task_id in here}
+    ahead = mine.get(LeaseKind.PRELOADED)
+    if LeaseKind.ACTIVE in mine or ahead is None:
+        return mine.get(LeaseKind.ACTIVE)
+    if not await _is_still_due(session, ahead, project):
+        await give_back(session, [ahead])
+        return None
+    ahead.kind = LeaseKind.ACTIVE
+    await session.flush()
+    return ahead
+
+
+async def _is_still_due(session: AsyncSession, lease: Lease, project: Project) -> bool:
+    """Whether a task that was fetched ahead is handed out: it was begun, or no admin's change speaks against it."""
+    if lease.draft is not None:
+        return True
+    task = await session.get_one(Task, lease.task_id, populate_existing=True)
+    return not project.is_paused and project.archived_at is None and task.num_taken <= task.overlap
 
 
 def _had_by(annotator: User) -> ColumnElement[bool]:
@@ -227,9 +289,9 @@ def has_place() -> ColumnElement[bool]:
     return Task.num_taken < Task.overlap
 
 
-async def _reopen_lease(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease | None:
+async def _left_lease(session: AsyncSession, *, project: Project, annotator: User) -> Lease | None:
     """The annotator's own expired lease, the last one first, with its order and draft, while its task has a place."""
-    lease = await session.scalar(
+    lease: Lease | None = await session.scalar(
         select(Lease)
         .join(Task, Task.id == Lease.task_id)
         .where(
@@ -243,15 +305,11 @@ async def _reopen_lease(session: AsyncSession, *, project: Project, annotator: U
         .with_for_update(skip_locked=True)
         .execution_options(populate_existing=True)
     )
-    if lease is not None:
-        lease.state = LeaseState.OPEN
-        lease.expires_at = now + timedelta(minutes=project.lease_minutes)
-        await session.flush()
     return lease
 
 
-async def _take_task(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease | None:
-    """A new lease on the first waiting task that nobody else is taking at this moment."""
+async def _new_lease(session: AsyncSession, *, project: Project, annotator: User) -> Lease | None:
+    """A lease, not stored yet, on the first waiting task that nobody else is taking at this moment."""
     task_id = await session.scalar(
         select(Task.id)
         .where(_is_handed_out([project.id]), has_place(), ~_had_by(annotator))
@@ -262,17 +320,8 @@ async def _take_task(session: AsyncSession, *, project: Project, annotator: User
     if task_id is None:
         return None
     seed = secrets.randbits(63)
-    lease = Lease(
-        task_id=task_id,
-        annotator_id=annotator.id,
-        state=LeaseState.OPEN,
-        display_order=shuffle(await completion_ids(session, task_id), seed),
-        seed=seed,
-        expires_at=now + timedelta(minutes=project.lease_minutes),
-    )
-    session.add(lease)
-    await session.flush()
-    return lease
+    order = shuffle(await completion_ids(session, task_id), seed)
+    return Lease(task_id=task_id, annotator_id=annotator.id, display_order=order, seed=seed, was_preloaded=False)
 
 
 def shuffle(ids: Sequence[uuid.UUID], seed: int) -> list[uuid.UUID]:
@@ -317,7 +366,7 @@ async def _expire_for(session: AsyncSession, *, project: Project, annotator: Use
     await _expire(session, condition, EXPIRE_AT_ONCE)
 
 
-async def _expire(session: AsyncSession, condition: ColumnElement[bool], limit: int) -> int:
+async def _expire(session: AsyncSession, condition: ColumnElement[bool], limit: int | None) -> int:
     ids = (
         await session.scalars(
             select(Lease.id)
@@ -385,9 +434,15 @@ async def extend_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator:
     lease = await lock_lease(session, lease_id=lease_id, annotator=annotator)
     require_workable(lease)
     if lease.state == LeaseState.OPEN:
-        project = await project_of(session, lease)
-        lease.expires_at = max(lease.expires_at, now + timedelta(minutes=project.lease_minutes))
-        await session.flush()
+        until = now + timedelta(minutes=(await project_of(session, lease)).lease_minutes)
+        # Whoever works on one task will want the next one that was fetched ahead.
+        await session.execute(
+            update(Lease)
+            .where(Lease.annotator_id == annotator.id, Lease.state == LeaseState.OPEN, Lease.expires_at < until)
+            .where(or_(Lease.id == lease.id, Lease.kind == LeaseKind.PRELOADED))
+            .values(expires_at=until)
+            .execution_options(synchronize_session="fetch")
+        )
     return lease
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.accounts.models import User
@@ -18,7 +20,9 @@ from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.projects.models import Project
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
+from app.tasks import ahead
 from app.tasks import service as tasks
+from app.tasks.ahead import Desk
 from app.tasks.models import Lease
 from tests.factories import make_project, make_user
 
@@ -64,8 +68,11 @@ BROKEN = {
         group by t.id, t.overlap having count(*) > t.overlap""",
     "somebody ranked a task twice": """
         select task_id from rankings where supersedes_id is null group by task_id, annotator_id having count(*) > 1""",
-    "somebody has two open leases": """
-        select annotator_id from leases where state = 'open' group by annotator_id having count(*) > 1""",
+    "somebody has more than one task in hand, more than one ahead, or these beside a pack": """
+        select annotator_id from leases where state = 'open' group by annotator_id
+        having count(*) filter (where kind = 'active') > 1 or count(*) filter (where kind = 'preloaded') > 1
+        or count(*) filter (where kind = 'offline') not in (0, count(*)) or count(*) > 25
+        or count(distinct pack_id) filter (where kind = 'offline') > 1""",
     "an answered lease has not exactly one first ranking": """
         select l.id from leases l left join rankings r on r.lease_id = l.id and r.supersedes_id is null
         where l.state = 'answered' group by l.id having count(r.id) <> 1""",
@@ -136,6 +143,16 @@ class Crowd:
         await asyncio.gather(self.submit(annotator, lease), self.submit(annotator, lease))
         self.tally["twice"] += 1
 
+    async def preload(self, annotator: User) -> Desk:
+        async with self.sessions.begin() as session:
+            return await ahead.preload(session, project=self.project, annotator=annotator, now=self.now)
+
+    async def take_pack(self, annotator: User, pack_id: uuid.UUID, num: int = 5) -> list[Lease]:
+        async with self.sessions.begin() as session:
+            return await ahead.take_pack(
+                session, project=self.project, annotator=annotator, num=num, now=self.now, pack_id=pack_id
+            )
+
     async def skip(self, annotator: User, lease: Lease) -> None:
         async with self.sessions.begin() as session:
             await tasks.release_lease(session, lease_id=lease.id, annotator=annotator, reason="race")
@@ -160,7 +177,10 @@ class Crowd:
             elif chance < 0.75:
                 await self.submit_twice(annotator, lease)
             elif chance < 0.8:
-                await self.skip(annotator, lease)
+                await asyncio.gather(self.skip(annotator, lease), self.preload(annotator))
+            elif chance < 0.85:
+                await asyncio.gather(self.submit(annotator, lease), self.preload(annotator), self.preload(annotator))
+                self.tally["preloaded"] += 1
             elif chance < 0.9:
                 self.now += timedelta(seconds=30)
                 late = lease
@@ -176,7 +196,9 @@ async def test_64_annotators_keep_every_rule(sessions: SessionMaker) -> None:
         for seed, person in enumerate(people):
             group.create_task(crowd.work(person, seed, NUM_OPERATIONS))
     assert await broken_rules(sessions) == []
-    assert min(crowd.tally[name] for name in ("ranked", "twice", "skipped", "left", "surplus")) > 0, crowd.tally
+    assert min(crowd.tally[name] for name in ("ranked", "twice", "skipped", "left", "surplus", "preloaded")) > 0, (
+        crowd.tally
+    )
 
     # Nobody is starved: whoever still finds a task ranks it, and then every place of every task is filled.
     crowd.now += timedelta(days=1)
@@ -232,6 +254,50 @@ async def test_many_tabs_of_one_person_share_one_lease(sessions: SessionMaker) -
     assert len({lease.id for lease in leases if lease}) == 1
 
 
+async def test_many_tabs_of_one_person_fetch_one_task_ahead(sessions: SessionMaker) -> None:
+    project, (ada,) = await prepare(sessions, num_tasks=8, overlap=1, num_clients=1)
+    crowd = Crowd(sessions, project)
+    in_hand = await crowd.next_lease(ada)
+    assert in_hand is not None
+    desks = await asyncio.gather(*(crowd.preload(ada) for _ in range(12)))
+    assert {desk.in_hand.id for desk in desks if desk.in_hand} == {in_hand.id}
+    assert len({desk.ahead.id for desk in desks if desk.ahead}) == 1
+    assert await broken_rules(sessions) == []
+
+
+async def test_two_devices_take_one_pack(sessions: SessionMaker) -> None:
+    """Each asks for a pack of its own at once, and tabs ask for tasks meanwhile: one gets all, the others none."""
+    project, (ada,) = await prepare(sessions, num_tasks=12, overlap=1, num_clients=1)
+    crowd = Crowd(sessions, project)
+    packs = [crowd.take_pack(ada, uuid.UUID(int=number)) for number in (1, 2, 1, 2)]
+    tabs = [crowd.next_lease(ada) for _ in range(4)]
+    outcomes = await asyncio.gather(*packs, *tabs, return_exceptions=True)
+    taken = [{lease.id for lease in outcome} for outcome in outcomes[:4] if isinstance(outcome, list)]
+    refused = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert len(taken) == 2
+    assert taken[0] == taken[1]
+    assert {type(outcome) for outcome in refused} == {tasks.TasksPacked}
+    assert await broken_rules(sessions) == []
+
+
+async def test_two_transactions_that_forget_to_take_turns_cannot_hold_a_pack_and_a_task(sessions: SessionMaker) -> None:
+    """The trigger locks the person by itself: the second insert waits for the first, sees it, and is refused."""
+    _, (ada,) = await prepare(sessions, num_tasks=2, overlap=1, num_clients=1)
+    insert = text(
+        "insert into leases (task_id, annotator_id, display_order, seed, expires_at, kind, pack_id)"
+        " select id, :person, '{}', 0, now(), :kind, case when :kind = 'offline' then :person end"
+        " from tasks order by number offset :n limit 1"
+    )
+    async with sessions() as first, sessions() as second:
+        await first.execute(insert, {"person": ada.id, "kind": "active", "n": 0})
+        waiting = asyncio.create_task(second.execute(insert, {"person": ada.id, "kind": "offline", "n": 1}))
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        await first.commit()
+        with pytest.raises(IntegrityError, match="holds tasks in a pack"):
+            await waiting
+
+
 async def test_many_submits_at_once_store_one_ranking(sessions: SessionMaker) -> None:
     project, people = await prepare(sessions, num_tasks=1, overlap=1, num_clients=1)
     crowd = Crowd(sessions, project)
@@ -276,10 +342,7 @@ async def test_withdrawing_while_people_work_breaks_nothing(sessions: SessionMak
     async def work(person: User) -> None:
         lease = await crowd.next_lease(person)
         if lease is not None:
-            try:
-                await crowd.submit(person, lease)
-            except tasks.LeaseReleased:
-                crowd.tally["withdrawn"] += 1
+            await crowd.submit(person, lease)
 
     async def withdraw() -> None:
         async with sessions() as session:
@@ -290,6 +353,9 @@ async def test_withdrawing_while_people_work_breaks_nothing(sessions: SessionMak
 
     await asyncio.gather(*(work(person) for person in people), withdraw())
     assert await broken_rules(sessions) == []
+    async with sessions() as session:
+        stored = await session.scalar(text("select count(*) from rankings"))
+    assert stored == crowd.tally["ranked"] + crowd.tally["surplus"], "a running answer was lost"
 
 
 async def test_a_reader_misses_nothing_that_is_committed_late(sessions: SessionMaker) -> None:

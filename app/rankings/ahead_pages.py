@@ -1,0 +1,99 @@
+"""What the ranking page's script fetches before it is needed: the next task, and packs of tasks to rank offline."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import RedirectResponse
+from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.guards import Annotator
+from app.accounts.models import User
+from app.projects.guards import PageProject
+from app.rankings.pages import PACK_COOKIE, read_draft, show_sheet
+from app.tasks import ahead
+from app.tasks import service as tasks
+from app.tasks.guards import SamePerson
+from app.tasks.models import Lease
+from app.tasks.service import PACK_LIFE
+from app.web import SessionDep, SettingsDep, see_other
+
+router = APIRouter()
+
+
+class PageOut(BaseModel):
+    """A task's ranking page, to be shown when its time comes."""
+
+    lease_id: uuid.UUID
+    html: str
+
+
+class DeskOut(BaseModel):
+    """What lies before the annotator. `in_hand` differs from what is shown when an admin took that back."""
+
+    in_hand: uuid.UUID | None
+    ahead: PageOut | None
+
+
+class PackOut(BaseModel):
+    """Tasks to rank offline, in this order, until the moment when others get what is left."""
+
+    pack_id: uuid.UUID
+    expires_at: datetime | None
+    pages: list[PageOut]
+
+
+@router.post("/projects/{slug}/rank/ahead")
+async def fetch_ahead(request: Request, project: PageProject, annotator: SamePerson, session: SessionDep) -> DeskOut:
+    """The task after the one in hand, as a page."""
+    desk = await ahead.preload(session, project=project, annotator=annotator, now=datetime.now(UTC))
+    page = await page_of(request, session, desk.ahead, annotator, num_before=1) if desk.ahead else None
+    return DeskOut(in_hand=desk.in_hand.id if desk.in_hand else None, ahead=page)
+
+
+@router.post("/projects/{slug}/rank/pack")
+async def take_pack(
+    request: Request,
+    response: Response,
+    project: PageProject,
+    annotator: SamePerson,
+    session: SessionDep,
+    settings: SettingsDep,
+    num: Annotated[int, Form()],
+    pack_id: Annotated[uuid.UUID, Form()],
+) -> PackOut:
+    """Tasks to take along. The device chose `pack_id`; sent again it gives what is left of the same pack."""
+    now = datetime.now(UTC)
+    leases = await ahead.take_pack(session, project=project, annotator=annotator, num=num, now=now, pack_id=pack_id)
+    response.set_cookie(
+        PACK_COOKIE,
+        str(pack_id),
+        max_age=int(PACK_LIFE.total_seconds()),
+        httponly=True,
+        samesite="lax",
+        secure=settings.has_secure_cookies,
+    )
+    pages = [await page_of(request, session, lease, annotator, num_before=n) for n, lease in enumerate(leases)]
+    return PackOut(pack_id=pack_id, expires_at=min((lease.expires_at for lease in leases), default=None), pages=pages)
+
+
+@router.post("/projects/{slug}/rank/pack/return")
+async def return_pack(project: PageProject, annotator: Annotator, session: SessionDep) -> RedirectResponse:
+    """Give back what is left of a pack, and rank here again. Rankings that come later from its device are kept."""
+    await ahead.return_pack(session, annotator=annotator, now=datetime.now(UTC))
+    answer = see_other(f"/projects/{project.slug}/rank")
+    answer.delete_cookie(PACK_COOKIE)
+    return answer
+
+
+async def page_of(
+    request: Request, session: AsyncSession, lease: Lease, annotator: User, *, num_before: int
+) -> PageOut:
+    """The ranking page of a lease, as it will be seen after so many others."""
+    sheet = await tasks.get_sheet(session, lease)
+    answer = await show_sheet(request, session, sheet, annotator, answer=read_draft(lease), num_before=num_before)
+    return PageOut(lease_id=lease.id, html=bytes(answer.body).decode())
