@@ -8,6 +8,7 @@ from app.idempotency import IdempotentAnswer
 from app.loop import models as loop
 from app.projects import models as projects
 from app.prompts import models as prompts
+from app.quality import models as quality
 from app.rankings import models as rankings
 from app.registry import models as registry
 from app.runs import models as runs
@@ -22,6 +23,7 @@ __all__ = [
     "loop",
     "projects",
     "prompts",
+    "quality",
     "rankings",
     "registry",
     "runs",

@@ -33,7 +33,7 @@ class Ranking(Base):
         Index("ix_rankings_project", "project_id", "number"),
         Index("ix_rankings_stream", "project_id", "transaction_id", "number"),
         Index("ix_rankings_task", "task_id"),
-        Index("ix_rankings_annotator", "annotator_id"),
+        Index("ix_rankings_annotator", "annotator_id", "project_id", "number"),
         UniqueConstraint("id", "task_id"),
         CheckConstraint("source in ('page', 'api', 'import')", name="source"),
         # Only a ranking that was made elsewhere has no lease.

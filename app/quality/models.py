@@ -1,0 +1,64 @@
+"""Tables of quality: what was measured of each annotator, and the flags that the checks raised."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, Created, EmptyObject, ProjectId, UserId
+
+
+class AnnotatorRecord(Base):
+    """What was last measured of one annotator in one project. Made anew from the rankings at any time."""
+
+    __tablename__ = "annotator_records"
+    __table_args__ = (CheckConstraint("num_rankings >= 0", name="num_rankings"),)
+
+    project_id: Mapped[ProjectId] = mapped_column(primary_key=True)
+    annotator_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    num_rankings: Mapped[int]
+    # The newest ranking that is in it: whoever has a newer one is measured again.
+    last_number: Mapped[int] = mapped_column(BigInteger)
+    # app/quality/people.py: Portrait
+    figures: Mapped[EmptyObject]
+    measured_at: Mapped[Created]
+
+
+class QualityFlag(Base):
+    """A check that one annotator did not pass. Stays until somebody has looked at it, whatever is measured later."""
+
+    __tablename__ = "quality_flags"
+    __table_args__ = (
+        # A check flags a person once, until that is settled.
+        Index(
+            "uq_quality_flags_open",
+            "project_id",
+            "annotator_id",
+            "check_name",
+            unique=True,
+            postgresql_where=text("settled_at is null"),
+        ),
+        Index("ix_quality_flags_annotator", "annotator_id"),
+        CheckConstraint("check_name in ('random', 'reversed', 'first_card', 'longest', 'speeding')", name="check_name"),
+        CheckConstraint("(settled_at is null) = (settlement is null)", name="settled"),
+        CheckConstraint("settlement in ('confirmed', 'dismissed')", name="settlement"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    project_id: Mapped[ProjectId]
+    annotator_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    check_name: Mapped[str]
+    # app/quality/detectors.py: Evidence
+    evidence: Mapped[EmptyObject]
+    # Rankings up to this one were looked at; a settled flag says nothing of later ones.
+    last_number: Mapped[int] = mapped_column(BigInteger)
+    raised_at: Mapped[Created]
+    settled_at: Mapped[datetime | None]
+    settled_by: Mapped[UserId | None]
+    settlement: Mapped[str | None]
+    note: Mapped[str] = mapped_column(server_default="", default="")

@@ -1,0 +1,176 @@
+"""Rankings out of the database as judgements: the newest of a project, those that overlap, those of some people.
+
+What a page reads is bounded by the limits here, however large the project is.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Row, Select, Text, Uuid, any_, bindparam, case, cast, extract, func, null, select, true
+from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.models import User
+from app.prompts.models import Completion, Prompt
+from app.quality.orders import Judgement
+from app.rankings.models import Ranking, RankingPlace
+from app.rankings.service import is_current
+from app.tasks.models import Lease, Task, TaskCompletion
+
+SCANNED = 20_000
+"""The newest rankings of a project, among which overlapping ones are looked for."""
+OVERLAPPING = 6_000
+NEWEST = 5_000
+PER_PERSON = 200
+"""The newest rankings of one person: the window of all that is said of them."""
+
+
+async def newest(session: AsyncSession, project_id: uuid.UUID, *, limit: int = NEWEST) -> list[Judgement]:
+    """The newest current rankings of a project, oldest first."""
+    query = select(Ranking.id).where(Ranking.project_id == project_id, is_current())
+    ids = (await session.scalars(query.order_by(Ranking.number.desc()).limit(limit))).all()
+    return await judgements(session, ids)
+
+
+async def overlapping(session: AsyncSession, project_id: uuid.UUID, *, limit: int = OVERLAPPING) -> list[Judgement]:
+    """The newest current rankings of tasks that more than one person ranked, oldest first."""
+    recent = (
+        select(Ranking.id, Ranking.number, func.count().over(partition_by=Ranking.task_id).label("num"))
+        .where(
+            Ranking.id.in_(
+                select(Ranking.id)
+                .where(Ranking.project_id == project_id, is_current())
+                .order_by(Ranking.number.desc())
+                .limit(SCANNED)
+            )
+        )
+        .subquery()
+    )
+    query = select(recent.c.id).where(recent.c.num > 1).order_by(recent.c.number.desc()).limit(limit)
+    return await judgements(session, (await session.scalars(query)).all())
+
+
+async def of_people(session: AsyncSession, project_id: uuid.UUID, people: Sequence[uuid.UUID]) -> list[Judgement]:
+    """The newest current rankings of each of these people, oldest first."""
+    theirs = (
+        select(Ranking.id)
+        .where(Ranking.annotator_id == User.id, Ranking.project_id == project_id, is_current())
+        .order_by(Ranking.number.desc())
+        .limit(PER_PERSON)
+        .correlate(User)
+        .lateral("theirs")
+    )
+    query = select(theirs.c.id).select_from(User).join(theirs, true()).where(User.id.in_(people))
+    ids = (await session.scalars(query)).all()
+    return await judgements(session, ids)
+
+
+async def beside(
+    session: AsyncSession, theirs: Sequence[Judgement], *, gold: Mapping[Hashable, Any]
+) -> list[Judgement]:
+    """What everybody else said of the same tasks; not of gold tasks, whose order is known."""
+    tasks = list({judgement.task for judgement in theirs if judgement.task not in gold})
+    seen = {judgement.key for judgement in theirs}
+    query = select(Ranking.id).where(Ranking.task_id == any_(of_ids(tasks)), is_current())
+    ids = [ranking_id for ranking_id in await session.scalars(query) if ranking_id not in seen]
+    return await judgements(session, ids)
+
+
+def of_ids(ids: Sequence[Any]) -> Any:
+    """Ids as one array: thousands of single parameters would take longer to bind than to look up."""
+    return bindparam(None, list(ids), type_=ARRAY(Uuid))
+
+
+async def judgements(session: AsyncSession, ids: Sequence[uuid.UUID]) -> list[Judgement]:
+    """These rankings, oldest first."""
+    answers = {row.ranking_id: row for row in await session.execute(answers_of(ids))}
+    rows = await session.execute(rankings_of(ids))
+    return [as_judgement(row, answers[row.id]) for row in rows]
+
+
+def rankings_of(ids: Sequence[uuid.UUID]) -> Select[Any]:
+    """One row a ranking: who ranked which task, when, and how long it took."""
+    return (
+        select(
+            Ranking.id,
+            Ranking.task_id,
+            Ranking.annotator_id,
+            Ranking.annotator_name,
+            Ranking.created_at,
+            seconds().label("seconds"),
+            Task.prompt_id,
+            Task.round,
+            Prompt.language,
+            Lease.display_order,
+        )
+        .join(Task, Task.id == Ranking.task_id)
+        .join(Prompt, Prompt.id == Task.prompt_id)
+        .outerjoin(Lease, Lease.id == Ranking.lease_id)
+        .where(Ranking.id == any_(of_ids(ids)))
+        .order_by(Ranking.number)
+    )
+
+
+def seconds() -> Any:
+    """From opening the task to the answer: what the browser says, but never more than passed here.
+
+    Null where nobody knows: imported, a change of mind, or a task that waited in the browser untold.
+    """
+    passed = extract("epoch", Ranking.created_at - Lease.created_at)
+    waited = Ranking.is_preloaded | Ranking.is_offline
+    return case(
+        (Ranking.supersedes_id.is_not(None), null()),
+        (waited, Ranking.active_seconds),
+        else_=func.least(passed, Ranking.active_seconds),
+    )
+
+
+def answers_of(ids: Sequence[uuid.UUID]) -> Select[Any]:
+    """One row a ranking: what it says of the answers, as arrays in the order of the task."""
+    place = TaskCompletion.position
+
+    def listed(column: Any) -> Any:
+        return func.array_agg(aggregate_order_by(column, place))
+
+    return (
+        select(
+            RankingPlace.ranking_id,
+            listed(RankingPlace.completion_id).label("ids"),
+            listed(RankingPlace.place).label("places"),
+            # Of the stored bytes: this does not unpack the text.
+            listed(func.octet_length(Completion.text)).label("lengths"),
+            listed(func.coalesce(cast(Completion.version_id, Text), Completion.model_name)).label("versions"),
+            func.jsonb_agg(aggregate_order_by(func.to_jsonb(RankingPlace.labels), place)).label("labels"),
+        )
+        .join(Completion, Completion.id == RankingPlace.completion_id)
+        .join(
+            TaskCompletion,
+            (TaskCompletion.task_id == RankingPlace.task_id)
+            & (TaskCompletion.completion_id == RankingPlace.completion_id),
+        )
+        .where(RankingPlace.ranking_id == any_(of_ids(ids)))
+        .group_by(RankingPlace.ranking_id)
+    )
+
+
+def as_judgement(ranking: Row[Any], answers: Row[Any]) -> Judgement:
+    """One ranking as quality sees it. Who was erased is nobody twice."""
+    order = {completion_id: seat for seat, completion_id in enumerate(ranking.display_order or ())}
+    return Judgement(
+        task=ranking.task_id,
+        prompt=ranking.prompt_id,
+        annotator=ranking.annotator_id or ranking.annotator_name or ranking.id,
+        places=answers.places,
+        seats=[order[completion_id] for completion_id in answers.ids] if order else (),
+        lengths=answers.lengths,
+        versions=answers.versions,
+        labels=[frozenset(labels) for labels in answers.labels],
+        seconds=None if ranking.seconds is None else float(ranking.seconds),
+        at=ranking.created_at,
+        round=ranking.round,
+        language=ranking.language,
+        key=ranking.id,
+    )
