@@ -90,7 +90,10 @@ def ratio(cluster: Ints, parts: Floats | Ints, wholes: Floats | Ints, *, seed: i
     if not len(sums):
         return None
     rng = np.random.default_rng(seed)
-    drawn = np.stack([sums[rng.integers(len(sums), size=len(sums))].sum(axis=0) for _ in range(NUM_RESAMPLES)])
+    # Some resamples at a time, so that a million numbers are in memory, however many prompts there are.
+    at_once = max(1, 1_000_000 // len(sums))
+    sizes = [min(at_once, NUM_RESAMPLES - done) for done in range(0, NUM_RESAMPLES, at_once)]
+    drawn = np.concatenate([sums[rng.integers(len(sums), size=(size, len(sums)))].sum(axis=1) for size in sizes])
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
     part, whole = sums.sum(axis=0)
     return Estimate(float(part / whole), float(low), float(high), num=round(whole), num_prompts=len(sums))

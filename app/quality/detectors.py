@@ -117,8 +117,8 @@ def read(judgements: Sequence[Judgement], gold: Mapping[Hashable, Sequence[int |
         likeness_N=likeness_N,
         shuffled_NM=shuffled_NM,
         others_N=np.array(others, dtype="<U4"),
-        first_N=share_of(top_NK, padded([[seat == 0 for seat in judgement.seats] for judgement in judgements])),
-        longest_N=share_of(top_NK, longest(judgements)),
+        first_N=share_of(top_NK, padded([[seat == 0 for seat in row.seats] for row in judgements], top_NK.shape[1])),
+        longest_N=share_of(top_NK, longest(judgements, top_NK.shape[1])),
         pace_N=np.array([pace(judgement) for judgement in judgements], dtype=float),
     )
 
@@ -186,22 +186,20 @@ def top_shares(places_NK: Floats) -> Floats:
 
 def share_of(top_NK: Floats, chosen_NK: Floats) -> Floats:
     """How much of the first place the chosen answers have; nan where none is chosen."""
-    if not chosen_NK.shape[1]:
-        return np.full(len(top_NK), np.nan)
     weights = np.nan_to_num(chosen_NK)
     nums = weights.sum(axis=1)
-    shares: Floats = (top_NK[:, : weights.shape[1]] * weights).sum(axis=1)
+    shares: Floats = (top_NK * weights).sum(axis=1)
     return np.where(nums > 0, shares, np.nan)
 
 
-def longest(judgements: Sequence[Judgement]) -> Floats:
+def longest(judgements: Sequence[Judgement], width: int) -> Floats:
     """1 for the longest answer of each ranking; nothing where two are longest."""
     marks = []
     for judgement in judgements:
         most = max(judgement.lengths, default=0)
         is_clear = list(judgement.lengths).count(most) == 1
         marks.append([float(is_clear and length == most) for length in judgement.lengths])
-    return padded(marks)
+    return padded(marks, width)
 
 
 def pace(judgement: Judgement) -> float:

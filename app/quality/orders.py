@@ -89,9 +89,9 @@ def number(values: Iterable[Hashable]) -> tuple[Ints, list[Hashable]]:
     return numbers, list(codes)
 
 
-def padded(rows: Sequence[Sequence[float | None]]) -> Floats:
-    """Rows of different lengths as one array; nan where a row has nothing."""
-    table = np.full((len(rows), max((len(row) for row in rows), default=0)), np.nan)
+def padded(rows: Sequence[Sequence[float | None]], width: int = 0) -> Floats:
+    """Rows of different lengths as one array of at least this width; nan where a row has nothing."""
+    table = np.full((len(rows), max((width, *map(len, rows)))), np.nan)
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = [np.nan if value is None else value for value in row]
     return table

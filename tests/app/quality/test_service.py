@@ -170,7 +170,7 @@ async def test_gold_is_compared_with_what_is_known(session: AsyncSession) -> Non
     project, people = await crowd_project(session, num_people=1, num_tasks=2)
     tasks = [judgement.task for judgement in await reading.newest(session, project.id)]
     gold = {tasks[0]: [1, 2, 3], tasks[1]: [3, 2, 1]}
-    places = [list(judgement.places) for judgement in await reading.newest(session, project.id)]
+    places = [[place or 0 for place in judgement.places] for judgement in await reading.newest(session, project.id)]
     found = (await service.portraits(session, project, [people[0].id], gold))[people[0].id].gold
     expected = sum(
         (one[i] < one[j]) == (known[i] < known[j])
