@@ -34,7 +34,7 @@ def in_language(values: Mapping[str, object], language: str) -> dict[str, object
 
 def refusal(field: str, text: str, **values: object) -> FieldError:
     """A refusal whose sentence can be translated; `text` is the English one, with its `{gaps}`."""
-    return FieldError(field, text.format_map(in_language(values, "en")), text, values)
+    return FieldError(field, text.format_map(in_language(values, "en")) if values else text, text, values)
 
 
 class RankloopError(Exception):
@@ -47,6 +47,11 @@ class RankloopError(Exception):
         self.errors = list(errors)
         # Where a person goes on from the page that says so.
         self.onward: str | None = None
+
+    @property
+    def is_sum_of_errors(self) -> bool:
+        """Whether the message only repeats the fields and their rules."""
+        return bool(self.errors) and str(self) == "; ".join(f"{item.field}: {item.rule}" for item in self.errors)
 
 
 class BadRequest(RankloopError):
@@ -91,9 +96,10 @@ class Invalid(RankloopError):
     status = 422
 
     @classmethod
-    def field(cls, field: str, rule: str) -> Invalid:
-        """A refusal of one field."""
-        return cls(f"{field}: {rule}", errors=[FieldError(field, rule)])
+    def field(cls, field: str, rule: str, **values: object) -> Invalid:
+        """A refusal of one field; `values` fill the gaps of its rule, which then can be translated."""
+        error = refusal(field, rule, **values)
+        return cls(f"{field}: {error.rule}", errors=[error])
 
 
 class TooManyRequests(RankloopError):

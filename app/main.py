@@ -43,7 +43,8 @@ from app.runs import pages as runs_pages
 from app.security import SameOrigin, SecurityHeaders
 from app.tasks import api as tasks_api
 from app.tasks import pages as tasks_pages
-from app.web import render, see_other
+from app.validation import explain
+from app.web import render, see_other, words
 from rankloop import __version__
 
 log = logging.getLogger(__name__)
@@ -135,16 +136,18 @@ def wants_json(request: Request) -> bool:
 
 def answer(request: Request, error: RankloopError) -> Response:
     """A refusal as problem+json (RFC 9457), or as a page that says what to do."""
-    errors = [{"field": item.field, "rule": item.rule} for item in error.errors]
     if wants_json(request):
+        errors = [{"field": item.field, "rule": item.rule} for item in error.errors]
         return problem(error.status, type(error).__name__, str(error), errors)
+    told = [FieldError(item.field, item.in_words(words(request))) for item in error.errors]
+    message = str(Invalid()) if error.is_sum_of_errors else str(error)
     return render(
         request,
         "errors/error.html",
         status_code=error.status,
         status=error.status,
-        message=str(error),
-        errors=errors,
+        message=message,
+        errors=told,
         onward=error.onward,
     )
 
@@ -176,7 +179,7 @@ async def handle_invalid_request(request: Request, error: Exception) -> Response
 def field_error(item: dict[str, Any]) -> FieldError:
     """Pydantic's words for one field, as ours."""
     path = ".".join(str(part) for part in item["loc"] if part not in {"body", "query", "path", "header"})
-    return FieldError(path or "body", str(item["msg"]))
+    return explain(item, path or "body")
 
 
 async def handle_http_exception(request: Request, error: Exception) -> Response:

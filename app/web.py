@@ -20,6 +20,7 @@ from starlette import status
 from app import assets, i18n, markdown
 from app.config import Settings
 from app.db import SessionMaker
+from app.errors import FieldError, RankloopError
 from app.ndjson import MEDIA_TYPE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +84,12 @@ def render(request: Request, template: str, *, status_code: int = 200, **context
         )
     )
     return HTMLResponse(html, status_code)
+
+
+def told(request: Request, error: RankloopError) -> list[FieldError]:
+    """What is wrong with each field, in the reader's language; a refusal without fields as one of the whole."""
+    errors = error.errors or [FieldError("", str(error))]
+    return [FieldError(item.field, item.in_words(words(request))) for item in errors]
 
 
 def see_other(url: str) -> RedirectResponse:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import Access, AccessDep, Admin
 from app.accounts.models import Scope
+from app.errors import RankloopError
 from app.loop import alternatives, overview, service
 from app.plots import metric_plots
 from app.projects.guards import PageProject
@@ -20,6 +21,7 @@ from app.projects.service import list_projects
 from app.rankings.pages import ranking_context
 from app.registry import service as registry
 from app.runs import service as runs
+from app.runs.pages import render_list as render_runs
 from app.web import SessionDep, SettingsDep, render, see_other, words
 
 router = APIRouter()
@@ -63,24 +65,30 @@ async def train(project: PageProject, user: Admin, session: SessionDep, settings
     return see_other(f"/projects/{project.slug}/runs/{run.id}")
 
 
-@router.post("/projects/{slug}/runs")
+@router.post("/projects/{slug}/runs", response_model=None)
 async def start_run(
+    request: Request,
     project: PageProject,
     user: Admin,
     session: SessionDep,
     settings: SettingsDep,
     kind: Annotated[str, Form()],
     training: Annotated[str, Form(max_length=10_000)] = "",
-) -> RedirectResponse:
-    """Train in another way."""
-    run = await alternatives.start(
-        session,
-        project=project,
-        kind=kind,
-        training=parse_object("training", training),
-        actor_id=user.id,
-        max_queued=settings.max_queued_runs,
-    )
+) -> RedirectResponse | HTMLResponse:
+    """Train in another way. What can't be started comes back as typed, with the reason."""
+    try:
+        # What was frozen for a run that then can't start is not kept.
+        async with session.begin_nested():
+            run = await alternatives.start(
+                session,
+                project=project,
+                kind=kind,
+                training=parse_object("training", training),
+                actor_id=user.id,
+                max_queued=settings.max_queued_runs,
+            )
+    except RankloopError as error:
+        return await render_runs(request, session, project, typed={"kind": kind, "training": training}, error=error)
     return see_other(f"/projects/{project.slug}/runs/{run.id}")
 
 

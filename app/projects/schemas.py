@@ -11,15 +11,16 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import PydanticCustomError
 
-from app.errors import FieldError, Invalid
+from app.errors import Invalid
 from app.projects.models import Asked, Layout, Project
+from app.validation import ALIAS, LABEL_KEY, SLUG, explain
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=200)]
 ExampleText = Annotated[str, StringConstraints(strip_whitespace=True, max_length=20_000)]
 MAX_LABELS = 40
 MAX_EXAMPLES = 10
-Alias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Alias = Annotated[str, StringConstraints(pattern=ALIAS)]
 
 
 class Sampling(BaseModel):
@@ -41,7 +42,7 @@ class Label(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    key: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]
+    key: Annotated[str, StringConstraints(pattern=LABEL_KEY)]
     en: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
     zh: Text = ""
     required: bool = False
@@ -109,7 +110,7 @@ class ProjectSettings(BaseModel):
 class ProjectIn(ProjectSettings):
     """A new project."""
 
-    slug: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")] | None = None
+    slug: Annotated[str, StringConstraints(pattern=SLUG)] | None = None
     model_alias: Alias
     validation_share: float = Field(0.15, ge=0, lt=1)
     test_share: float = Field(0.1, ge=0, lt=1)
@@ -158,9 +159,9 @@ def parse_object(field: str, value: Any) -> dict[str, Any]:
     try:
         found = json.loads(value) if value else {}
     except ValueError as error:
-        raise Invalid.field(field, f"is not JSON: {error}") from error
+        raise Invalid.field(field, "This is not JSON: {why}.", why=error) from error
     if not isinstance(found, dict):
-        raise Invalid.field(field, "must be a JSON object, such as {}")
+        raise Invalid.field(field, 'This must be a JSON object, such as {"seed": 1}.')
     return found
 
 
@@ -173,7 +174,7 @@ def checked(schema: type[Schema], values: Mapping[str, Any]) -> Schema:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        fields = [FieldError(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
+        fields = [explain(item, ".".join(str(part) for part in item["loc"])) for item in error.errors()]
         raise Invalid("; ".join(f"{item.field}: {item.rule}" for item in fields), errors=fields) from error
 
 

@@ -57,7 +57,7 @@ async def create_project(
     """
     slug = settings.pop("slug", None) or slugify(name)
     if not slug:
-        raise Invalid.field("name", "needs at least one letter or digit; or give a slug of a-z, 0-9 and -")
+        raise Invalid.field("name", "The name needs at least one letter or digit; or give a short name.")
     settings["sampling"] = DEFAULT_SAMPLING | dict(settings.get("sampling") or {})
     labels = settings.get("labels")
     settings["labels"] = [LABEL_DEFAULTS | label for label in (INSTRUCTGPT_LABELS if labels is None else labels)]
@@ -66,7 +66,7 @@ async def create_project(
         async with session.begin_nested():
             session.add(project)
     except IntegrityError as error:
-        raise Invalid.field("slug", f"there is a project {slug!r} already") from error
+        raise Invalid.field("slug", "There is a project {slug} already.", slug=slug) from error
     await events.publish(session, ProjectCreated(project))
     await audit(session, actor_id=actor_id, action="project.create", subject=str(project.id))
     return project

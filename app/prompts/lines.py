@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from app.prompts.models import PromptKind
+from app.validation import LANGUAGE
 
 MAX_CHARACTERS = 100_000
 MAX_META_DEPTH = 20
@@ -78,7 +79,7 @@ def strings_of(value: Any, depth: int = 0) -> Iterator[str]:
 AnswerText = Annotated[str, AfterValidator(storable), AfterValidator(not_too_long)]
 Content = Annotated[AnswerText, AfterValidator(not_blank)]
 Label = Annotated[str, AfterValidator(storable), Field(max_length=200)]
-Language = Annotated[str, Field(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$", max_length=35)]
+Language = Annotated[str, Field(pattern=LANGUAGE, max_length=35)]
 Meta = Annotated[dict[str, Any], AfterValidator(storable_json)]
 
 

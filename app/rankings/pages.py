@@ -150,7 +150,7 @@ async def show_sheet(
 
 def asked(project: Project) -> dict[str, Any]:
     """What an annotator may know of a project."""
-    names = ("slug", "name", "ties_allowed", "partial_allowed", "layout", "has_review_step")
+    names = ("slug", "name", "ties_allowed", "partial_allowed", "layout", "has_review_step", "examples")
     questions = ("rationale", "min_rationale", "confidence", "asks_all_bad")
     guidelines = markdown.render(project.guidelines) if project.guidelines.strip() else ""
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import Admin
 from app.accounts.service import audit
-from app.errors import NotFound
+from app.errors import NotFound, RankloopError
 from app.plots import metric_plots
 from app.projects.guards import PageProject
 from app.projects.models import Project
 from app.runs import service
-from app.web import SessionDep, render, see_other
+from app.web import SessionDep, render, see_other, told
 
 router = APIRouter()
 
@@ -24,8 +25,31 @@ router = APIRouter()
 @router.get("/projects/{slug}/runs")
 async def list_runs(request: Request, project: PageProject, user: Admin, session: SessionDep) -> HTMLResponse:
     """The runs of a project, newest first."""
+    return await render_list(request, session, project)
+
+
+async def render_list(
+    request: Request,
+    session: AsyncSession,
+    project: Project,
+    *,
+    typed: Mapping[str, str] | None = None,
+    error: RankloopError | None = None,
+) -> HTMLResponse:
+    """The list, with what was typed into its form to train in another way, and what is wrong with it."""
     runs = await service.list_runs(session, project_id=project.id, limit=200)
-    return render(request, "runs/list.html", here="runs", project=project, runs=runs, next_url=None, is_first=True)
+    return render(
+        request,
+        "runs/list.html",
+        status_code=error.status if error else 200,
+        here="runs",
+        project=project,
+        runs=runs,
+        typed=typed or {},
+        errors=told(request, error) if error else [],
+        next_url=None,
+        is_first=True,
+    )
 
 
 @router.get("/projects/{slug}/runs/{run_id}")

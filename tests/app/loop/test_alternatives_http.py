@@ -47,6 +47,11 @@ async def test_the_form_starts_a_run_with_its_settings(client: AsyncClient, sess
     bad = await client.post(address, data={"kind": "sft", "training": "{oops"}, headers={"accept": "text/html"})
     assert bad.status_code == 422
     assert "is not JSON" in bad.text
+    assert "{oops</textarea>" in bad.text
+    assert 'aria-current="page">Runs' in bad.text
+    empty = await client.post(address, data={"kind": "star"}, headers={"accept-language": "zh-CN"})
+    assert empty.status_code == 422
+    assert '<option value="star" selected>' in empty.text
     answer = await client.post(address, data={"kind": "sft", "training": '{"epochs": 2}'})
     run = await session.scalar(select(Run).where(Run.project_id == project.id))
     assert run is not None

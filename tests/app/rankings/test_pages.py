@@ -465,3 +465,13 @@ async def test_a_project_without_ties_has_no_middle_step(client: AsyncClient, se
     asking, _ = await make_asking(session, client, k=2, ties_allowed=False)
     html = (await client.get(f"/projects/{asking.slug}/rank")).text
     assert re.findall(r'name="preference" value="(-?\d)"', html) == ["-3", "-2", "-1", "1", "2", "3"]
+
+
+async def test_the_projects_examples_stand_below_its_guidelines(
+    client: AsyncClient, session: AsyncSession, ada: User
+) -> None:
+    example = {"prompt": "Hi", "good": "Hello **you**", "good_why": "kind", "bad": "<b>What?</b>", "bad_why": "rude"}
+    asking, _ = await make_asking(session, client, examples=[example])
+    html = (await client.get(f"/projects/{asking.slug}/rank")).text
+    assert "Hello <strong>you</strong>" in html
+    assert "<b>What?" not in html
