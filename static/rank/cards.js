@@ -6,10 +6,11 @@ import { settle } from "./placing.js";
 import * as scale from "./scale.js";
 import { check } from "./state.js";
 
+const LAYOUTS = ["columns", "stacked", "side"];
 let pressed = null;
 
 export function listen() {
-  form.addEventListener("change", (event) => tell(event.target.name ?? ""));
+  form.addEventListener("change", (event) => event.target.name && tell(event.target.name));
   form.addEventListener("pointerdown", (event) => {
     const input = event.target.closest(".cell")?.querySelector("input");
     pressed = input?.checked ? input : null;
@@ -19,8 +20,8 @@ export function listen() {
     const card = event.target.closest(".answer");
     if (card && card !== current) look(card, { focus: false });
   });
-  for (const button of form.querySelectorAll("button[data-layout]")) button.addEventListener("click", () => setLayout(button.dataset.layout));
-  setLayout(store.get("rankloop-layout") ?? "grid");
+  for (const button of form.querySelectorAll("button[data-layout]")) button.addEventListener("click", () => { setLayout(button.dataset.layout); store.set("rankloop-layout", button.dataset.layout); });
+  setLayout(store.get("rankloop-layout") ?? form.dataset.layout);
 }
 
 function tell(name) {
@@ -36,8 +37,11 @@ function takeAway(event) {
   tell(event.target.name);
 }
 
-function setLayout(layout) {
-  form.querySelector(".answers").dataset.layout = layout;
+function setLayout(asked) {
+  const layout = LAYOUTS.includes(asked) ? asked : LAYOUTS[0];
+  form.querySelector(".page").dataset.layout = layout;
+  // Above the answers there is room for the question itself; what came before it is a scroll away.
+  const prompt = form.querySelector(".prompt");
+  prompt.scrollTop = layout === "side" ? prompt.querySelector(".turn.last").offsetTop - 16 : 0;
   form.querySelectorAll("button[data-layout]").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.layout === layout)));
-  store.set("rankloop-layout", layout);
 }

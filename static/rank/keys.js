@@ -1,15 +1,20 @@
-// Everything by keyboard. Each key is printed on the page, and all of them can be turned off.
+// Everything by keyboard. Each key is printed on the page, can be changed, and all of them can be turned off.
 import { numPlaces, say, store, words } from "./page.js";
+import * as compare from "./compare.js";
 import { cancel } from "./drag.js";
+import { openFinder } from "./find.js";
 import { current, look, walk } from "./focus.js";
 import { redo, undo } from "./history.js";
+import { actionOf, chordOf } from "./keymap.js";
 import { move, place, placeAndGoOn, rate } from "./placing.js";
+import * as prompt from "./prompt.js";
 import * as questions from "./questions.js";
 import * as scale from "./scale.js";
 import { submit } from "./sending.js";
 
 const useKeys = document.getElementById("use-keys");
 const isTextField = (element) => element.matches?.("textarea, select, input:not([type=radio], [type=checkbox])");
+const isInHand = (target) => target === current || target === document.body;
 
 export function listen() {
   setKeys(store.get("rankloop-keys") !== "off");
@@ -30,37 +35,66 @@ function setKeys(on) {
   useKeys.checked = on;
 }
 
-// What a key does; true when it was ours.
+// True when the key was ours.
 function press(event) {
-  const { key, code, shiftKey, target } = event;
-  const id = current.dataset.id;
-  const onCard = target === current || target === document.body;
-  if (event.ctrlKey || event.metaKey) return undoKey(event);
-  const digit = /^(?:Digit|Numpad)(\d)$/.exec(code)?.[1] ?? (/^\d$/.test(key) ? key : null);
-  if (digit !== null && shiftKey && code.startsWith("Digit")) return digit >= 1 && digit <= 7 && (rate(id, Number(digit)), true);
-  if ((onCard || digit !== null) && !shiftKey && scale.press(key, digit)) return true;
-  if (digit === "0" || key === "Backspace") return place(id, null), true;
-  if (digit !== null && digit <= numPlaces) return placeAndGoOn(id, Number(digit)), true;
-  if (key === "?") return open("keys");
-  if (shiftKey && key !== "Tab") return false;
-  if (key === "g" || key === "s") return open(key === "g" ? "guidelines" : "skip");
-  if (questions.press(key)) return true;
-  if (key === "l") return current.querySelector(".flags input")?.focus(), true;
-  if (key === "Escape") return look(current), true;
-  if (key === "Tab") return target === current && walk(shiftKey ? -1 : 1);
-  if (key === "Enter") return onCard && (submit(), true);
-  if (key === "ArrowLeft" || key === "ArrowRight") return (onCard || !!target.dataset.chip) && (move(target.dataset.chip ?? id, key === "ArrowLeft" ? -1 : 1), true);
-  return false;
+  if (event.ctrlKey || event.metaKey) return pressUndo(event);
+  const fixed = FIXED[event.key];
+  if (fixed) return fixed(event) !== false;
+  if (walkLabels(event)) return true;
+  const [, name, number] = /^(\D+)(\d?)$/.exec(actionOf(chordOf(event)) ?? "") ?? [];
+  return !!name && ACTIONS[name](event, Number(number)) !== false;
 }
 
-function undoKey({ key, shiftKey }) {
+const FIXED = {
+  Escape: () => look(current),
+  Tab: ({ target, shiftKey }) => target === current && walk(shiftKey ? -1 : 1),
+  Enter: ({ target, repeat }) => isInHand(target) && (repeat || submit()),
+  Backspace: () => unplace(),
+};
+
+const ACTIONS = {
+  place: (_, to) => (scale.isOn() ? scale.take(to) : to <= numPlaces && placeAndGoOn(current.dataset.id, to)),
+  unplace: () => unplace(),
+  better: ({ target }) => moveChip(target, -1),
+  worse: ({ target }) => moveChip(target, 1),
+  next: () => walk(1),
+  previous: () => walk(-1),
+  rate: (_, rating) => rate(current.dataset.id, rating),
+  labels: () => current.querySelector(".flags input")?.focus(),
+  allBad: () => questions.toggleAllBad(),
+  confidence: () => questions.nextConfidence(),
+  reasons: () => questions.writeReasons(),
+  compare: () => compare.open(),
+  find: () => openFinder(),
+  conversation: () => prompt.open(),
+  guidelines: () => document.getElementById("guidelines").showModal(),
+  skip: () => document.getElementById("skip").showModal(),
+  keys: () => document.getElementById("keys").showModal(),
+};
+
+// On a row of buttons the arrows are the browser's own.
+function moveChip(target, by) {
+  if (!isInHand(target) && !target.dataset.chip) return false;
+  return scale.isOn() ? scale.step(by) : move(target.dataset.chip ?? current.dataset.id, by);
+}
+
+const unplace = () => (scale.isOn() ? scale.clear() : place(current.dataset.id, null));
+
+function pressUndo({ key, shiftKey }) {
   const letter = key.toLowerCase();
-  if (letter === "z" && !shiftKey) return undo(), true;
-  if ((letter === "z" && shiftKey) || letter === "y") return redo(), true;
-  return false;
+  if (letter !== "z" && letter !== "y") return false;
+  if (letter === "z" && !shiftKey) undo();
+  else redo();
+  return true;
 }
 
-function open(name) {
-  document.getElementById(name).showModal();
+// Among an answer's labels the arrows go from one to the next; Space sets one, as on any page.
+function walkLabels({ key, target }) {
+  const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[key];
+  const labels = by ? [...(target.closest?.(".flags")?.querySelectorAll("input") ?? [])] : [];
+  if (!labels.length) return false;
+  const next = labels[labels.indexOf(target) + by];
+  if (next) next.closest("details")?.setAttribute("open", "");
+  next?.focus();
   return true;
 }

@@ -11,7 +11,7 @@ export function adopt(element) {
   strip = form.querySelector(".strip");
   note = strip.querySelector(".note");
   savedNote = strip.querySelector(".saved");
-  status = strip.querySelector("[role=status]");
+  status = strip.querySelector(".spoken");
   submitButton = strip.querySelector(".primary");
   cards = [...form.querySelectorAll(".answer")];
 }

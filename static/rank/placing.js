@@ -41,6 +41,7 @@ export function move(id, by) {
 }
 
 export function rate(id, rating) {
-  check("rating_" + id, ratingOf(id) === rating ? null : rating);
-  changed();
+  const given = ratingOf(id) === rating ? null : rating;
+  check("rating_" + id, given);
+  changed(fill(given ? words.rated : words.unrated, { letter: letterOf(id), rating }));
 }

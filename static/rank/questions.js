@@ -15,27 +15,23 @@ export function listen() {
   });
 }
 
-// True when the key is one of these, and the project asks.
-export function press(key) {
-  if (key === "b") return toggle(field("all_bad"));
-  if (key === "c") return nextConfidence();
-  if (key === "r" && field("rationale")) return field("rationale").focus(), true;
-  return false;
-}
-
-function toggle(box) {
+export function toggleAllBad() {
+  const box = field("all_bad");
   if (!box) return false;
   box.checked = !box.checked;
   changed(`${box.labels[0].firstChild.textContent.trim()}: ${box.checked ? "✓" : "–"}`);
-  return true;
 }
 
 // Not said, unsure, fairly sure, sure, not said, …
-function nextConfidence() {
+export function nextConfidence() {
   const words = [...form.querySelectorAll("input[name=confidence]")].sort((a, b) => a.value - b.value);
   if (!words.length) return false;
   const next = words[(words.findIndex((word) => word.checked) + 1) % words.length];
   check("confidence", next.value);
   changed(next.ariaLabel ?? next.nextElementSibling.textContent);
-  return true;
+}
+
+export function writeReasons() {
+  if (!field("rationale")) return false;
+  field("rationale").focus();
 }

@@ -6,22 +6,22 @@ import { check } from "./state.js";
 const steps = () => [...form.querySelectorAll(".scale input")];
 const chosen = () => steps().findIndex((step) => step.checked);
 
-// True when the key chose a step: a digit counts from the first answer, an arrow goes one step on, 0 takes it back.
-export function press(key, digit) {
+export const isOn = () => steps().length > 0;
+export const clear = () => choose(null);
+
+// By number, counted from the first answer; false when there are not as many.
+export const take = (number) => number <= steps().length && choose(steps()[number - 1]);
+
+// One step on, from the middle when nothing is chosen yet.
+export function step(by) {
   const all = steps();
-  if (!all.length) return false;
-  if (digit === "0" || key === "Backspace") return choose(null);
-  if (digit !== null) return digit <= all.length && choose(all[digit - 1]);
-  if (key !== "ArrowLeft" && key !== "ArrowRight") return false;
-  const by = key === "ArrowLeft" ? -1 : 1;
   const from = chosen() < 0 ? (all.length - 1) / 2 - (all.length % 2 ? 0 : by / 2) : chosen();
-  return choose(all[Math.min(all.length - 1, Math.max(0, from + by))]);
+  choose(all[Math.min(all.length - 1, Math.max(0, from + by))]);
 }
 
-function choose(step) {
-  steps().forEach((other) => { other.checked = other === step; });
+function choose(asked) {
+  steps().forEach((other) => { other.checked = other === asked; });
   settle();
-  return true;
 }
 
 // After any change of the step: the places, and the news of it.

@@ -2,6 +2,7 @@
 import { fill, form, note, say, strip, submitButton, words } from "./page.js";
 import * as drafts from "./drafts.js";
 import { look } from "./focus.js";
+import { review } from "./review.js";
 import { isReady, unplaced } from "./state.js";
 
 const RETRY_SECONDS = [2, 4, 8, 15, 30];
@@ -23,6 +24,10 @@ export function submit() {
     look(unplaced()[0]);
     return;
   }
+  review(start);
+}
+
+function start() {
   isSending = true;
   drafts.hold();
   const body = new URLSearchParams(new FormData(form));
