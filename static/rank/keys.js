@@ -88,10 +88,10 @@ function pressUndo({ key, shiftKey }) {
   return true;
 }
 
-// Among an answer's labels the arrows go from one to the next; Space sets one, as on any page.
+// Among an answer's labels the arrows go from one to the next; Space sets one, as on any page. (A yes or no has arrows of its own.)
 function walkLabels({ key, target }) {
   const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[key];
-  const labels = by ? [...(target.closest?.(".flags")?.querySelectorAll("input") ?? [])] : [];
+  const labels = by && target.type === "checkbox" ? [...(target.closest(".flags")?.querySelectorAll("input") ?? [])] : [];
   if (!labels.length) return false;
   const next = labels[labels.indexOf(target) + by];
   if (next) next.closest("details")?.setAttribute("open", "");
