@@ -6,7 +6,7 @@ import { settle } from "./placing.js";
 import * as scale from "./scale.js";
 import { check } from "./state.js";
 
-const LAYOUTS = ["columns", "stacked", "side"];
+const LAYOUTS = ["grid", "columns", "stacked", "row"];
 let pressed = null;
 
 export function listen() {
@@ -42,6 +42,6 @@ function setLayout(asked) {
   form.querySelector(".page").dataset.layout = layout;
   // Above the answers there is room for the question itself; what came before it is a scroll away.
   const prompt = form.querySelector(".prompt");
-  prompt.scrollTop = layout === "side" ? prompt.querySelector(".turn.last").offsetTop - 16 : 0;
+  prompt.scrollTop = layout === "row" ? prompt.querySelector(".turn.last").offsetTop - 16 : 0;
   form.querySelectorAll("button[data-layout]").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.layout === layout)));
 }
