@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette import status
 
 from app.accounts.guards import ApiCaller, ReadCaller, ReadOrWorkerCaller, WriteCaller
 from app.datasets import service
-from app.datasets.exporting import download
+from app.datasets.cards import card_markdown
+from app.datasets.exporting import Export, check_choices, download
 from app.datasets.models import Dataset
-from app.datasets.schemas import DatasetIn, DatasetOut, DatasetPage
+from app.datasets.schemas import DatasetIn, DatasetOut, DatasetPage, ExportChoices, ExportReport
 from app.errors import BadRequest
 from app.idempotency import idempotent
 from app.projects.guards import find_project
@@ -47,10 +48,18 @@ async def list_datasets(
 @router.post("/datasets", status_code=status.HTTP_201_CREATED)
 @idempotent()
 async def freeze_dataset(body: DatasetIn, caller: WriteCaller, session: SessionDep) -> DatasetOut:
-    """Freeze the current rankings of a project."""
+    """Freeze the current rankings of a project, all or those that the filter chooses."""
     project = await find_project(session, body.project_id)
     caller.require_project(project.id)
-    return DatasetOut.model_validate(await service.freeze(session, project=project, created_by=caller.user.id))
+    dataset = await service.freeze(
+        session,
+        project=project,
+        chosen=body.filter,
+        name=body.name,
+        licence=body.licence,
+        created_by=caller.user.id,
+    )
+    return DatasetOut.model_validate(dataset)
 
 
 @router.get("/datasets/{dataset_id}")
@@ -74,12 +83,42 @@ async def export_dataset(
     caller: ReadCaller,
     session: SessionDep,
     request: Request,
-    format: Literal["jsonl"] = "jsonl",
-) -> StreamingResponse:
-    """The lines of a dataset, as a file."""
+    choices: Annotated[ExportChoices, Query()],
+) -> Response:
+    """A dataset as a file, in a format of your choice. A broken download goes on with `Range` and `If-Range`."""
     dataset = await reachable(session, dataset_id, caller)
     project = await get_project(session, dataset.project_id)
-    return download(request, dataset, project)
+    return await download(request, dataset, project, check_choices(choices))
+
+
+@router.get("/datasets/{dataset_id}/report")
+async def report_export(
+    dataset_id: uuid.UUID,
+    caller: ReadCaller,
+    session: SessionDep,
+    request: Request,
+    choices: Annotated[ExportChoices, Query()],
+) -> ExportReport:
+    """What such a file holds, and what its format can't hold."""
+    dataset = await reachable(session, dataset_id, caller)
+    project = await get_project(session, dataset.project_id)
+    export = Export(dataset, project, check_choices(choices), request.app.state.sessionmaker)
+    return ExportReport.model_validate(export.report())
+
+
+@router.get("/datasets/{dataset_id}/card")
+async def get_card(dataset_id: uuid.UUID, caller: ReadCaller, session: SessionDep) -> dict[str, Any]:
+    """Who ranked, how, how well they agree, which biases show, under which licence."""
+    dataset = await reachable(session, dataset_id, caller)
+    return service.card_of(dataset, await get_project(session, dataset.project_id))
+
+
+@router.get("/datasets/{dataset_id}/card.md", response_class=PlainTextResponse)
+async def get_card_markdown(dataset_id: uuid.UUID, caller: ReadCaller, session: SessionDep) -> PlainTextResponse:
+    """The card as Markdown, as it stands in an exported folder."""
+    dataset = await reachable(session, dataset_id, caller)
+    card = service.card_of(dataset, await get_project(session, dataset.project_id))
+    return PlainTextResponse(card_markdown(card, service.splits_of(dataset)), media_type="text/markdown")
 
 
 async def reachable(session: AsyncSession, dataset_id: uuid.UUID, caller: ApiCaller) -> Dataset:

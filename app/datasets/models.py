@@ -19,8 +19,12 @@ class Dataset(Base):
     id: Mapped[UuidKey]
     project_id: Mapped[ProjectId]
     number: Mapped[int]
+    name: Mapped[str] = mapped_column(server_default="", default="")
+    licence: Mapped[str] = mapped_column(server_default="", default="")
     filter: Mapped[EmptyObject]
     counts: Mapped[EmptyObject]
+    # How it was made, as things stood when it was frozen: instructions, agreement, biases (app/datasets/cards.py).
+    card: Mapped[EmptyObject]
     num_rows: Mapped[int]
     # Over all lines, each with its newline, in order.
     sha256: Mapped[str]

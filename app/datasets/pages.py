@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from app.accounts.guards import Admin
 from app.corpora.service import list_corpora
 from app.datasets import service
-from app.datasets.exporting import download
+from app.datasets.exporting import Export, check_choices, download
+from app.datasets.schemas import ExportChoices
+from app.formats.exports import EXPORTS
 from app.projects.guards import PageProject
-from app.web import SessionDep, render, see_other
+from app.web import SessionDep, render, see_other, words
 
 router = APIRouter()
 LIST_SIZE = 200
+PREVIEW_SIZE = 3
+PREVIEW_LENGTH = 600
 
 
 @router.get("/projects/{slug}/datasets")
@@ -54,10 +61,48 @@ async def show_dataset(
     )
 
 
+@router.get("/projects/{slug}/datasets/{number:int}/export")
+async def show_export(
+    number: int,
+    request: Request,
+    project: PageProject,
+    user: Admin,
+    session: SessionDep,
+    choices: Annotated[ExportChoices, Query()],
+) -> HTMLResponse:
+    """What a file would hold, and what its format can't, before it is downloaded."""
+    dataset = await service.get_dataset_by_number(session, project.id, number)
+    export = Export(dataset, project, choices, request.app.state.sessionmaker)
+    return render(
+        request,
+        "datasets/export.html",
+        here="datasets",
+        project=project,
+        dataset=dataset,
+        choices=choices,
+        formats=[(form.name, words(request)["_"](form.title)) for form in EXPORTS.values()],
+        not_held=export.report()["not_held"],
+        preview=[excerpt(record) for record in await export.first_records(PREVIEW_SIZE)],
+        query=urlencode(choices.model_dump(exclude_defaults=True)),
+        file_name=export.file_name,
+    )
+
+
 @router.get("/projects/{slug}/datasets/{number:int}/download", response_class=StreamingResponse)
 async def download_dataset(
-    number: int, request: Request, project: PageProject, user: Admin, session: SessionDep
-) -> StreamingResponse:
-    """The lines of a dataset, as a file."""
+    number: int,
+    request: Request,
+    project: PageProject,
+    user: Admin,
+    session: SessionDep,
+    choices: Annotated[ExportChoices, Query()],
+) -> Response:
+    """A dataset as a file, in a format of the reader's choice."""
     dataset = await service.get_dataset_by_number(session, project.id, number)
-    return download(request, dataset, project)
+    return await download(request, dataset, project, check_choices(choices))
+
+
+def excerpt(record: bytes) -> str:
+    """The beginning of a record, for a page."""
+    line = record.decode()
+    return line if len(line) <= PREVIEW_LENGTH else f"{line[:PREVIEW_LENGTH]}…"

@@ -8,7 +8,7 @@ import secrets
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC
 from itertools import combinations
 from typing import Any
@@ -21,21 +21,32 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.accounts.service import audit
+from app.datasets.cards import Contents, task_of
+from app.datasets.filters import LEARNED_FROM, DatasetFilter
 from app.datasets.models import Dataset, DatasetRow
 from app.errors import Conflict, NotFound
-from app.ndjson import CHUNK_BYTES
 from app.projects.models import Project
-from app.prompts.models import Completion, Prompt, Split
+from app.prompts.models import Completion, Prompt
+from app.quality.agreement import measure
+from app.quality.orders import Judgement
 from app.rankings.models import Ranking, RankingPlace
 from app.registry.models import Version
 from app.tasks.models import Lease, Task, TaskCompletion
 
-LEARNED_FROM = (Split.TRAIN, Split.VALIDATION)
 BATCH = 500
+# What one read of a dataset brings: many rows where they are short, few where they are long.
+ROWS_AT_ONCE = 2000
+BYTES_AT_ONCE = 4 * 1024 * 1024
+# Agreement is measured on so many rankings of tasks that two people or more ranked.
+MAX_JUDGEMENTS = 20_000
 
 
 class NothingToFreeze(Conflict):
     """There is nothing to freeze yet: no current ranking of a train or validation prompt. Rank some tasks first."""
+
+
+class NothingChosen(Conflict):
+    """No ranking fits what you chose. Choose less narrowly."""
 
 
 @dataclass
@@ -50,6 +61,7 @@ class Tally:
     annotators: set[str] = field(default_factory=set)
     by_split: Counter[str] = field(default_factory=Counter)
     by_round: Counter[str] = field(default_factory=Counter)
+    contents: Contents = field(default_factory=Contents)
 
     def add(self, row: Mapping[str, Any], line: str, round_number: int | None) -> None:
         """Count one line."""
@@ -62,6 +74,7 @@ class Tally:
         self.annotators.add(row["annotator"])
         self.by_split[row["split"]] += 1
         self.by_round["imported" if round_number is None else str(round_number)] += 1
+        self.contents.add(row)
 
     def counts(self) -> dict[str, Any]:
         """The counts as they are stored."""
@@ -79,24 +92,37 @@ class Tally:
 # Freezing
 
 
-async def freeze(session: AsyncSession, *, project: Project, created_by: uuid.UUID | None = None) -> Dataset:
-    """Fix the current rankings of all rounds as a dataset, in the order in which they came.
+async def freeze(
+    session: AsyncSession,
+    *,
+    project: Project,
+    chosen: DatasetFilter | None = None,
+    name: str = "",
+    licence: str = "",
+    created_by: uuid.UUID | None = None,
+) -> Dataset:
+    """Fix the current rankings as a dataset, in the order in which they came: all of them, or those chosen.
 
     Current: not superseded, not surplus, of a task and a train or validation prompt that are not withdrawn.
 
     Raises:
         NothingToFreeze: there is none.
+        NothingChosen: the filter leaves none.
     """
+    chosen = chosen or DatasetFilter()
     number = await next_number(session, project.id)
     key = secrets.token_bytes(32)
-    tally = await spool_lines(session, current_rankings(project.id), key)
+    tally = await spool_lines(session, current_rankings(project.id, chosen), key)
     if tally.num_rows == 0:
-        raise NothingToFreeze
+        raise NothingToFreeze if chosen == DatasetFilter() else NothingChosen
     dataset = Dataset(
         project_id=project.id,
         number=number,
-        filter={"splits": list(LEARNED_FROM)},
+        name=name.strip(),
+        licence=licence.strip(),
+        filter=chosen.chosen(),
         counts=tally.counts(),
+        card=tally.contents.as_json() | {"task": task_of(project), "agreement": await agreement(session)},
         num_rows=tally.num_rows,
         sha256=tally.sha256.hexdigest(),
         pseudonym_key=key,
@@ -109,6 +135,25 @@ async def freeze(session: AsyncSession, *, project: Project, created_by: uuid.UU
     return dataset
 
 
+async def agreement(session: AsyncSession) -> dict[str, Any] | None:
+    """How well the people agree whose rankings are being frozen; None where no two ranked the same task."""
+    query = text(
+        "with shared as (select task_id from frozen_rows f join rankings r on r.id = f.ranking_id"
+        " group by task_id having count(*) > 1 order by task_id)"
+        " select r.task_id as task, t.prompt_id as prompt,"
+        " coalesce(r.annotator_id::text, r.annotator_name, r.id::text) as annotator,"
+        " array_agg(p.place order by c.position) as places"
+        " from shared s join frozen_rows f on true join rankings r on r.id = f.ranking_id and r.task_id = s.task_id"
+        " join tasks t on t.id = r.task_id join ranking_places p on p.ranking_id = r.id"
+        " join task_completions c on c.task_id = r.task_id and c.completion_id = p.completion_id"
+        " group by r.id, t.prompt_id order by r.task_id, r.number limit :limit"
+    )
+    rows = (await session.execute(query, {"limit": MAX_JUDGEMENTS})).mappings()
+    judgements = [Judgement(**row) for row in rows]
+    found = measure(judgements) if judgements else None
+    return asdict(found) if found and found.num_tasks else None
+
+
 async def next_number(session: AsyncSession, project_id: uuid.UUID) -> int:
     """The number after the newest dataset's. Holds the project, so that two freezes do not take the same one."""
     await session.execute(select(Project.id).where(Project.id == project_id).with_for_update(key_share=True))
@@ -116,9 +161,10 @@ async def next_number(session: AsyncSession, project_id: uuid.UUID) -> int:
     return (newest or 0) + 1
 
 
-def current_rankings(project_id: uuid.UUID) -> Select[Any]:
+def current_rankings(project_id: uuid.UUID, chosen: DatasetFilter | None = None) -> Select[Any]:
     """What a dataset is made from, one row a ranking, in one statement: one instant of the database."""
     newer = aliased(Ranking)
+    conditions = chosen.conditions(project_id) if chosen else ()
     return (
         select(*columns_of_ranking())
         .join(Task, Task.id == Ranking.task_id)
@@ -131,6 +177,7 @@ def current_rankings(project_id: uuid.UUID) -> Select[Any]:
             Task.withdrawn_at.is_(None),
             Prompt.withdrawn_at.is_(None),
             Prompt.split.in_(LEARNED_FROM),
+            *conditions,
         )
         .order_by(Ranking.number)
     )
@@ -317,20 +364,55 @@ async def datasets_of_ranking(session: AsyncSession, ranking_id: uuid.UUID) -> S
     return (await session.scalars(query)).all()
 
 
-async def stream_lines(session: AsyncSession, dataset_id: uuid.UUID) -> AsyncIterator[bytes]:
-    """A dataset's lines, the same bytes every time. COPY, so that memory stays flat however long it is."""
-    connection = await driver_connection(session)
-    # JSON holds no control characters: with these as delimiter and quote, CSV lets the lines through untouched.
-    statement = (
-        "copy (select line from dataset_rows where dataset_id = %s order by position)"
-        " to stdout (format csv, delimiter e'\\x01', quote e'\\x02')"
+def splits_of(dataset: Dataset) -> list[str]:
+    """The splits of which it has rows."""
+    return [split for split in LEARNED_FROM if dataset.counts.get(split)]
+
+
+def card_of(dataset: Dataset, project: Project) -> dict[str, Any]:
+    """All that a data card says (app/datasets/cards.py)."""
+    return {
+        "title": dataset.name or f"{project.name}, dataset {dataset.number}",
+        "project": project.name,
+        "number": dataset.number,
+        "created_at": dataset.created_at.astimezone(UTC).isoformat(timespec="seconds"),
+        "licence": dataset.licence,
+        "sha256": dataset.sha256,
+        "filter": dataset.filter,
+        "counts": dataset.counts,
+        **dataset.card,
+    }
+
+
+async def read_lines(session: AsyncSession, dataset_id: uuid.UUID, *, first: int) -> tuple[bytes, int]:
+    """Some whole lines from a row on, and how many they are; none after the last.
+
+    One value instead of many rows, for it is as fast as COPY (benchmarks/export.py), and a reader who stalls between
+    two batches holds no connection.
+    """
+    query = text(
+        "select string_agg(line || e'\\n', '' order by position), count(*) from ("
+        " select line, position, sum(octet_length(line)) over (order by position) - octet_length(line) as before"
+        " from dataset_rows where dataset_id = :dataset_id and position >= :first and position < :first + :rows"
+        ") batch where before < :bytes"
     )
-    buffer = bytearray()
-    async with connection.cursor() as cursor, cursor.copy(statement, (dataset_id,)) as copy:
-        async for block in copy:
-            buffer += block
-            if len(buffer) >= CHUNK_BYTES:
-                yield bytes(buffer)
-                buffer.clear()
-    if buffer:
-        yield bytes(buffer)
+    limits = {"rows": ROWS_AT_ONCE, "bytes": BYTES_AT_ONCE}
+    lines, num_lines = (await session.execute(query, {"dataset_id": dataset_id, "first": first, **limits})).one()
+    return (lines or "").encode(), num_lines
+
+
+async def count_bytes(session: AsyncSession, dataset_id: uuid.UUID) -> int:
+    """How long a dataset is, as its lines were frozen, each with its newline."""
+    length = func.sum(func.octet_length(DatasetRow.line) + 1)
+    return await session.scalar(select(length).where(DatasetRow.dataset_id == dataset_id)) or 0
+
+
+async def stream_lines(session: AsyncSession, dataset_id: uuid.UUID) -> AsyncIterator[bytes]:
+    """A dataset's lines within one session, the same bytes every time, in flat memory however long it is."""
+    position = 0
+    while True:
+        lines, num_lines = await read_lines(session, dataset_id, first=position)
+        if num_lines == 0:
+            return
+        position += num_lines
+        yield lines

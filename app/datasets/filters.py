@@ -1,0 +1,104 @@
+"""Which rankings a dataset takes. A new condition is a field here and a line in `CONDITIONS`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from sqlalchemy import ColumnElement, and_, or_, select
+
+from app.prompts.lines import Label, Language
+from app.prompts.models import Completion, Prompt, Split
+from app.rankings.models import Ranking
+from app.registry.models import Version
+from app.tasks.models import Task, TaskCompletion
+
+LEARNED_FROM = (Split.TRAIN, Split.VALIDATION)
+Round = Annotated[int, Field(ge=1, lt=2**31)] | Literal["imported"]
+VersionNumber = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class DatasetFilter(BaseModel):
+    """Empty fields choose everything. Test prompts can't be chosen (design, rule 7)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    splits: Annotated[list[Literal["train", "validation"]], Field(min_length=1, max_length=2)] = ["train", "validation"]
+    rounds: Annotated[list[Round], Field(max_length=1000)] = []
+    """Numbers of rounds, and `imported` for what was ranked elsewhere."""
+    languages: Annotated[list[Language], Field(max_length=100)] = []
+    sources: Annotated[list[Literal["page", "api", "import"]], Field(max_length=3)] = []
+    annotators: Annotated[list[uuid.UUID], Field(max_length=1000)] = []
+    """Ids of people."""
+    annotator_names: Annotated[list[Label], Field(max_length=1000)] = []
+    """Those who made imported rankings, as their file named them; chosen beside `annotators`."""
+    without_annotators: Annotated[list[uuid.UUID], Field(max_length=1000)] = []
+    """Ids of people whose rankings stay out."""
+    since: date | None = None
+    """The first day, in UTC."""
+    until: date | None = None
+    """The last day, in UTC."""
+    versions: Annotated[list[VersionNumber], Field(max_length=2)] = []
+    """Only rankings that compare answers of these versions, by number: of one, or of both."""
+
+    @model_validator(mode="after")
+    def check_days(self) -> Self:
+        """The first day is not after the last."""
+        if self.since and self.until and self.since > self.until:
+            raise ValueError("the first day is after the last one")
+        return self
+
+    def chosen(self) -> dict[str, Any]:
+        """What was chosen, as it is stored: the fields that say something."""
+        return {name: value for name, value in self.model_dump(mode="json").items() if value}
+
+    def conditions(self, project_id: uuid.UUID) -> list[ColumnElement[bool]]:
+        """The filter as conditions on Ranking, Task and Prompt."""
+        chosen = ((make, getattr(self, name)) for name, make in CONDITIONS.items())
+        return [make(value, project_id) for make, value in chosen if value] + self._people()
+
+    def _people(self) -> list[ColumnElement[bool]]:
+        """The people who are named, either as users or as names of a file."""
+        chosen = []
+        if self.annotators:
+            chosen.append(Ranking.annotator_id.in_(self.annotators))
+        if self.annotator_names:
+            chosen.append(Ranking.annotator_name.in_(self.annotator_names))
+        return [or_(*chosen)] if chosen else []
+
+
+def of_rounds(rounds: list[int | str], _: uuid.UUID) -> ColumnElement[bool]:
+    """Rankings of these rounds; those made elsewhere belong to none."""
+    numbers = [item for item in rounds if item != "imported"]
+    return or_(Task.round.in_(numbers), Task.round.is_(None)) if "imported" in rounds else Task.round.in_(numbers)
+
+
+def with_versions(numbers: list[int], project_id: uuid.UUID) -> ColumnElement[bool]:
+    """Rankings whose task holds an answer of each of these versions."""
+    return and_(
+        *[
+            select(TaskCompletion.task_id)
+            .join(Completion, Completion.id == TaskCompletion.completion_id)
+            .join(Version, Version.id == Completion.version_id)
+            .where(
+                TaskCompletion.task_id == Ranking.task_id, Version.project_id == project_id, Version.number == number
+            )
+            .exists()
+            for number in set(numbers)
+        ]
+    )
+
+
+CONDITIONS: dict[str, Callable[[Any, uuid.UUID], ColumnElement[bool]]] = {
+    "splits": lambda splits, _: Prompt.split.in_(splits),
+    "rounds": of_rounds,
+    "languages": lambda languages, _: Prompt.language.in_(languages),
+    "sources": lambda sources, _: Ranking.source.in_(sources),
+    "without_annotators": lambda ids, _: or_(Ranking.annotator_id.is_(None), Ranking.annotator_id.not_in(ids)),
+    "since": lambda day, _: Ranking.created_at >= datetime.combine(day, time.min, UTC),
+    "until": lambda day, _: Ranking.created_at <= datetime.combine(day, time.max, UTC),
+    "versions": with_versions,
+}

@@ -1,0 +1,5 @@
+"""Formats of ranking data: our rows as others want them, and others' files as our lines. Pure functions, no database.
+
+`rows` reads a row of a dataset; `preferences`, `transcripts`, `oasst` and `tables` say it in other words; `exports`
+lists these with what each cannot hold; `files` writes them as files.
+"""

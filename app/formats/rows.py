@@ -1,0 +1,102 @@
+"""A row of a dataset (docs/protocol.md) in the words that export formats need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations, pairwise
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+Style = Literal["conversational", "standard"]
+Which = Literal["all", "adjacent", "best"]
+Ties = Literal["drop", "both", "keep"]
+Margin = Literal["none", "places", "ratings", "strength"]
+
+
+class Options(BaseModel):
+    """What may be chosen beside the format."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    style: Style = "conversational"
+    """Messages, or plain text."""
+    pairs: Which = "all"
+    """All pairs of a ranking, those of neighbouring places, or the best answers against the others."""
+    ties: Ties = "drop"
+    """Left out, written in both directions, or kept once and marked."""
+    margin: Margin = "none"
+    """How much better: the distance of the places or of the ratings, or what was said of a pair (`strength`)."""
+    ids: bool = False
+    """Also name the ranking, the prompt, the annotator, and the pair's share of its ranking."""
+
+
+def json_fragment(value: Any) -> orjson.Fragment:
+    """A value that is encoded once and written into many lines."""
+    return orjson.Fragment(orjson.dumps(value))
+
+
+class RankedRow:
+    """One ranking: its prompt and its answers in the style asked for, and who is better than whom."""
+
+    def __init__(
+        self, row: Mapping[str, Any], options: Options, encode: Callable[[Any], Any] = lambda value: value
+    ) -> None:
+        self.row = row
+        self.options = options
+        self.texts: dict[str, str] = {answer["id"]: answer["text"] for answer in row["completions"]}
+        self.order: list[list[str]] = row["order"]
+        say_prompt, say_answer = (messages_of, as_turn) if options.style == "conversational" else (as_text, str)
+        self.prompt = encode(say_prompt(row["messages"]))
+        self.answers = {key: encode(say_answer(text)) for key, text in self.texts.items()}
+
+    def better_pairs(self) -> Iterator[tuple[str, str, int]]:
+        """(better, worse, distance of their places) of the pairs asked for, the best first."""
+        cells = self.order
+        numbers = range(len(cells))
+        chosen = {
+            "all": combinations(numbers, 2),
+            "adjacent": pairwise(numbers),
+            "best": ((0, worse) for worse in numbers[1:]),
+        }[self.options.pairs]
+        for above, below in chosen:
+            yield from ((better, worse, below - above) for better in cells[above] for worse in cells[below])
+
+    def tied_pairs(self) -> Iterator[tuple[str, str]]:
+        """Pairs that share a place: of the best place only, where only the best is asked for."""
+        for cell in self.order[:1] if self.options.pairs == "best" else self.order:
+            yield from combinations(cell, 2)
+
+    def names(self) -> dict[str, Any]:
+        """Which ranking it is."""
+        return {name: self.row[name] for name in ("ranking_id", "prompt_id", "split", "language", "annotator")}
+
+    def margin(self, better: str, worse: str, distance: int) -> float | None:
+        """How much better, as asked for; None where it was not said."""
+        if self.options.margin == "places":
+            return float(distance)
+        if self.options.margin == "strength":
+            strength = self.row.get("strength")
+            return None if strength is None else float(strength)
+        ratings = self.row["ratings"]
+        return float(ratings[better] - ratings[worse]) if better in ratings and worse in ratings else None
+
+
+def messages_of(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """A conversation as it is."""
+    return messages
+
+
+def as_turn(text: str) -> list[dict[str, str]]:
+    """An answer as a conversation of one turn."""
+    return [{"role": "assistant", "content": text}]
+
+
+def as_text(messages: list[dict[str, str]]) -> str:
+    """A conversation as plain text: a single question as it is, a longer one as a transcript."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    from app.formats.transcripts import transcript
+
+    return transcript(messages)
