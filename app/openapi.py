@@ -6,6 +6,7 @@ FastAPI knows what a route returns, not what `app.errors` may say instead. Each 
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -38,6 +39,8 @@ REFUSALS: tuple[type[RankloopError], ...] = (
     TooManyRequests,
     Unavailable,
 )
+GAP = re.compile(r"\{(\w+)\}")
+GAPS = {"project_id": {"description": "A project's id or short name"}}
 # FastAPI's shape of a 422, which ours takes the place of.
 REPLACED = ("HTTPValidationError", "ValidationError")
 
@@ -78,10 +81,21 @@ def with_refusals(schema: dict[str, Any]) -> dict[str, Any]:
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= problem.pop("$defs") | {"Problem": problem}
     components["responses"] = {refusal.__name__: response(refusal) for refusal in REFUSALS}
-    for item in schema["paths"].values():
+    for path, item in schema["paths"].items():
         for operation in item.values():
             document_refusals(operation["responses"])
+            document_gaps(path, operation)
     return schema
+
+
+def document_gaps(path: str, operation: dict[str, Any]) -> None:
+    """Name the gaps of an address that guards fill in, and the route's function never sees: its project."""
+    parameters = operation.setdefault("parameters", [])
+    named = {parameter["name"] for parameter in parameters if parameter["in"] == "path"}
+    for gap in GAP.findall(path):
+        if gap not in named:
+            text = {"type": "string", "maxLength": 100}
+            parameters.append({"name": gap, "in": "path", "required": True, "schema": text} | GAPS[gap])
 
 
 def response(refusal: type[RankloopError]) -> dict[str, Any]:

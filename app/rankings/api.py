@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
 from starlette import status
 
 from app.accounts.guards import AnnotateCaller, ReadCaller, WriteCaller
@@ -18,14 +19,16 @@ from app.ndjson import read_lines
 from app.projects.guards import ApiProject, find_project
 from app.prompts.importing import ImportRefused
 from app.prompts.lines import ImportReport
-from app.rankings import service
+from app.rankings import changes, service
+from app.rankings.changes import Change
 from app.rankings.importing import import_rankings
-from app.rankings.schemas import RankingIn, RankingOut, RankingPage
+from app.rankings.schemas import ChangeOut, ChangePage, RankingIn, RankingOut, RankingPage
 from app.tasks.service import get_lease, project_of
 from app.web import SessionDep, SettingsDep
 
 router = APIRouter(tags=["rankings"])
 NDJSON = "application/x-ndjson"
+EVENTS = "text/event-stream"
 STREAM_PAGE = 500
 
 
@@ -122,6 +125,56 @@ async def stream_rankings(
         if len(views) < STREAM_PAGE:
             return
         after = (views[-1].ranking.transaction_id, views[-1].ranking.number)
+
+
+@router.get(
+    "/projects/{project_id}/changes",
+    response_model=ChangePage,
+    responses={
+        200: {"content": {NDJSON: {"schema": {"type": "string"}}, EVENTS: {"schema": {"type": "string"}}}},
+    },
+)
+async def list_changes(
+    project: ApiProject,
+    caller: ReadCaller,
+    session: SessionDep,
+    request: Request,
+    since: Annotated[str | None, Query(max_length=60, description="The cursor of the last change you know")] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    last_event_id: Annotated[str | None, Header(max_length=60)] = None,
+) -> ChangePage | Response:
+    """What happened to a project's rankings: stored, superseded, withdrawn and restored, rejected and approved.
+
+    A page of JSON; all of it as lines with `Accept: application/x-ndjson`; all of it and then each change as it
+    happens with `Accept: text/event-stream`, where `Last-Event-ID` goes on after a lost connection. A change that is
+    committed late comes late, and is never skipped.
+    """
+    after = read_cursor(last_event_id or since)
+    accepted = request.headers.get("accept", "")
+    sessionmaker: SessionMaker = request.app.state.sessionmaker
+    if EVENTS in accepted:
+        return StreamingResponse(change_events(changes.follow(sessionmaker, project.id, after)), media_type=EVENTS)
+    if NDJSON in accepted:
+        return StreamingResponse(change_lines(changes.all_changes(sessionmaker, project.id, after)), media_type=NDJSON)
+    found = await changes.list_changes(session, project_id=project.id, after=after, limit=limit)
+    following = found[-1].cursor if found else since
+    return ChangePage(items=[ChangeOut.of(change) for change in found], next_cursor=following)
+
+
+async def change_lines(pages: AsyncIterator[Sequence[Change]]) -> AsyncIterator[str]:
+    """Changes as JSON lines."""
+    async for page in pages:
+        yield "".join(ChangeOut.of(change).model_dump_json() + "\n" for change in page)
+
+
+async def change_events(pages: AsyncIterator[Sequence[Change]]) -> AsyncIterator[bytes]:
+    """Changes as server-sent events; a comment where nothing happened, so that nobody takes the silence for death."""
+    async for page in pages:
+        if not page:
+            yield format_sse_event(comment="still here")
+        for change in page:
+            data = ChangeOut.of(change).model_dump_json()
+            yield format_sse_event(event=change.kind, id=change.cursor, data_str=data)
 
 
 @router.get("/rankings/{ranking_id}")

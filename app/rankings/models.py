@@ -110,3 +110,23 @@ class RankingPlace(Base):
     labels: Mapped[list[str]] = mapped_column(server_default="{}", default=list)
     # Required labels that were answered with no; a label in neither list was not asked, or not answered.
     denied: Mapped[list[str]] = mapped_column(server_default="{}", default=list)
+
+
+class RankingChange(Base):
+    """Something that happened to a ranking. Written by triggers alone; read in the order (transaction, number)."""
+
+    __tablename__ = "ranking_changes"
+    __table_args__ = (
+        Index("ix_ranking_changes_stream", "project_id", "transaction_id", "number"),
+        Index("ix_ranking_changes_ranking", "ranking_id"),
+        CheckConstraint(
+            "kind in ('stored', 'superseded', 'withdrawn', 'restored', 'rejected', 'approved')", name="kind"
+        ),
+    )
+
+    number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    transaction_id: Mapped[int] = mapped_column(BigInteger, server_default=text("(pg_current_xact_id()::text)::bigint"))
+    project_id: Mapped[ProjectId]
+    ranking_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("rankings.id", ondelete="CASCADE"))
+    kind: Mapped[str]
+    at: Mapped[Created]

@@ -19,6 +19,7 @@ from app.rankings.answers import (
     errors_of_order,
     places_of,
 )
+from app.rankings.changes import Change, Kind
 from app.rankings.provenance import UNKNOWN, How, Provenance
 from app.rankings.service import AnswerRefused, RankingView
 
@@ -160,4 +161,25 @@ class RankingPage(BaseModel):
     """One page of rankings; send `next_cursor` as `cursor` to get what comes after, now or later."""
 
     items: list[RankingOut]
+    next_cursor: str | None
+
+
+class ChangeOut(BaseModel):
+    """Something that happened to a ranking, and the ranking as it is now. Send `cursor` to get what came after."""
+
+    cursor: str = Field(examples=["4711.12"])
+    change: Kind
+    at: datetime
+    ranking: RankingOut
+
+    @classmethod
+    def of(cls, change: Change) -> ChangeOut:
+        """The wire shape of a change."""
+        return cls(cursor=change.cursor, change=change.kind, at=change.at, ranking=RankingOut.of(change.view))
+
+
+class ChangePage(BaseModel):
+    """One page of changes; send `next_cursor` as `since` to get what comes after, now or later."""
+
+    items: list[ChangeOut]
     next_cursor: str | None

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from app.accounts.models import User
 from app.errors import Conflict, FieldError, Invalid, NotFound
@@ -284,7 +284,7 @@ async def get_ranking(session: AsyncSession, ranking_id: uuid.UUID) -> RankingVi
     ranking = await session.get(Ranking, ranking_id)
     if ranking is None:
         raise RankingNotFound
-    return (await _views(session, [ranking]))[0]
+    return (await views_of(session, [ranking]))[0]
 
 
 async def list_rankings(
@@ -304,7 +304,19 @@ async def list_rankings(
         query = query.where(is_current())
     if task_id is not None:
         query = query.where(Ranking.task_id == task_id)
-    return await _views(session, (await session.scalars(query.order_by(Ranking.number.desc()).limit(limit))).all())
+    return await views_of(session, (await session.scalars(query.order_by(Ranking.number.desc()).limit(limit))).all())
+
+
+def is_settled(transaction_id: InstrumentedAttribute[int]) -> ColumnElement[bool]:
+    """Rows older than every open transaction, and those of one's own.
+
+    A transaction that commits late has an older number than others that were read already. What is not settled is held
+    back, and the next page begins with it: a cursor of (transaction, number) never skips anything.
+    """
+    return or_(
+        transaction_id < text("(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint"),
+        transaction_id == text("(pg_current_xact_id_if_assigned()::text)::bigint"),
+    )
 
 
 async def follow_rankings(
@@ -312,29 +324,25 @@ async def follow_rankings(
 ) -> list[RankingView]:
     """A project's rankings in the order of the stream, those after the cursor `(transaction, number)`.
 
-    A transaction that commits late has an older number than others that were read already. So those that are not yet
-    older than every open transaction are held back, and the next page begins with them: nothing is ever skipped.
+    What is not settled yet comes with a later page: nothing is ever skipped.
     """
-    settled = or_(
-        Ranking.transaction_id < text("(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint"),
-        Ranking.transaction_id == text("(pg_current_xact_id_if_assigned()::text)::bigint"),
-    )
-    query = select(Ranking).where(Ranking.project_id == project_id, settled)
+    query = select(Ranking).where(Ranking.project_id == project_id, is_settled(Ranking.transaction_id))
     if after is not None:
         query = query.where(tuple_(Ranking.transaction_id, Ranking.number) > tuple_(*after))
     rows = await session.scalars(query.order_by(Ranking.transaction_id, Ranking.number).limit(limit))
-    return await _views(session, rows.all())
+    return await views_of(session, rows.all())
 
 
 async def history_of(session: AsyncSession, ranking: Ranking) -> list[RankingView]:
     """All that one annotator said about one task, oldest first: each supersedes the one before."""
     if ranking.lease_id is None:
-        return await _views(session, [ranking])
+        return await views_of(session, [ranking])
     rows = await session.scalars(select(Ranking).where(Ranking.lease_id == ranking.lease_id).order_by(Ranking.number))
-    return await _views(session, rows.all())
+    return await views_of(session, rows.all())
 
 
-async def _views(session: AsyncSession, rankings: Sequence[Ranking]) -> list[RankingView]:
+async def views_of(session: AsyncSession, rankings: Sequence[Ranking]) -> list[RankingView]:
+    """Rankings with what belongs to them, in the same order."""
     ids = [ranking.id for ranking in rankings]
     places = await _places_of(session, ids)
     orders = await _display_orders(session, rankings)

@@ -86,6 +86,7 @@ API_MATRIX = {
     "GET /projects/{project_id}/prompts": "trainer",
     "GET /projects/{project_id}/corpora": "trainer",
     "GET /projects/{project_id}/plan": "trainer",
+    "GET /projects/{project_id}/changes": "trainer",
     "GET /projects/{project_id}/rounds": "trainer",
     "POST /projects/{project_id}/sample": "trainer",
     "POST /projects/{project_id}/train": "trainer",
