@@ -33,6 +33,8 @@ from app.projects import api as projects_api
 from app.projects import pages as projects_pages
 from app.prompts import api as prompts_api
 from app.prompts import pages as prompts_pages
+from app.quality import api as quality_api
+from app.quality import pages as quality_pages
 from app.rankings import ahead_pages, import_pages
 from app.rankings import api as rankings_api
 from app.rankings import pages as rankings_pages
@@ -58,6 +60,7 @@ DOMAINS = [
     corpora_api,
     tasks_api,
     rankings_api,
+    quality_api,
     datasets_api,
     loop_api,
 ]
@@ -70,6 +73,7 @@ PAGES = [
     rankings_pages,
     ahead_pages,
     import_pages,
+    quality_pages,
     datasets_pages,
     loop_pages,
 ]

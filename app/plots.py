@@ -10,6 +10,8 @@ PLOT_WIDTH, PLOT_HEIGHT = 380, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
 MAX_POINTS = 400
 
+WHISKER_WIDTH, WHISKER_MARGIN = 220, 6
+
 NODE_WIDTH, NODE_HEIGHT = 160, 46
 COLUMN_GAP, ROW_GAP, MARGIN = 56, 26, 22
 
@@ -47,6 +49,17 @@ class Plot:
     right: int = PLOT_WIDTH - RIGHT
     top: int = TOP
     bottom: int = PLOT_HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """A value with its interval on an axis that a table's rows share, in SVG units."""
+
+    at: float
+    low: float
+    high: float
+    expected: float | None
+    width: int = WHISKER_WIDTH
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,22 @@ def metric_plots(metrics: Mapping[str, Sequence[Point]]) -> list[Plot]:
         groups.setdefault(stem if leaf in ("train", "validation") else name, {})[name] = points
     plots = [line_plot(name, series) for name, series in groups.items()]
     return [plot for plot in plots if plot is not None]
+
+
+def whiskers(rows: Sequence[tuple[float, float, float, float | None]]) -> list[Whisker]:
+    """Rows of (value, low, high, expected or None) on one axis that just holds them all."""
+    known = [value for row in rows for value in row if value is not None]
+    if not known:
+        return []
+    low, high = _span(known, margin=0.04)
+
+    def place(value: float) -> float:
+        return round(WHISKER_MARGIN + (value - low) / (high - low) * (WHISKER_WIDTH - 2 * WHISKER_MARGIN), 1)
+
+    return [
+        Whisker(place(value), place(least), place(most), None if expected is None else place(expected))
+        for value, least, most, expected in rows
+    ]
 
 
 def path(points: Sequence[Point]) -> str:

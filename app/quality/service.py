@@ -20,12 +20,14 @@ from app.errors import Conflict, NotFound
 from app.projects.models import Project
 from app.quality import reading
 from app.quality.agreement import Agreement, by, kappa_of_labels, measure
+from app.quality.bias import Report, report_of
 from app.quality.detectors import Check, Crowd, Evidence, crowd_of, flags_of, read
 from app.quality.models import AnnotatorRecord, QualityFlag
 from app.quality.orders import Judgement
 from app.quality.people import Gold, Portrait, portray
 from app.rankings.models import Ranking
 from app.rankings.service import is_current
+from app.registry.models import Version
 
 # InstructGPT (Ouyang et al. 2022), section 3.4: how often its training labelers agreed with each other.
 INSTRUCTGPT = {"value": 0.726, "margin": 0.015}
@@ -83,6 +85,26 @@ def overview_of(judgements: Sequence[Judgement]) -> Overview:
     )
 
 
+# Leanings
+
+
+async def bias_report(session: AsyncSession, project: Project) -> Report:
+    """What the newest rankings lean on."""
+    judgements = await reading.newest(session, project.id)
+    names = await names_of(session, project, judgements)
+    return await asyncio.to_thread(report_of, judgements, names)
+
+
+async def names_of(session: AsyncSession, project: Project, judgements: Sequence[Judgement]) -> dict[Hashable, str]:
+    """What annotators and versions are called; imported ones go by the name in their file."""
+    ids = {row.annotator for row in judgements if isinstance(row.annotator, uuid.UUID)}
+    people = await session.execute(select(User.id, User.name).where(User.id.in_(ids)))
+    versions = await session.execute(
+        select(Version.id, Version.kind, Version.number).where(Version.project_id == project.id)
+    )
+    return {**dict(people.all()), **{str(version.id): f"{version.kind} v{version.number}" for version in versions}}
+
+
 # Annotators
 
 
@@ -113,9 +135,10 @@ async def measure_people(session: AsyncSession, project: Project, *, gold: Gold 
     """
     waiting = await people_to_measure(session, project, limit=limit)
     found = await portraits(session, project, list(waiting), gold)
-    for person, portrait in found.items():
-        assert isinstance(person, uuid.UUID)
-        await keep(session, project, person, portrait, last_number=waiting[person])
+    # In one order everywhere, so that two who measure at once do not wait for each other in a circle.
+    for person in sorted(waiting):
+        if person in found:
+            await keep(session, project, person, found[person], last_number=waiting[person])
     return len(found)
 
 
@@ -200,6 +223,11 @@ async def count_since(session: AsyncSession, project: Project, person: uuid.UUID
         Ranking.annotator_id == person, Ranking.project_id == project.id, Ranking.number > number
     )
     return await session.scalar(query) or 0
+
+
+async def person_view(session: AsyncSession, project: Project, user: User, gold: Gold = NO_GOLD) -> Portrait | None:
+    """One annotator as of now; None where all they ranked was superseded or came too late."""
+    return (await portraits(session, project, [user.id], gold)).get(user.id)
 
 
 async def list_people(session: AsyncSession, project: Project, *, limit: int, offset: int = 0) -> list[PersonRow]:

@@ -17,6 +17,8 @@ from app.plots import (
     PLOT_WIDTH,
     RIGHT,
     ROW_GAP,
+    WHISKER_MARGIN,
+    WHISKER_WIDTH,
     Node,
     line_plot,
     lineage_layout,
@@ -24,6 +26,7 @@ from app.plots import (
     short_number,
     thin,
     ticks,
+    whiskers,
 )
 
 
@@ -121,3 +124,13 @@ def test_an_empty_lineage_has_no_size_to_speak_of() -> None:
 def test_a_version_can_not_be_its_own_ancestor() -> None:
     with pytest.raises(ValueError, match="ancestor"):
         lineage_layout(NODES[:2], [("v1", "v2"), ("v2", "v1")])
+
+
+def test_whiskers_share_an_axis_that_holds_them_all() -> None:
+    first, second = whiskers([(0.5, 0.4, 0.6, 0.5), (0.9, 0.8, 1.0, None)])
+    assert first.at == first.expected
+    assert (
+        WHISKER_MARGIN < first.low < first.at < first.high < second.low < second.high < WHISKER_WIDTH - WHISKER_MARGIN
+    )
+    assert second.expected is None
+    assert whiskers([]) == []

@@ -1,0 +1,43 @@
+"""Quality through the API: the figures of the pages, as JSON."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.accounts.guards import AdminCaller, ReadCaller
+from app.projects.guards import ApiProject
+from app.quality import service
+from app.quality.schemas import AnnotatorOut, AnnotatorPage, BiasOut, QualityOut
+from app.web import SessionDep
+
+router = APIRouter(tags=["quality"])
+
+
+@router.get("/projects/{project_id}/quality")
+async def get_quality(project: ApiProject, caller: ReadCaller, session: SessionDep) -> QualityOut:
+    """How well people agree, over the newest rankings of tasks that more than one person ranked."""
+    return QualityOut.of(await service.overview(session, project))
+
+
+@router.get("/projects/{project_id}/quality/annotators")
+async def list_annotators(
+    project: ApiProject,
+    caller: AdminCaller,
+    session: SessionDep,
+    cursor: Annotated[str | None, Query(pattern=r"^\d{1,7}$")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> AnnotatorPage:
+    """What was measured of each annotator, those with flags first. Who has new rankings is measured on the way."""
+    await service.measure_people(session, project)
+    start = int(cursor or 0)
+    rows = await service.list_people(session, project, limit=limit + 1, offset=start)
+    following = str(start + limit) if len(rows) > limit else None
+    return AnnotatorPage(items=[AnnotatorOut.of(row) for row in rows[:limit]], next_cursor=following)
+
+
+@router.get("/projects/{project_id}/quality/bias")
+async def get_bias(project: ApiProject, caller: ReadCaller, session: SessionDep) -> BiasOut:
+    """What the newest rankings lean on besides the answers: position, length, version, annotator."""
+    return BiasOut.of(await service.bias_report(session, project))
