@@ -96,6 +96,7 @@ async def build(session: AsyncSession, connection: AsyncConnection) -> World:
     run = await make_run(session, project)
     version = await get_version_by_number(session, project_id=project.id, number=1)
     member = await make_user(session, role=None)
+    await make_ranking(session, ranked_task, annotator=member)
     token, _ = await service.create_token(session, user_id=(await make_user(session)).id, name="t", scopes=["annotate"])
     ids = {"slug": "access", "project_id": "access", "number": "1", "name": "model.safetensors"}
     rows: dict[str, Any] = {
