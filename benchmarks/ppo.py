@@ -195,7 +195,9 @@ def measure_ours(
     from trainer import ppo
     from trainer.config import PPOConfig
     from trainer.models import ModelSource, RewardModel, ValueModel, load_policy
+    from trainer.ppo_learner import Learner
     from trainer.reporting import SilentReporter
+    from trainer.rollout import Question
 
     if not num_batches:
         torch.manual_seed(0)
@@ -224,13 +226,13 @@ def measure_ours(
     ).for_model(1, "cpu")
     source = ModelSource(Path(folder), alias="tiny")
     reward = RewardModel.from_sft(source, None)
-    learner = ppo.Learner.create(load_policy(source, lora=None), ValueModel.from_reward(reward), config)
+    learner = Learner.create(load_policy(source, lora=None), ValueModel.from_reward(reward), config)
     reward.requires_grad_(False)
     tokens = _prompts(num_episodes // samples_per_prompt, num_prompt)
-    questions = [ppo.Question(str(number), row) for number, row in enumerate(tokens)]
+    questions = [Question(str(number), row) for number, row in enumerate(tokens)]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     watch = Stopwatch()
-    watch.watch(ppo, "_roll_out", "generation")
+    watch.watch(ppo, "roll_out", "generation")
     watch.watch(ppo, "_judge", "scoring")
     watch.watch(ppo, "_update", "update")
     ppo.optimise(learner, reward, questions, tokenizer, config, SilentReporter())

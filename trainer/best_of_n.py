@@ -13,7 +13,6 @@ weights, as RAFT does (2304.06767). What differs from that paper:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from trainer.fitting import parents
 from trainer.models import ModelSource, RewardModel, load_tokenizer
 from trainer.own_answers import Drawn, is_learnable, train_on_own_answers
 from trainer.preferences import Answer
-from trainer.reporting import Reporter
+from trainer.reporting import Reporter, RunResult
 from trainer.reward import score
 from trainer.sampling import Prompt
 from trainer.sft import SFTResult
@@ -56,7 +55,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class BestOfNResult:
+class BestOfNResult(RunResult):
     """What a `best_of_n` run reports, and the folder of its version."""
 
     folder: Path
@@ -72,11 +71,6 @@ class BestOfNResult:
     sft: SFTResult
     seconds: float
     refused: list[dict[str, str]]
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as docs/protocol.md has it."""
-        names = [f.name for f in dataclasses.fields(self) if f.name not in ("folder", "sft")]
-        return {name: getattr(self, name) for name in names} | {"sft": self.sft.as_json()}
 
 
 def kl_bound(n: int) -> float:

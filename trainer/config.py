@@ -63,22 +63,65 @@ Sharding = Literal["none", "full"]
 
 
 @dataclass(frozen=True)
-class RewardConfig(_Config):
-    """Settings of a `reward` run."""
+class FitConfig(_Config):
+    """What the settings of SFT, DPO and the reward model share: one loop over data that is there."""
+
+    _RATES = {"adapters": 0.0, "small": 0.0, "large": 0.0}  # noqa: RUF012 (no field)
 
     lora: Lora = "auto"
-    """IG: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
+    """The papers: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
+    learning_rate: float | None = None
+    """null: by what learns and how large the model is."""
+    final_learning_rate_ratio: float = 0.1
+    """IG: cosine down to 10 %."""
+    warmup_ratio: float = 0.05
+    """The share of steps over which the rate rises from zero."""
+    max_length: int | None = None
+    """IG: 2,048 tokens of prompt and answer. null: that, or the model's context where it is shorter. What is longer is
+    refused."""
+    adam_eps: float = 1e-5
+    """N+: 1e-5 (1e-8 learns worse in small batches)."""
+    max_grad_norm: float = 1.0
+    """IG does not say."""
+    precision: Precision = "auto"
+    """IG: fp16 with fp32 weights. "bfloat16": products of matrices in the transformer only. "auto": that on a GPU,
+    float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Memory only: blocks are computed again in the backward pass, about a third more time."""
+    sharding: Sharding = "none"
+    """Memory only, under torchrun. "full": weights, gradients and moments are spread over the processes (FSDP2)."""
+    tokens_per_forward: int = 2048
+    """Memory and speed only: tokens, or one task, that are in memory at once; a step adds up what it needs."""
+    checkpoint_every: int = 20
+    """Steps between two checkpoints."""
+    seed: int = 17
+    """Head, adapters and the order of the data."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "learning_rate", "max_length", "adam_eps", "max_grad_norm", "tokens_per_forward")
+        _require_positive(self, "checkpoint_every")
+        _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio")
+        _require_between(self, 0, math.inf, "seed")
+
+    def for_model(self, num_parameters: int, device: str) -> Self:
+        """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
+        lora = _choose_lora(self.lora, num_parameters, device)
+        rate = self.learning_rate or _choose_rate(lora, num_parameters, **self._RATES)
+        precision = _choose_precision(self.precision, device)
+        return dataclasses.replace(self, lora=lora, learning_rate=rate, precision=precision)
+
+
+@dataclass(frozen=True)
+class RewardConfig(FitConfig):
+    """Settings of a `reward` run. IG's rate: 9e-6 for 6B."""
+
+    _RATES = {"adapters": 1e-3, "small": 1e-3, "large": 9e-6}  # noqa: RUF012 (no field)
+
     epochs: int | None = None
     """IG: 1; more overfits, it says, with its 33,000 prompts. null: 3 for up to 400 rankings, fewer for more."""
     rankings_per_batch: int = 8
     """IG: 64 rankings, up to 2,304 comparisons. Fewer here, because a project starts with tens of rankings. Rankings of
     the same answers stay together, so that a batch may hold a few more."""
-    learning_rate: float | None = None
-    """IG: 9e-6 for 6B. null: 1e-3 for adapters and for the full weights of up to 50M parameters, 9e-6 above."""
-    final_learning_rate_ratio: float = 0.1
-    """IG: cosine down to 10 %."""
-    warmup_ratio: float = 0.05
-    """IG does not say; the share of steps over which the rate rises from zero."""
     loss: Literal["pairs", "plackett_luce"] = "pairs"
     """IG: all pairs. "plackett_luce": the order as a whole, best first; ties by Efron's rule."""
     ties: Literal["drop", "half", "davidson"] = "drop"
@@ -93,35 +136,18 @@ class RewardConfig(_Config):
     of the rankings; their mean is the score, their spread its doubt."""
     annotators: Literal["equal", "agreement"] = "equal"
     """IG: equal. "agreement": a ranking counts by how well its annotator agrees with others on the same answers."""
-    max_length: int | None = None
-    """IG: 2,048 tokens of prompt and completion. null: that, or the model's context where it is shorter."""
-    adam_eps: float = 1e-5
-    """N+: 1e-5 (1e-8 learns worse in small batches)."""
-    max_grad_norm: float = 1.0
-    """IG does not say."""
     tokens_per_forward: int = 512
     """Memory and speed only: tokens of one forward pass, or of one ranking. More take more memory and save no time on a
     CPU."""
-    precision: Precision = "auto"
-    """"bfloat16": products of matrices in the transformer only. "auto": that on a GPU, float32 on a CPU."""
-    gradient_checkpointing: bool = False
-    """Memory only: blocks are computed again in the backward pass, about a third more time."""
-    sharding: Sharding = "none"
-    """Memory only, under torchrun. "full": weights, gradients and moments are spread over the processes (FSDP2)."""
     share_prompt: bool = True
     """Speed only: a prompt is computed once for its K answers. A model that does not allow it is seen by a probe."""
     cache_megabytes: int = 2048
     """Memory only: hidden states of the frozen blocks that are kept between epochs."""
-    checkpoint_every: int = 20
-    """Steps between two checkpoints."""
-    seed: int = 17
-    """Head, adapters and order of the rankings."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "epochs", "rankings_per_batch", "learning_rate", "max_length", "adam_eps")
-        _require_positive(self, "max_grad_norm", "tokens_per_forward", "checkpoint_every")
-        _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio")
-        _require_between(self, 0, math.inf, "cache_megabytes", "seed", "margin")
+        super().__post_init__()
+        _require_positive(self, "epochs", "rankings_per_batch")
+        _require_between(self, 0, math.inf, "cache_megabytes", "margin")
         _require_between(self, 0, 0.49, "label_smoothing")
         _require_between(self, 1, 64, "num_heads")
         if self.loss == "plackett_luce" and (self.ties != "drop" or self.margin or self.label_smoothing):
@@ -129,13 +155,6 @@ class RewardConfig(_Config):
                 'loss: "plackett_luce" looks at whole orders and takes ties by Efron\'s rule: ties, margin and '
                 'label_smoothing are settings of "pairs"'
             )
-
-    def for_model(self, num_parameters: int, device: str) -> RewardConfig:
-        """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
-        lora = _choose_lora(self.lora, num_parameters, device)
-        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=1e-3, small=1e-3, large=9e-6)
-        precision = _choose_precision(self.precision, device)
-        return dataclasses.replace(self, lora=lora, learning_rate=rate, precision=precision)
 
     def for_rankings(self, num_rankings: int) -> RewardConfig:
         """The same settings with the number of epochs filled in for so many rankings to learn from."""
@@ -267,23 +286,17 @@ class PPOConfig(_Config):
 
 
 @dataclass(frozen=True)
-class SFTConfig(_Config):
-    """Settings of an `sft` run, and of the SFT within `best_of_n` and `star` runs."""
+class SFTConfig(FitConfig):
+    """Settings of an `sft` run, and of the SFT within `best_of_n` and `star` runs. IG's rate: 9.65e-6 for 6B."""
 
-    lora: Lora = "auto"
-    """IG: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
+    _RATES = {"adapters": 2e-4, "small": 1e-4, "large": 9.65e-6}  # noqa: RUF012 (no field)
+
     epochs: int = 3
     """IG: 16, although validation loss rose after the first; here the best step is kept, see `patience`."""
     conversations_per_batch: int = 8
     """IG: 32 (8 for 175B)."""
-    learning_rate: float | None = None
-    """IG: 9.65e-6 for 6B. null: 2e-4 for adapters, 1e-4 for a small model's full weights, 9.65e-6 for a large one's."""
-    final_learning_rate_ratio: float = 0.1
-    """IG: cosine down to 10 %."""
     warmup_ratio: float = 0.03
     """IG: no warm-up. The share of steps over which the rate rises from zero."""
-    max_length: int | None = None
-    """IG: 2,048 tokens. null: that, or the model's context where it is shorter. A longer conversation is refused."""
     validation_ratio: float = 0.05
     """IG held out by customer. The share held out, by hash, where no row says its split; none when it is under 8."""
     evaluations_per_epoch: int = 2
@@ -296,42 +309,19 @@ class SFTConfig(_Config):
     """IG: 0.95."""
     adam_eps: float = 1e-8
     """IG does not say; Adam's own."""
-    max_grad_norm: float = 1.0
-    """IG does not say."""
-    precision: Precision = "auto"
-    """IG: fp16 with fp32 weights. "bfloat16": products of matrices only. "auto": that on a GPU, float32 on a CPU."""
-    gradient_checkpointing: bool = False
-    """Memory only: blocks are computed again in the backward pass, about a third more time."""
-    sharding: Sharding = "none"
-    """Memory only, under torchrun. "full": weights, gradients and moments are spread over the processes (FSDP2)."""
-    tokens_per_forward: int = 2048
-    """Memory and speed only: tokens of one forward pass; a step adds up as many as it needs."""
-    checkpoint_every: int = 20
-    """Steps between two checkpoints."""
-    seed: int = 17
-    """Adapters and order of the conversations."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "epochs", "conversations_per_batch", "learning_rate", "max_length", "adam_eps")
-        _require_positive(self, "evaluations_per_epoch", "patience", "max_grad_norm", "tokens_per_forward")
-        _require_positive(self, "checkpoint_every")
-        _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio", "validation_ratio", "adam_beta2")
-        _require_between(self, 0, math.inf, "seed")
-
-    def for_model(self, num_parameters: int, device: str) -> SFTConfig:
-        """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
-        lora = _choose_lora(self.lora, num_parameters, device)
-        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=2e-4, small=1e-4, large=9.65e-6)
-        precision = _choose_precision(self.precision, device)
-        return dataclasses.replace(self, lora=lora, learning_rate=rate, precision=precision)
+        super().__post_init__()
+        _require_positive(self, "epochs", "conversations_per_batch", "evaluations_per_epoch", "patience")
+        _require_between(self, 0, 1, "validation_ratio", "adam_beta2")
 
 
 @dataclass(frozen=True)
-class DPOConfig(_Config):
-    """Settings of a `dpo` run. DPO = arXiv 2305.18290."""
+class DPOConfig(FitConfig):
+    """Settings of a `dpo` run. DPO = arXiv 2305.18290; its rate: 1e-6 with RMSprop."""
 
-    lora: Lora = "auto"
-    """DPO: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
+    _RATES = {"adapters": 5e-5, "small": 3e-4, "large": 1e-6}  # noqa: RUF012 (no field)
+
     beta: float = 0.1
     """DPO: 0.1 (0.5 for summaries): how much a nat away from the SFT model costs."""
     ties: Literal["drop", "half", "davidson"] = "drop"
@@ -342,8 +332,6 @@ class DPOConfig(_Config):
     """DPO's code: 1."""
     rankings_per_batch: int = 8
     """DPO: 64 pairs; a ranking of four has six."""
-    learning_rate: float | None = None
-    """DPO: 1e-6 (RMSprop). null: 5e-5 for adapters, 3e-4 for a small model's full weights, 1e-6 for a large one's."""
     final_learning_rate_ratio: float = 0.1
     """DPO: constant. Here a cosine, as for the reward model; 1 keeps it constant."""
     warmup_ratio: float = 0.1
@@ -352,35 +340,13 @@ class DPOConfig(_Config):
     """DPO's code: 512. null: 2,048 tokens of prompt and answer, or the model's context where it is shorter."""
     adam_beta2: float = 0.999
     """DPO: RMSprop, which it found as good as Adam."""
-    adam_eps: float = 1e-5
-    """As for the reward model."""
     max_grad_norm: float = 1.0
     """DPO's code: 10."""
-    precision: Precision = "auto"
-    """"bfloat16": products of matrices only. "auto": that on a GPU, float32 on a CPU."""
-    gradient_checkpointing: bool = False
-    """Memory only: blocks are computed again in the backward pass, about a third more time."""
-    sharding: Sharding = "none"
-    """Memory only, under torchrun. "full": weights, gradients and moments are spread over the processes (FSDP2)."""
-    tokens_per_forward: int = 2048
-    """Memory and speed only: tokens, or one ranking, that are in memory at once; a step adds up what it needs."""
-    checkpoint_every: int = 20
-    """Steps between two checkpoints."""
-    seed: int = 17
-    """Adapters and order of the rankings."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "beta", "tie_nu", "epochs", "rankings_per_batch", "learning_rate", "max_length")
-        _require_positive(self, "adam_eps", "max_grad_norm", "tokens_per_forward", "checkpoint_every")
-        _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio", "adam_beta2")
-        _require_between(self, 0, math.inf, "seed")
-
-    def for_model(self, num_parameters: int, device: str) -> DPOConfig:
-        """The same settings with every automatic field filled in for a model of this size on "cpu" or "cuda"."""
-        lora = _choose_lora(self.lora, num_parameters, device)
-        rate = self.learning_rate or _choose_rate(lora, num_parameters, adapters=5e-5, small=3e-4, large=1e-6)
-        precision = _choose_precision(self.precision, device)
-        return dataclasses.replace(self, lora=lora, learning_rate=rate, precision=precision)
+        super().__post_init__()
+        _require_positive(self, "beta", "tie_nu", "epochs", "rankings_per_batch")
+        _require_between(self, 0, 1, "adam_beta2")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Owns no model; prompts are encoded by `trainer.sampling`, so that both see the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trainer.preferences import Answer, Ranking, Ties, group_by_task
+from trainer.reporting import Reporter
 from trainer.sampling import encode_prompt
 
 Item = TypeVar("Item")
@@ -88,6 +89,22 @@ def encode_rankings(
         if kept:
             tasks.append(Task(tuple(kept), rows, len(prompt), [ranking.weights(ties) for ranking in kept]))
     return tasks, refused
+
+
+def split_tasks(
+    tasks: Sequence[Task], refused: Sequence[Mapping[str, str]], report: Reporter
+) -> tuple[list[Task], list[Task]]:
+    """(training, validation); says which rankings were left out. ValueError when there is nothing to learn from."""
+    for row in refused:
+        report.log("warning", f"Ranking {row['ranking_id']} was left out: {row['reason']}")
+    training, validation = ([task for task in tasks if task.split == split] for split in ("train", "validation"))
+    if not training:
+        num_held_out = len(all_rankings(validation))
+        raise ValueError(
+            f"There is no ranking to learn from: {num_held_out + len(refused)} rankings, of them {len(refused)} "
+            f"refused and {num_held_out} held out for validation. Collect rankings first."
+        )
+    return training, validation
 
 
 def _refusal(ranking: Ranking, rows: Sequence[Sequence[int]], max_length: int, ties: Ties) -> str | None:

@@ -19,8 +19,6 @@ the paper:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import sys
 import time
@@ -40,6 +38,7 @@ from trainer.data import (
     encode_rankings,
     for_each_ranking,
     group_by_tokens,
+    split_tasks,
     spread_over_rankings,
     stack_weights,
 )
@@ -59,8 +58,8 @@ from trainer.fitting import (
 from trainer.losses import davidson_loss, pairwise_loss
 from trainer.models import ModelSource, Policy, context_length, count_parameters, load_causal_lm, load_tokenizer
 from trainer.packing import Document, Packed, can_pack, learned_logprobs, pack
-from trainer.preferences import Accuracy, Ranking, Ties, pairwise_accuracy, to_rankings
-from trainer.reporting import Reporter, RunCancelled
+from trainer.preferences import Accuracy, Ranking, Ties, hash_rankings, pairwise_accuracy, to_rankings
+from trainer.reporting import Reporter, RunCancelled, RunResult
 
 DEFAULT_MAX_LENGTH = 2048
 
@@ -68,7 +67,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class DPOResult:
+class DPOResult(RunResult):
     """What a `dpo` run reports, and the folder of its version."""
 
     folder: Path
@@ -84,12 +83,6 @@ class DPOResult:
     """Mean over the last epoch's ordered pairs: how much more reward the better answer has."""
     seconds: float
     refused: list[dict[str, str]] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as docs/protocol.md has it."""
-        names = ("num_rankings", "num_pairs", "loss", "margin", "seconds", "refused")
-        accuracy = self.accuracy.as_json() if self.accuracy else None
-        return {name: getattr(self, name) for name in names} | {"accuracy": accuracy}
 
 
 @dataclass
@@ -141,19 +134,11 @@ def train_dpo(
     # A tie has no weight as an ordered pair, but a ranking of ties alone is something to learn from.
     ties: Ties = "drop" if config.ties == "drop" else "half"
     tasks, refused = encode_rankings(rankings, tokenizer, max_length=limit, ties=ties)
-    for row in refused:
-        report.log("warning", f"Ranking {row['ranking_id']} was left out: {row['reason']}")
-    training = [task for task in tasks if task.split == "train"]
-    validation = [task for task in tasks if task.split == "validation"]
-    if not training:
-        raise ValueError(
-            f"There is no ranking to learn from: {len(rankings)} rankings, of them {len(refused)} refused and "
-            f"{len(all_rankings(validation))} held out for validation. Collect rankings first."
-        )
+    training, validation = split_tasks(tasks, refused, report)
     identity = {
         "kind": "dpo",
         "config": config.as_json(),
-        "dataset_sha256": dataset_sha256 or _hash(rankings),
+        "dataset_sha256": dataset_sha256 or hash_rankings(rankings),
         "model": policy.name,
         "parents": parents(sft=sft, policy=policy),
     }
@@ -360,8 +345,3 @@ def _load_reference(sft: ModelSource, config: DPOConfig, device: str) -> PreTrai
 def _key(task: Task) -> tuple[tuple[int, ...], ...]:
     """What the reference's log-probabilities depend on."""
     return tuple(tuple(row) for row in task.rows)
-
-
-def _hash(rankings: Sequence[Ranking]) -> str:
-    lines = [json.dumps(dataclasses.asdict(ranking), sort_keys=True, default=dict) for ranking in rankings]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,5 +1,5 @@
-"""What the loops of SFT and DPO share, and in part the reward model's: learning rate, precision, finite steps,
-checkpoints, the version's folder.
+"""What the loops of SFT, DPO and the reward model share: batches, learning rate, precision, finite steps, checkpoints,
+the version's folder.
 
 Knows no loss and no data.
 """
@@ -7,27 +7,25 @@ Knows no loss and no data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
-from trainer.config import DPOConfig, LoraConfig, RewardConfig, SFTConfig
+from trainer.config import DPOConfig, FitConfig, LoraConfig, SFTConfig
 from trainer.distributed import add_up_gradients, clip_gradients, put_weights_together, shard, world, write_once
 from trainer.folders import new_folder, sha256_file, write_manifest
-from trainer.models import ModelSource, Policy, load_policy
-
-LoopConfig = SFTConfig | DPOConfig
+from trainer.models import ModelSource, Policy, RewardModel, load_policy
 
 CARRIED = "carried"
 
 
-def make_policy(source: ModelSource, config: LoopConfig, device: str) -> Policy:
+def make_policy(source: ModelSource, config: FitConfig, device: str) -> Policy:
     """The model to train, without a reference beside it; `config` has been through `for_model`."""
     assert config.lora is None or isinstance(config.lora, LoraConfig)
     is_sharded = config.sharding == "full" and world().size > 1
@@ -64,17 +62,17 @@ def learning_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def make_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.Adam:
+def make_optimizer(model: nn.Module, config: SFTConfig | DPOConfig) -> torch.optim.Adam:
     """Adam, whose rate each step sets."""
     return torch.optim.Adam(learning_parameters(model), lr=0.0, betas=(0.9, config.adam_beta2), eps=config.adam_eps)
 
 
-def autocast(config: LoopConfig | RewardConfig, device: str) -> AbstractContextManager[Any]:
+def autocast(config: FitConfig, device: str) -> AbstractContextManager[Any]:
     """Products of matrices in bfloat16 where the config says so; weights, losses and the optimizer stay in fp32."""
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16")
 
 
-def learning_rate_at(step: int, num_steps: int, config: LoopConfig) -> float:
+def learning_rate_at(step: int, num_steps: int, config: FitConfig) -> float:
     """Linear from 0 over the warm-up, then along a cosine to `final_learning_rate_ratio` of the rate."""
     assert config.learning_rate is not None
     num_warmup = math.ceil(config.warmup_ratio * num_steps)
@@ -123,14 +121,15 @@ def plan_batches(sizes: Sequence[int], batch_size: int, *, epochs: int, seed: in
 
 
 def apply_step(
-    policy: Policy, optimizer: torch.optim.Optimizer, loss: float, *, rate: float, step: int, max_grad_norm: float
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, *, rate: float, step: int, max_grad_norm: float
 ) -> float:
-    """Add up the processes' gradients, clip the sum, apply the step, return the norm.
+    """Add up the processes' gradients, clip the sum, apply the step, return the norm. A group of parameters may learn
+    at a `speed` of its own, a multiple of the rate.
 
     ValueError, and no step, when something is not finite.
     """
-    add_up_gradients(learning_parameters(policy))
-    norm = clip_gradients(learning_parameters(policy), max_grad_norm)
+    add_up_gradients(learning_parameters(model))
+    norm = clip_gradients(learning_parameters(model), max_grad_norm)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         name = "the loss" if not math.isfinite(loss) else "the gradient"
         raise ValueError(
@@ -138,16 +137,17 @@ def apply_step(
             "checkpoint is good. A lower learning_rate often helps."
         )
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("speed", 1.0)
     optimizer.step()
     return norm
 
 
 @dataclass(frozen=True)
 class Keeper:
-    """Where a run's checkpoints go and come from."""
+    """Where a run's checkpoints go and come from. The optimizer is that of the first model."""
 
-    folder: Path
+    folder: Path | None
+    """None: nothing is kept."""
     identity: Mapping[str, Any]
     on_checkpoint: Callable[[Path], None] | None
     resume_from: Path | None
@@ -159,7 +159,7 @@ class Keeper:
         if self.resume_from is None:
             return None
         progress = load_checkpoint(
-            self.resume_from, models=models, optimizers={"policy": optimizer}, identity=self.identity
+            self.resume_from, models=models, optimizers={next(iter(models)): optimizer}, identity=self.identity
         )
         return {name: value for name, value in progress.items() if name != CARRIED}
 
@@ -167,10 +167,12 @@ class Keeper:
         self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
     ) -> None:
         """Replace the checkpoint by one of now, and say so."""
+        if self.folder is None:
+            return
         save_checkpoint(
             self.folder,
             models=models,
-            optimizers={"policy": optimizer},
+            optimizers={next(iter(models)): optimizer},
             progress={**progress, **({CARRIED: dict(self.carried)} if self.carried else {})},
             identity=self.identity,
         )
@@ -188,28 +190,26 @@ def parents(**sources: ModelSource) -> dict[str, str | None]:
     return {name: source.version.name if source.version else None for name, source in sources.items()}
 
 
-def save_version(policy: Policy, out: Path, about: Mapping[str, Any]) -> None:
-    """The version's folder, its manifest last. A policy that was spread over processes is of no use afterwards."""
-    put_weights_together(policy)
+def save_version(model: Policy | RewardModel, out: Path, about: Mapping[str, Any]) -> None:
+    """The version's folder, its manifest last. A model that was spread over processes is of no use afterwards."""
+    put_weights_together(model)
 
     def write() -> None:
         with new_folder(out) as building:
-            policy.save(building)
+            model.save(building)
             files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
             write_manifest(building, {**about, "code_version": code_version(), "files": files})
 
     write_once(write)
 
 
-def copy_parameters(target: nn.ParameterList, source: nn.Module) -> None:
-    """`target` takes the values of the parameters that learn in `source`; the other way round by `restore`."""
-    with torch.no_grad():
-        for kept, parameter in zip(target, learning_parameters(source), strict=True):
-            cast(nn.Parameter, kept).copy_(parameter)
+def copies_of(parameters: Iterable[torch.Tensor]) -> nn.ParameterList:
+    """Weights to be kept; a module of parameters, because those are what a checkpoint keeps."""
+    return nn.ParameterList(parameter.detach().clone() for parameter in parameters)
 
 
-def restore_parameters(target: nn.Module, source: nn.ParameterList) -> None:
-    """The parameters that learn in `target` take the values that `copy_parameters` kept."""
+def assign(targets: Iterable[torch.Tensor], values: Iterable[torch.Tensor]) -> None:
+    """Let each of the weights take the other's value."""
     with torch.no_grad():
-        for parameter, kept in zip(learning_parameters(target), source, strict=True):
-            parameter.copy_(cast(nn.Parameter, kept))
+        for target, value in zip(targets, values, strict=True):
+            target.copy_(value)

@@ -93,6 +93,12 @@ class Ranking:
         return replace(self, answers=other.answers, places=tuple(place_of[answer.id] for answer in other.answers))
 
 
+def hash_rankings(rankings: Sequence[Ranking]) -> str:
+    """What names these rankings in a manifest where no dataset does."""
+    lines = [json.dumps(asdict(ranking), sort_keys=True, default=dict) for ranking in rankings]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def group_by_task(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     """The rankings of each task together, their answers in one order: the same answers to the same prompt, by however
     many people. Tasks come in the order of their first rankings."""

@@ -4,10 +4,11 @@ Owns the `Reporter` protocol and its terminal form. The worker has its own form,
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO, cast
 
 Level = Literal["info", "warning", "error"]
 
@@ -75,3 +76,12 @@ class SilentReporter:
     def should_stop(self) -> bool:
         """Never."""
         return False
+
+
+class RunResult:
+    """What a training function returns: a dataclass whose fields, but the version's folder, are the run's result."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as docs/protocol.md has it."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(cast(Any, self)) if f.name != "folder"}
+        return {name: value.as_json() if hasattr(value, "as_json") else value for name, value in fields.items()}

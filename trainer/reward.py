@@ -22,7 +22,6 @@ What differs from the paper:
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -38,7 +37,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
 from trainer.config import LoraConfig, RewardConfig
 from trainer.data import (
     Task,
@@ -49,26 +47,33 @@ from trainer.data import (
     for_each_ranking,
     group_by_tokens,
     right_pad,
+    split_tasks,
     spread_over_rankings,
     stack_places,
     stack_weights,
 )
 from trainer.distributed import (
     add_up,
-    add_up_gradients,
-    clip_gradients,
     even_passes,
     is_shard,
     one_voice,
     part_of,
     put_together,
-    put_weights_together,
     shard,
     world,
-    write_once,
 )
-from trainer.fitting import autocast, compute_again, plan_batches, require_plain_saving
-from trainer.folders import new_folder, sha256_file, write_manifest
+from trainer.fitting import (
+    Keeper,
+    apply_step,
+    autocast,
+    checkpoint_folder,
+    compute_again,
+    learning_parameters,
+    learning_rate_at,
+    plan_batches,
+    require_plain_saving,
+    save_version,
+)
 from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
 from trainer.models import (
     ModelSource,
@@ -83,11 +88,12 @@ from trainer.preferences import (
     Ranking,
     Ties,
     annotator_weights,
+    hash_rankings,
     make_folds,
     pairwise_accuracy,
     to_rankings,
 )
-from trainer.reporting import Reporter, RunCancelled, SilentReporter
+from trainer.reporting import Reporter, RunCancelled, RunResult, SilentReporter
 from trainer.reward_report import make_report
 from trainer.sampling import encode_prompt
 from trainer.shared_prompt import CannotShare, SharedPrompt, share_prompt
@@ -104,7 +110,7 @@ TOKENS_PER_STEP = 4
 
 
 @dataclass(frozen=True)
-class RewardResult:
+class RewardResult(RunResult):
     """What a `reward` run reports, and the folder of its version."""
 
     folder: Path
@@ -122,12 +128,6 @@ class RewardResult:
     tie_theta: float | None = None
     """Davidson's theta, where ties are learned by it: two answers of equal worth are tied with the chance
     nu / (2 + nu), nu = e^theta."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as docs/protocol.md has it."""
-        accuracy = self.accuracy.as_json() if self.accuracy else None
-        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("folder", "accuracy")}
-        return {**rest, "accuracy": accuracy}
 
 
 @dataclass(frozen=True)
@@ -181,30 +181,22 @@ def train_reward(
     tokenizer = load_tokenizer(source)
     config = config.for_model(count_parameters(source), device)
     tasks, refused = _encode(rankings, tokenizer, source, config)
-    _log_refused(refused, report)
-    training = [task for task in tasks if task.split == "train"]
-    validation = [task for task in tasks if task.split == "validation"]
-    if not training:
-        raise ValueError(
-            f"There is no ranking to learn from: {len(rankings)} rankings, of them {len(refused)} refused and "
-            f"{len(all_rankings(validation))} held out for validation. Collect rankings first."
-        )
+    training, validation = split_tasks(tasks, refused, report)
     config = config.for_rankings(len(all_rankings(training)))
     identity = {
         "kind": "reward",
         "config": config.as_json(),
-        "dataset_sha256": dataset_sha256 or _hash(rankings),
+        "dataset_sha256": dataset_sha256 or hash_rankings(rankings),
         "model": source.name,
     }
     model = _make_model(source, config, device)
     scorer = Scorer(model, pad_id=_pad_id(tokenizer), config=config)
     report.log("info", scorer.way)
-    keep = _Keeper(out.with_name(f"{out.name}.checkpoint"), identity, on_checkpoint, resume_from)
+    keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
     loss = _fit(scorer, training, validation, config, report, keep)
     _centre(scorer, training)
     scores = scorer.score_tasks(validation)
-    put_weights_together(model)
-    write_once(partial(_save, model, out, identity))
+    save_version(model, out, identity)
     return RewardResult(
         folder=out,
         num_rankings=len(all_rankings(training)),
@@ -265,7 +257,8 @@ def cross_validate(
     tokenizer = load_tokenizer(source)
     config = config.for_model(count_parameters(source), device)
     tasks, refused = _encode(to_rankings(rows), tokenizer, source, config)
-    _log_refused(refused, report)
+    for row in refused:
+        report.log("warning", f"Ranking {row['ranking_id']} was left out: {row['reason']}")
     scores: list[list[float]] = [[] for _ in tasks]
     accuracies: list[float] = []
     held_out_indices = make_folds([task.rankings[0] for task in tasks], folds, seed=config.seed)
@@ -279,7 +272,7 @@ def cross_validate(
         tested = [tasks[index] for index in fold]
         num_learned, num_tested = len(all_rankings(training)), len(all_rankings(tested))
         report.log("info", f"fold {number + 1} of {folds}: {num_learned} rankings to learn from, {num_tested} held out")
-        _fit(scorer, training, [], config, report, _Keeper(None, {}, None, None))
+        _fit(scorer, training, [], config, report, Keeper(None, {}, None, None))
         found_scores = scorer.score_tasks(tested)
         for index, task_scores in zip(fold, found_scores, strict=True):
             scores[index] = task_scores
@@ -313,7 +306,7 @@ def _fit(
     validation: Sequence[Task],
     config: RewardConfig,
     report: Reporter,
-    keep: _Keeper,
+    keep: Keeper,
 ) -> float:
     """Train for `config.epochs`; returns the mean loss of the last epoch.
 
@@ -325,8 +318,7 @@ def _fit(
         model.add_members(config.num_heads, config.seed)
     if config.ties == "davidson":
         model.learn_ties(_tie_share(training))
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = [parameter for parameter in learning if parameter is not model.tie_theta]
+    weights = [parameter for parameter in learning_parameters(model) if parameter is not model.tie_theta]
     # Adam takes shards and whole weights in groups of their own only.
     kinds = [[parameter for parameter in weights if is_shard(parameter) == kind] for kind in (True, False)]
     groups = [{"params": kind, "speed": 1.0} for kind in kinds if kind]
@@ -338,7 +330,7 @@ def _fit(
         [len(task.rankings) for task in training], config.rankings_per_batch, epochs=config.epochs, seed=config.seed
     )
     num_steps = len(plan)
-    progress = keep.resume(model, optimizer) or {"step": 0, "epoch_losses": []}
+    progress = keep.resume({"reward": model}, optimizer) or {"step": 0, "epoch_losses": []}
     model.average_members()
 
     for step in range(progress["step"], num_steps):
@@ -353,13 +345,8 @@ def _fit(
         loss, accuracy = _accumulate(scorer, chosen, config, [importance[index] for index in batch.indices])
 
         # 3. The step, unless something is not finite.
-        add_up_gradients(learning)
-        norm = clip_gradients(learning, config.max_grad_norm)
-        _require_finite(loss, norm, step)
         rate = learning_rate_at(step, num_steps, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["speed"]
-        optimizer.step()
+        norm = apply_step(model, optimizer, loss, rate=rate, step=step, max_grad_norm=config.max_grad_norm)
         model.average_members()
 
         # 4. What it led to, and a checkpoint now and then.
@@ -378,7 +365,7 @@ def _fit(
         report.metrics(step + 1, metrics)
         report.progress(step + 1, num_steps, f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < num_steps:
-            keep.save(model, optimizer, progress)
+            keep.save({"reward": model}, optimizer, progress)
     return math.fsum(progress["epoch_losses"]) / len(progress["epoch_losses"])
 
 
@@ -458,26 +445,6 @@ def _tie_share(training: Sequence[Task]) -> float:
     tied = sum(len(ranking.tied_pairs) for ranking in all_rankings(training))
     ordered = sum(len(ranking.ordered_pairs) for ranking in all_rankings(training))
     return (tied + 0.5) / (tied + ordered + 1.0)
-
-
-def learning_rate_at(step: int, num_steps: int, config: RewardConfig) -> float:
-    """Linear from 0 over the warm-up, then along a cosine to `final_learning_rate_ratio` of the rate."""
-    assert config.learning_rate is not None
-    num_warmup = math.ceil(config.warmup_ratio * num_steps)
-    if step < num_warmup:
-        return config.learning_rate * (step + 1) / num_warmup
-    done = (step - num_warmup) / max(1, num_steps - num_warmup)
-    low = config.final_learning_rate_ratio
-    return config.learning_rate * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
-
-
-def _require_finite(loss: float, norm: float, step: int) -> None:
-    name = "the loss" if not math.isfinite(loss) else "the gradient"
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise ValueError(
-            f"Training failed at step {step + 1}: {name} is NaN or infinite. That step was not applied, and the last "
-            "checkpoint is good. A lower learning_rate often helps."
-        )
 
 
 @torch.no_grad()
@@ -621,36 +588,6 @@ class Scorer:
 # --- Before and after ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Keeper:
-    """Where checkpoints go and come from."""
-
-    folder: Path | None
-    identity: Mapping[str, Any]
-    on_checkpoint: Callable[[Path], None] | None
-    resume_from: Path | None
-
-    def resume(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        if self.resume_from is None:
-            return None
-        return load_checkpoint(
-            self.resume_from, models={"reward": model}, optimizers={"reward": optimizer}, identity=self.identity
-        )
-
-    def save(self, model: RewardModel, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:
-        if self.folder is None:
-            return
-        save_checkpoint(
-            self.folder,
-            models={"reward": model},
-            optimizers={"reward": optimizer},
-            progress=progress,
-            identity=self.identity,
-        )
-        if self.on_checkpoint and world().is_first:
-            self.on_checkpoint(self.folder)
-
-
 def _make_model(source: ModelSource, config: RewardConfig, device: str) -> RewardModel:
     lora = config.lora
     assert lora is None or isinstance(lora, LoraConfig)
@@ -697,27 +634,9 @@ def _report(
     )
 
 
-def _log_refused(refused: Sequence[Mapping[str, str]], report: Reporter) -> None:
-    for row in refused:
-        report.log("warning", f"Ranking {row['ranking_id']} was left out: {row['reason']}")
-
-
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(str(tokenizer.pad_token_id))
 
 
 def _root_of(ranking: Ranking) -> Hashable:
     return ranking.root
-
-
-def _hash(rankings: Sequence[Ranking]) -> str:
-    lines = [json.dumps(dataclasses.asdict(ranking), sort_keys=True, default=dict) for ranking in rankings]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _save(model: RewardModel, out: Path, identity: Mapping[str, Any]) -> None:
-    """The version's folder, its manifest last."""
-    with new_folder(out) as building:
-        model.save(building)
-        files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
-        write_manifest(building, {**identity, "code_version": code_version(), "files": files})

@@ -40,22 +40,22 @@ from trainer.fitting import (
     Batch,
     Keeper,
     apply_step,
+    assign,
     autocast,
     checkpoint_folder,
-    copy_parameters,
+    copies_of,
     learning_parameters,
     learning_rate_at,
     make_optimizer,
     make_policy,
     parents,
     plan_batches,
-    restore_parameters,
     save_version,
 )
 from trainer.models import ModelSource, Policy, context_length, count_parameters, load_tokenizer
 from trainer.packing import EMPTY, Document, Packed, can_pack, learned_logprobs, pack
 from trainer.preferences import Answer
-from trainer.reporting import Reporter, RunCancelled
+from trainer.reporting import Reporter, RunCancelled, RunResult
 from trainer.sampling import encode_prompt
 
 PAPER_MAX_LENGTH = 2048
@@ -72,7 +72,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class SFTResult:
+class SFTResult(RunResult):
     """What an `sft` run reports, and the folder of its version. Losses are in nats a learned token."""
 
     folder: Path
@@ -90,10 +90,6 @@ class SFTResult:
     """Steps that were made; fewer than planned when training stopped early."""
     seconds: float
     refused: list[dict[str, str]] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as docs/protocol.md has it."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "folder"}
 
 
 @dataclass
@@ -216,7 +212,7 @@ def _fit(
     num_steps = len(plan)
     optimizer = make_optimizer(learner.policy, config)
     # The best weights so far are parameters of a module, so that a checkpoint keeps them.
-    best = nn.ParameterList(parameter.detach().clone() for parameter in learning_parameters(learner.policy))
+    best = copies_of(learning_parameters(learner.policy))
     models: dict[str, nn.Module] = {"policy": learner.policy} | ({"best": best} if validation else {})
     found = keep.resume(models, optimizer)
     progress = Progress(**found) if found else Progress()
@@ -245,7 +241,7 @@ def _fit(
         if validation and _is_evaluation(batch, config):
             metrics["loss/validation"] = learner.validation_loss(validation)
             if progress.observe(metrics["loss/validation"]):
-                copy_parameters(best, learner.policy)
+                assign(best, learning_parameters(learner.policy))
 
         # 4. What it led to, and a checkpoint now and then.
         report.metrics(progress.step, metrics)
@@ -256,7 +252,7 @@ def _fit(
     if not validation:
         progress.best_step = progress.step
     elif progress.best_step != progress.step:
-        restore_parameters(learner.policy, best)
+        assign(learning_parameters(learner.policy), best)
         report.log(
             "info", f"Kept the weights after step {progress.best_step} of {progress.step}: the best in validation."
         )

@@ -24,7 +24,7 @@ from trainer.config import StarConfig
 from trainer.fitting import parents
 from trainer.models import ModelSource
 from trainer.own_answers import Drawn, is_learnable, train_on_own_answers
-from trainer.reporting import Reporter
+from trainer.reporting import Reporter, RunResult
 from trainer.sampling import Prompt
 from trainer.sft import SFTResult
 
@@ -47,7 +47,7 @@ class CheckedPrompt:
 
 
 @dataclass(frozen=True)
-class StarResult:
+class StarResult(RunResult):
     """What a `star` run reports, and the folder of its version."""
 
     folder: Path
@@ -63,11 +63,6 @@ class StarResult:
     sft: SFTResult
     seconds: float
     refused: list[dict[str, str]]
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as docs/protocol.md has it."""
-        names = [f.name for f in dataclasses.fields(self) if f.name not in ("folder", "sft")]
-        return {name: getattr(self, name) for name in names} | {"sft": self.sft.as_json()}
 
 
 class CheckJudge:

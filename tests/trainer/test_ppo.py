@@ -16,23 +16,17 @@ from torch import Tensor
 
 from tests.trainer.tiny import make_model, make_tokenizer
 from trainer import ppo
+from trainer import rollout as rollouts
 from trainer.checkpoints import CheckpointError
 from trainer.config import LoraConfig, PPOConfig
+from trainer.fitting import learning_parameters
 from trainer.models import ModelSource, Policy, RewardModel, ValueModel, has_plain_head, load_policy
-from trainer.ppo import (
-    Guard,
-    Judgement,
-    Learner,
-    Progress,
-    Question,
-    Rollout,
-    TrainingFailed,
-    make_rollout,
-    optimise,
-    train_ppo,
-)
+from trainer.ppo import Trajectory, optimise, train_ppo
+from trainer.ppo_guard import Guard, Judgement
+from trainer.ppo_learner import Learner, PPOResult, Progress
 from trainer.pretraining import Passage
 from trainer.reporting import RunCancelled, SilentReporter
+from trainer.rollout import Question, Rollout, Score, TrainingFailed, make_rollout, walk
 from trainer.sampling import Draw, Generated, LocalSampler, Prompt
 from trainer.shared_prompt import CannotShare, allow_packing, is_packing
 
@@ -112,7 +106,7 @@ def score_by_tokens(table: Tensor, every_tokens: Tensor, every_attention: Tensor
     return torch.tensor(scores)
 
 
-def run(learner: Learner, config: PPOConfig, *, score: ppo.Score | None = None, report: Diary | None = None) -> Diary:
+def run(learner: Learner, config: PPOConfig, *, score: Score | None = None, report: Diary | None = None) -> Diary:
     report = report or Diary()
     table = torch.randn(4, len(TOKENIZER), generator=torch.Generator().manual_seed(0))
     optimise(learner, score or partial(score_by_tokens, table), QUESTIONS, TOKENIZER, config, report)
@@ -270,18 +264,18 @@ def test_a_loop_samples_and_trains_at_one_temperature(
     config = make_config(temperature=0.6, num_episodes=8, lora=lora)
     learner = make_learner(base, config)
     drawn: list[Generated] = []
-    used: list[ppo.Trajectory] = []
-    make, update = ppo.make_rollout, ppo._update
+    used: list[Trajectory] = []
+    make, update = make_rollout, ppo._update
 
-    def watched_rollout(asked: Any, answers: Any, **rest: Any) -> ppo.Rollout:
+    def watched_rollout(asked: Any, answers: Any, **rest: Any) -> Rollout:
         drawn.extend(answers)
         return make(asked, answers, **rest)
 
-    def watched_update(own: ppo.Learner, trajectory: ppo.Trajectory, *rest: Any) -> dict[str, float]:
+    def watched_update(own: Learner, trajectory: Trajectory, *rest: Any) -> dict[str, float]:
         used.append(trajectory)
         return update(own, trajectory, *rest)
 
-    monkeypatch.setattr(ppo, "make_rollout", watched_rollout)
+    monkeypatch.setattr(rollouts, "make_rollout", watched_rollout)
     monkeypatch.setattr(ppo, "_update", watched_update)
     run(learner, config)
     sampled = torch.tensor([value for result in drawn for value in result.logprobs])
@@ -304,9 +298,9 @@ def test_a_value_is_that_of_what_came_before_its_token(base: ModelSource) -> Non
 def test_advantages_are_whitened_over_the_batch_if_the_config_says_so(
     base: ModelSource, monkeypatch: pytest.MonkeyPatch, whiten: bool
 ) -> None:
-    used: list[ppo.Trajectory] = []
+    used: list[Trajectory] = []
 
-    def only_keep(learner: ppo.Learner, trajectory: ppo.Trajectory, *rest: Any) -> dict[str, float]:
+    def only_keep(learner: Learner, trajectory: Trajectory, *rest: Any) -> dict[str, float]:
         used.append(trajectory)
         return {}
 
@@ -322,10 +316,10 @@ def test_advantages_are_whitened_over_the_batch_if_the_config_says_so(
 
 def test_every_pass_asks_every_question_once() -> None:
     questions = [Question(str(number), [3]) for number in range(5)]
-    asked = [question.prompt_id for question in ppo._walk(questions, 0, 15, 4, "pass")]
+    asked = [question.prompt_id for question in walk(questions, 0, 15, 4, "pass")]
     assert [sorted(asked[start : start + 5]) for start in (0, 5, 10)] == [["0", "1", "2", "3", "4"]] * 3
     assert asked[:5] != asked[5:10]
-    assert [question.prompt_id for question in ppo._walk(questions, 7, 4, 4, "pass")] == asked[7:11]
+    assert [question.prompt_id for question in walk(questions, 7, 4, 4, "pass")] == asked[7:11]
 
 
 # --- prompts that several samples share
@@ -375,7 +369,7 @@ def test_gradients_of_a_shared_prompt_are_those_of_separate_rows(base: ModelSour
             allow_packing(learner.value_model.blocks)
         rollout = make_rollout(questions, drawn, pad_id=PAD, device=CPU, num_shared=max(1, num_shared))
         made_up = [torch.randn(rollout.mask_BT.shape, generator=noise.manual_seed(5)) * rollout.mask_BT] * 3
-        trajectory = ppo.Trajectory(rollout, rollout.sampled_BT + 0.1 * rollout.mask_BT, *made_up)
+        trajectory = Trajectory(rollout, rollout.sampled_BT + 0.1 * rollout.mask_BT, *made_up)
         metrics = ppo._accumulate(learner, trajectory, torch.arange(12), config)
         of_value = [p.grad.flatten().double() for p in learner.value_model.parameters() if p.grad is not None]
         found.append((policy_gradient(learner), torch.cat(of_value), metrics))
@@ -433,7 +427,7 @@ def test_samples_of_a_prompt_stay_together() -> None:
     rollout = make_rollout(
         [Question("q", [3, 4])] * 8, [Generated([3], [0.0], "stop")] * 8, pad_id=PAD, device=CPU, num_shared=2
     )
-    trajectory = ppo.Trajectory(rollout, *[torch.zeros(8, 1)] * 4)
+    trajectory = Trajectory(rollout, *[torch.zeros(8, 1)] * 4)
     seen = [rows.tolist() for rows in ppo._minibatches(trajectory, config, 0)]
     assert len(seen) == 4
     assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == list(range(8))
@@ -453,10 +447,10 @@ def test_what_does_not_hold_whole_prompts_is_refused(field: str) -> None:
 def test_the_sampler_s_log_probabilities_serve_once_they_were_seen_to_be_exact(
     base: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used: list[ppo.Trajectory] = []
+    used: list[Trajectory] = []
     update = ppo._update
 
-    def watched(own: Learner, trajectory: ppo.Trajectory, *rest: Any) -> dict[str, float]:
+    def watched(own: Learner, trajectory: Trajectory, *rest: Any) -> dict[str, float]:
         used.append(trajectory)
         return update(own, trajectory, *rest)
 
@@ -468,7 +462,7 @@ def test_the_sampler_s_log_probabilities_serve_once_they_were_seen_to_be_exact(
             rollout = make_rollout(*args, **rest)
             return replace(rollout, sampled_BT=rollout.sampled_BT + error * rollout.mask_BT)
 
-        monkeypatch.setattr(ppo, "make_rollout", with_error)
+        monkeypatch.setattr(rollouts, "make_rollout", with_error)
         config = make_config()
         learner = make_learner(base, config)
         run(learner, config)
@@ -592,7 +586,7 @@ def test_a_gradient_that_is_no_number_is_not_applied(base: ModelSource) -> None:
 A, B, C = 3, 4, 5
 
 
-def make_trajectory(learner: Learner) -> ppo.Trajectory:
+def make_trajectory(learner: Learner) -> Trajectory:
     """A rollout with made-up advantages and returns, and old log-probabilities that are not the policy's."""
     rollout, drawn = make_mixed_rollout(learner, 1.0)
     noise = torch.Generator().manual_seed(5)
@@ -600,7 +594,7 @@ def make_trajectory(learner: Learner) -> ppo.Trajectory:
     logprobs = torch.zeros(rollout.mask_BT.shape)
     for row, answer in enumerate(drawn):
         logprobs[row, : len(answer.logprobs)] = torch.tensor(answer.logprobs) + 0.1
-    return ppo.Trajectory(rollout, logprobs, *made_up)
+    return Trajectory(rollout, logprobs, *made_up)
 
 
 def policy_gradient(learner: Learner) -> Tensor:
@@ -696,12 +690,12 @@ def test_the_average_is_that_of_the_weights_after_each_step(
     config = make_config(ema_decay=0.9, lora=lora)
     learner = make_learner(base, config)
     assert learner.average is not None
-    seen = [[p.detach().clone() for p in ppo._learning(learner.policy)]]
+    seen = [[p.detach().clone() for p in learning_parameters(learner.policy)]]
     step = ppo._step
 
     def watched(own: Learner, *rest: Any) -> dict[str, float]:
         norms = step(own, *rest)
-        seen.append([p.detach().clone() for p in ppo._learning(own.policy)])
+        seen.append([p.detach().clone() for p in learning_parameters(own.policy)])
         return norms
 
     monkeypatch.setattr(ppo, "_step", watched)
@@ -745,7 +739,7 @@ def test_a_guard_remembers_its_best_and_counts_exploited_rollouts_in_a_row() -> 
     assert (guard.num_exploited, guard.num_episodes) == (0, 48)
 
 
-def count(token: int) -> ppo.Score:
+def count(token: int) -> Score:
     return lambda tokens, attention: ((tokens == token) & attention).sum(1).float()
 
 
@@ -851,7 +845,7 @@ def train(
     guard: ModelSource | None = None,
     guard_prompts: Sequence[Prompt] = (),
     **fields: Any,
-) -> ppo.PPOResult:
+) -> PPOResult:
     return train_ppo(
         prompts,
         sft=base,

@@ -21,7 +21,10 @@ from tests.trainer.test_ppo import (
 )
 from trainer.losses import pairwise_loss
 from trainer.models import ModelSource, Policy, RewardModel, ValueModel, load_policy
-from trainer.ppo import Guard, Learner, make_rollout, optimise
+from trainer.ppo import optimise
+from trainer.ppo_guard import Guard
+from trainer.ppo_learner import Learner
+from trainer.rollout import make_rollout
 from trainer.sampling import Generated
 
 ANSWERS = all_answers(3)

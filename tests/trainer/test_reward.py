@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tests.trainer.tiny import Recorder, save_tiny
 from trainer.config import LoraConfig, RewardConfig
 from trainer.data import encode_rankings
+from trainer.fitting import learning_rate_at
 from trainer.folders import sha256_file
 from trainer.models import ModelSource, RewardModel, load_tokenizer
 from trainer.preferences import Answer, Ranking
@@ -26,7 +27,6 @@ from trainer.reward import (
     _accumulate,
     _importance,
     cross_validate,
-    learning_rate_at,
     ranking_loss,
     score,
     score_with_doubt,

@@ -1,0 +1,176 @@
+"""What PPO changes, and so what a checkpoint keeps: two models, their optimizers, averages, where the run stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn import Module, ParameterList
+
+from trainer.checkpoints import load_checkpoint, save_checkpoint
+from trainer.config import PPOConfig
+from trainer.fitting import assign, copies_of, learning_parameters
+from trainer.models import Policy, ValueModel
+from trainer.ppo_guard import Judgement
+
+
+@dataclass
+class Progress:
+    """Where a run stands; plain numbers, so that a checkpoint keeps it as JSON."""
+
+    beta: float
+    num_iterations: int = 0
+    num_episodes: int = 0
+    first_reward: float | None = None
+    last_reward: float | None = None
+    last_kl: float | None = None
+    """Nats an answer in the last rollout."""
+    guard: Judgement | None = None
+    """The guard's best so far; None where there is no guard, or before its first word."""
+    stopped_by: Literal["kl", "guard"] | None = None
+    is_sampler_exact: bool | None = None
+    """Whether the sampler's log-probabilities were those of training in the first rollout; None before it."""
+
+    seconds: float = 0.0
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """What a rollout showed."""
+        self.last_reward, self.last_kl = metrics["objective/reward"], metrics["objective/kl"]
+        self.first_reward = self.last_reward if self.first_reward is None else self.first_reward
+
+    def advance(self, num_episodes: int, seconds: float) -> None:
+        """A rollout was learned from."""
+        self.num_iterations += 1
+        self.num_episodes += num_episodes
+        self.seconds += seconds
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Progress:
+        """What `asdict` wrote."""
+        guard = fields.get("guard")
+        return cls(**{**fields, "guard": Judgement(**guard) if guard else None})
+
+    def result(self, refused: list[dict[str, str]], *, is_average: bool) -> PPOResult:
+        """What the run reports at its end, after at least one rollout."""
+        assert self.first_reward is not None
+        assert self.last_reward is not None
+        assert self.last_kl is not None
+        return PPOResult(
+            self.num_episodes,
+            self.first_reward,
+            self.last_reward,
+            self.last_kl,
+            self.seconds,
+            refused,
+            is_average=is_average,
+            guard=self.guard,
+            stopped_by=self.stopped_by,
+        )
+
+
+@dataclass
+class Learner:
+    """All that an update changes, and so all that a checkpoint keeps."""
+
+    policy: Policy
+    value_model: ValueModel
+    policy_optimizer: torch.optim.Adam
+    value_optimizer: torch.optim.Adam
+    progress: Progress
+    average: ParameterList | None = None
+    """The policy's learning weights, averaged over the steps; None where the config does not ask for it."""
+    best: ParameterList | None = None
+    """What the version would be if the guard's best moment were the last; None without a guard."""
+
+    @classmethod
+    def create(cls, policy: Policy, value_model: ValueModel, config: PPOConfig, *, is_guarded: bool = False) -> Learner:
+        """Fresh optimizers and beta; `config` has been through `for_model`."""
+        policy_rate, value_rate = config.learning_rate, config.value_learning_rate
+        assert policy_rate is not None
+        assert value_rate is not None
+        return cls(
+            policy,
+            value_model,
+            torch.optim.Adam(learning_parameters(policy), lr=policy_rate, eps=config.adam_eps, fused=True),
+            torch.optim.Adam(learning_parameters(value_model), lr=value_rate, eps=config.adam_eps, fused=True),
+            Progress(beta=config.beta),
+            average=copies_of(learning_parameters(policy)) if config.ema_decay is not None else None,
+            best=copies_of(learning_parameters(policy)) if is_guarded else None,
+        )
+
+    @property
+    def models(self) -> dict[str, Module]:
+        """All whose weights a checkpoint keeps."""
+        models = {"policy": self.policy, "value": self.value_model, "average": self.average, "best": self.best}
+        return {name: model for name, model in models.items() if model is not None}
+
+    def follow(self, decay: float) -> None:
+        """Move the average towards the policy, after a step."""
+        assert self.average is not None
+        with torch.no_grad():
+            for averaged, parameter in zip(self.average, learning_parameters(self.policy), strict=True):
+                averaged.lerp_(parameter, 1.0 - decay)
+
+    def remember(self) -> None:
+        """This is the best moment so far."""
+        assert self.best is not None
+        assign(self.best, self.average or learning_parameters(self.policy))
+
+    def settle(self) -> None:
+        """The run is over: the policy takes the weights that are kept."""
+        kept = self.best or self.average
+        if kept is not None:
+            assign(learning_parameters(self.policy), kept)
+
+    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Replace `folder` by a checkpoint of now. Learning rates follow from the iteration: no schedule is kept."""
+        save_checkpoint(
+            folder,
+            models=self.models,
+            optimizers={"policy": self.policy_optimizer, "value": self.value_optimizer},
+            progress=asdict(self.progress),
+            identity=identity,
+        )
+
+    def restore(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Go back to a checkpoint. CheckpointError when it is damaged or another run's."""
+        progress = load_checkpoint(
+            folder,
+            models=self.models,
+            optimizers={"policy": self.policy_optimizer, "value": self.value_optimizer},
+            identity=identity,
+        )
+        self.progress = Progress.from_json(progress)
+
+
+@dataclass(frozen=True)
+class PPOResult:
+    """What a `ppo` run reports (docs/protocol.md). Rewards are the first and the last rollout's means."""
+
+    num_episodes: int
+    first_reward: float
+    last_reward: float
+    kl: float
+    """To the SFT model, in nats an answer, in the last rollout."""
+    seconds: float
+    refused: list[dict[str, str]]
+    is_average: bool = False
+    """Whether the version holds averaged weights."""
+    guard: Judgement | None = None
+    stopped_by: Literal["kl", "guard"] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The result of docs/protocol.md."""
+        return {
+            "num_episodes": self.num_episodes,
+            "reward": {"first": self.first_reward, "last": self.last_reward},
+            "kl": self.kl,
+            "seconds": self.seconds,
+            "refused": self.refused,
+            "is_average": self.is_average,
+            "guard": asdict(self.guard) if self.guard else None,
+            "stopped_by": self.stopped_by,
+        }
