@@ -229,7 +229,8 @@ class PPOConfig(_Config):
     precision: Precision = "auto"
     """"bfloat16": products of matrices in the transformers only. "auto": that on a GPU, float32 on a CPU."""
     tokens_per_forward: int = 2048
-    """Memory only: padded tokens of one forward pass, or of one batch of sampling. Results do not depend on it."""
+    """Memory only: tokens of one forward pass, or of one prompt with its samples; sampling holds four times as many.
+    Results do not depend on it."""
     checkpoint_every: int = 1
     """Rollouts between two checkpoints."""
     seed: int = 17

@@ -314,6 +314,11 @@ def _pack(tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: 
     return PackedRow.pack(groups, tokens_BL.device)
 
 
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    """A division by 1 would copy all logits, there and back."""
+    return logits if temperature == 1.0 else logits / temperature
+
+
 def _spread(value_P: Tensor, attention_BL: Tensor, num_new: int) -> Tensor:
     """value_BT from one value for each real token of the last T columns; 0 at padding."""
     is_real_BT = attention_BL[:, -num_new:].bool()
@@ -377,7 +382,7 @@ class Policy(nn.Module):
             )
             logits_PV = output.logits[:, :-1][is_real_BT]
         chosen_P = tokens_BL[:, -num_new:][is_real_BT]
-        logprob_P = -F.cross_entropy(logits_PV.float() / temperature, chosen_P, reduction="none")
+        logprob_P = -F.cross_entropy(_tempered(logits_PV.float(), temperature), chosen_P, reduction="none")
         return _spread(logprob_P, attention_BL, num_new)
 
     @property

@@ -24,6 +24,8 @@ from trainer.reporting import Reporter, RunCancelled
 from trainer.sampling import Draw, Generated, LocalSampler, decode, left_pad
 from trainer.shared_prompt import is_packing
 
+SAMPLED_TOKENS = 4
+"""How many times as many tokens sampling holds at once as training: it keeps keys and values, and no graph."""
 SHOWN_CHARACTERS = 200
 """Of a sampled text in the log."""
 
@@ -107,9 +109,9 @@ class Rollout:
 
 
 def sequences_per_batch(questions: Sequence[Question], config: PPOConfig) -> int:
-    """How many of the longest question's answers fit the limit of tokens at once."""
+    """How many of the longest question's answers are drawn at once."""
     longest = max(len(question.tokens) for question in questions)
-    return max(1, config.tokens_per_forward // (longest + config.max_new_tokens))
+    return max(1, SAMPLED_TOKENS * config.tokens_per_forward // (longest + config.max_new_tokens))
 
 
 def walk(items: Sequence[Item], start: int, num: int, seed: int, name: str) -> list[Item]:
