@@ -39,6 +39,12 @@ def url(name: str) -> str:
     return f"/static/{version()}/{name}"
 
 
+@cache
+def modules(folder: str) -> list[str]:
+    """The addresses of a folder's scripts: a page names them all at once, so that none waits for who imports it."""
+    return [url(path.relative_to(FOLDER).as_posix()) for path in sorted((FOLDER / folder).glob("*.js"))]
+
+
 class Assets(StaticFiles):
     """`/static/<hash>/<name>`. A page of an older release still finds its files, which then are not kept."""
 

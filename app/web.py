@@ -56,6 +56,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     jinja.globals["static_url"] = assets.url
+    jinja.globals["static_modules"] = assets.modules
     jinja.globals["markdown"] = markdown.render
     return jinja
 

@@ -72,3 +72,19 @@ def test_other_peoples_scripts_are_what_the_manifest_says() -> None:
         assert part["licence"] in {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC"}
         assert part["version"] in (VENDOR / name / f"{name}.min.js").read_text()
         assert (VENDOR / name / "LICENSE.txt").is_file()
+
+
+@pytest.mark.parametrize("path", [assets.url("app.js"), assets.url("app.css"), "/sign-in"])
+async def test_pages_scripts_and_styles_are_compressed(client: AsyncClient, path: str) -> None:
+    answer = await client.get(path, headers={"accept-encoding": "gzip"})
+    assert answer.headers["content-encoding"] == "gzip"
+    assert "Accept-Encoding" in answer.headers["vary"]
+    plain = await client.get(path, headers={"accept-encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+
+
+@pytest.mark.parametrize("path", ["/api/v1/openapi.json", assets.url("vendor/katex/fonts/KaTeX_Main-Regular.woff2")])
+async def test_json_and_what_is_compressed_already_stay_as_they_are(client: AsyncClient, path: str) -> None:
+    answer = await client.get(path, headers={"accept-encoding": "gzip"})
+    assert answer.status_code == 200
+    assert "content-encoding" not in answer.headers
