@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -26,6 +27,27 @@ class Settings(BaseSettings):
     """Most runs that wait in one project's queue; one more is refused."""
     max_body_bytes: int = 64 * 1024 * 1024
     """Largest body of a request, uploads included."""
+
+    smtp_host: str = ""
+    """Mail server for one-time links to people who forgot their password; without one, owners of the site make them."""
+    smtp_port: int = 587
+    """Port of the mail server."""
+    smtp_security: Literal["starttls", "tls", "none"] = "starttls"
+    """How the connection to the mail server is encrypted."""
+    smtp_user: str = ""
+    """Name at the mail server, where it asks for one."""
+    smtp_password: str = ""
+    """Password at the mail server."""
+    mail_from: str = "rankloop@localhost"
+    """Sender of mails."""
+    oidc_issuer: str = ""
+    """OpenID Connect provider, by the address below which `/.well-known/openid-configuration` lies."""
+    oidc_client_id: str = ""
+    """Name under which the provider knows this site; it sends people back to `/sign-in/provider/back`."""
+    oidc_client_secret: str = ""
+    """Secret that the provider gave to this site."""
+    oidc_name: str = "OpenID"
+    """What the button to the provider says."""
 
     def require_database_url(self) -> str:
         """The database's address.

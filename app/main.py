@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +18,7 @@ from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddle
 
 from app import openapi
 from app.accounts import api as accounts_api
+from app.accounts import own_pages, people_pages
 from app.accounts import pages as accounts_pages
 from app.accounts.guards import SignInFirst
 from app.assets import Assets
@@ -72,6 +74,8 @@ DOMAINS = [
 ]
 PAGES = [
     accounts_pages,
+    own_pages,
+    people_pages,
     runs_pages,
     projects_pages,
     prompts_pages,
@@ -173,7 +177,8 @@ async def handle_refusal(request: Request, error: Exception) -> Response:
     """An expected refusal. Who is not signed in is sent to do so, and comes back."""
     assert isinstance(error, RankloopError)
     if isinstance(error, SignInFirst) and not wants_json(request) and request.method == "GET":
-        return see_other("/sign-in")
+        way_back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        return see_other("/sign-in" if way_back == "/" else f"/sign-in?next={quote(way_back, safe='/')}")
     return answer(request, error)
 
 

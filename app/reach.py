@@ -65,5 +65,6 @@ PROJECT_FINDERS: dict[str, ProjectFinder] = {
     "task_id": holding(Task),
     "version_id": holding(Version),
 }
-# Numbers and names within a project that stands before them, people, and what is a person's own.
-NOT_A_PROJECTS_OWN = {"name", "number", "token_id", "user_id"}
+# Numbers and names within a project that stands before them, people and what is theirs, and invitations, which may be
+# into every project: their service compares.
+NOT_A_PROJECTS_OWN = {"invitation_id", "name", "number", "session_id", "token_id", "user_id"}

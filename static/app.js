@@ -86,7 +86,7 @@
     secret.value = decodeURIComponent(location.hash.slice(1));
     secret.closest(".field").hidden = true;
     history.replaceState(null, "", location.pathname + location.search);
-    secret.form.querySelector("button").focus();
+    (secret.form.querySelector("input:not([type=hidden], [data-from-fragment])") ?? secret.form.querySelector("button")).focus();
   };
   takeSecret();
   // A fresh link that is opened in the same tab changes nothing but what stands behind the #.

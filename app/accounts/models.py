@@ -9,11 +9,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, LargeBinary, text
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Created, FalseByDefault, UserId, UuidKey
+from app.db import Base, Created, FalseByDefault, UserId, UuidKey, ZeroByDefault
 
 
 class Role(StrEnum):
@@ -83,6 +84,7 @@ class User(Base):
     __table_args__ = (
         Index("uq_users_email", text("lower(email)"), unique=True),
         CheckConstraint(IS_A_ROLE, name="role"),
+        CheckConstraint("erased_at is null or (email is null and disabled_at is not null)", name="erased"),
     )
 
     id: Mapped[UuidKey]
@@ -92,6 +94,8 @@ class User(Base):
     role: Mapped[str | None]
     is_simulated: Mapped[FalseByDefault]
     disabled_at: Mapped[datetime | None]
+    # Their name and address are gone for good; what they ranked stays, under a name that tells nothing.
+    erased_at: Mapped[datetime | None]
     created_at: Mapped[Created]
 
 
@@ -121,15 +125,94 @@ class SignInLink(Base):
     used_at: Mapped[datetime | None]
 
 
+class SignInMethod(StrEnum):
+    """How a session began."""
+
+    LINK = "link"
+    PASSWORD = "password"  # noqa: S105
+    INVITATION = "invitation"
+    PROVIDER = "provider"
+
+
 class UserSession(Base):
-    """A signed-in browser."""
+    """A signed-in browser. `id` names it to its owner; `device` is as much of the browser's name as they need."""
 
     __tablename__ = "sessions"
+    __table_args__ = (
+        CheckConstraint("method in ('link', 'password', 'invitation', 'provider')", name="method"),
+        UniqueConstraint("id"),
+    )
 
     token_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
     user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     created_at: Mapped[Created]
     last_seen_at: Mapped[Created]
+    expires_at: Mapped[datetime]
+    id: Mapped[uuid.UUID] = mapped_column(default=uuid.uuid4, server_default=text("gen_random_uuid()"))
+    method: Mapped[str] = mapped_column(default=SignInMethod.LINK, server_default=SignInMethod.LINK)
+    device: Mapped[str] = mapped_column(default="", server_default="")
+
+
+class Password(Base):
+    """The argon2id hash of a person's password. A table of its own, so that nothing loads it by the way."""
+
+    __tablename__ = "passwords"
+
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    hash: Mapped[str]
+    changed_at: Mapped[Created]
+
+
+class Attempts(Base):
+    """How often somebody tried of late, by a hash of whom it is about: an account, or a network address."""
+
+    __tablename__ = "sign_in_attempts"
+
+    key: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    num: Mapped[int]
+    since: Mapped[Created]
+
+
+class Invitation(Base):
+    """A link that makes whoever opens it a member. Without a project, its role holds in every one."""
+
+    __tablename__ = "invitations"
+    __table_args__ = (
+        CheckConstraint(IS_A_ROLE, name="role"),
+        # However many accept at once, no more get in than were invited.
+        CheckConstraint("num_used between 0 and max_uses", name="uses"),
+    )
+
+    id: Mapped[UuidKey]
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    project_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), index=True)
+    role: Mapped[str]
+    max_uses: Mapped[int]
+    num_used: Mapped[ZeroByDefault]
+    created_by: Mapped[UserId | None]
+    created_at: Mapped[Created]
+    expires_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class Identity(Base):
+    """Who a person is at the OpenID provider."""
+
+    __tablename__ = "identities"
+
+    issuer: Mapped[str] = mapped_column(primary_key=True)
+    subject: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[Created]
+
+
+class ProviderVisit(Base):
+    """A browser that was sent to the OpenID provider and is to come back once: its state, nonce and PKCE verifier."""
+
+    __tablename__ = "provider_visits"
+
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    data: Mapped[dict[str, Any]] = mapped_column(JSONB)
     expires_at: Mapped[datetime]
 
 
@@ -156,7 +239,7 @@ class AuditEntry(Base):
 
     __tablename__ = "audit_log"
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, sa.Identity(always=True), primary_key=True)
     at: Mapped[Created]
     actor_id: Mapped[UserId | None]
     action: Mapped[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Row, Text, Uuid, cast, column, delete, func, or_, select, table, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from app.accounts.models import (
     ApiToken,
@@ -23,11 +25,13 @@ from app.accounts.models import (
     Roles,
     Scope,
     SignInLink,
+    SignInMethod,
     User,
     UserSession,
 )
 from app.errors import Invalid, NotFound, Unauthorized
 
+EMAIL = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,189}")
 LINK_LIFE = timedelta(minutes=15)
 SESSION_LIFE = timedelta(days=30)
 SESSION_IDLE = timedelta(days=7)
@@ -74,10 +78,12 @@ async def create_user(
     """Add a person. `role` holds in every project; None: only where they become members.
 
     Raises:
-        Invalid: the name is empty, the role unknown, or the address taken.
+        Invalid: the name is empty, the role unknown, the address none or taken.
     """
     if not name.strip():
         raise Invalid.field("name", "must not be empty")
+    if email and not EMAIL.fullmatch(email.strip()):
+        raise Invalid.field("email", "is not a mail address")
     require_known_role(role)
     user = User(name=name.strip(), email=email.strip() if email else None, role=role, is_simulated=is_simulated)
     try:
@@ -135,16 +141,31 @@ async def set_disabled(
 
     Raises:
         NotFound: there is no such person.
-        Invalid: it is the last admin.
+        Invalid: it is the last owner of the site, or the person was erased.
     """
     user = await get_user(session, user_id)
+    if user.erased_at is not None:
+        raise Invalid.field("user", "this person was erased, which can't be undone")
     user.disabled_at = datetime.now(UTC) if is_disabled else None
     await session.flush()
-    if await first_admin(session) is None:
-        raise Invalid.field("user", "this is the last admin; make another person an admin first")
+    if is_disabled and user.role == Role.ADMIN:
+        await require_an_owner(session, "user")
+    # Whoever is switched on again signs in anew.
+    await session.execute(delete(UserSession).where(UserSession.user_id == user_id))
     await audit(
         session, actor_id=actor_id, action="user.disable" if is_disabled else "user.enable", subject=str(user_id)
     )
+
+
+async def require_an_owner(session: AsyncSession, field: str) -> None:
+    """Refuse a change after which nobody would own the site. Two at once can't do away with each other: they lock.
+
+    Raises:
+        Invalid: nobody does.
+    """
+    owners = select(User.id).where(User.role == Role.ADMIN, User.disabled_at.is_(None)).with_for_update()
+    if (await session.scalars(owners)).first() is None:
+        raise Invalid.field(field, "this is the last owner of the site; make another person one first")
 
 
 async def first_admin(session: AsyncSession) -> User | None:
@@ -175,10 +196,10 @@ async def set_role(
     """
     require_known_role(role)
     user = await get_user(session, user_id)
-    user.role = role
+    was_owner, user.role = user.role == Role.ADMIN, role
     await session.flush()
-    if await first_admin(session) is None:
-        raise Invalid.field("role", "this is the last owner of the site; make another person one first")
+    if was_owner:
+        await require_an_owner(session, "role")
     await audit(session, actor_id=actor_id, action="user.role", subject=str(user_id), role=role)
 
 
@@ -238,6 +259,43 @@ async def list_members(session: AsyncSession, project_id: uuid.UUID) -> Sequence
     return [(row.User, row.role) for row in rows]
 
 
+async def require_member(session: AsyncSession, *, user_id: uuid.UUID, project_id: uuid.UUID) -> None:
+    """Refuse who has no role of their own in a project: its admins learn of nobody else.
+
+    Raises:
+        NotFound: this person has none.
+    """
+    if await session.get(Membership, (user_id, project_id)) is None:
+        raise NotFound("There is no such member.")
+
+
+async def list_everywhere(session: AsyncSession) -> Sequence[User]:
+    """Who has a role in every project, by name."""
+    query = select(User).where(User.role.is_not(None), User.disabled_at.is_(None))
+    return (await session.scalars(query.order_by(func.lower(User.name), User.id))).all()
+
+
+# Of projects, which come after accounts, no more than their names.
+PROJECTS = table("projects", column("id", Uuid), column("slug"), column("name"), column("archived_at"))
+
+
+async def list_memberships(session: AsyncSession, user_id: uuid.UUID) -> Sequence[Row[Any, Any, Any]]:
+    """The projects where a person is a member: `slug`, `name`, `role`."""
+    query = select(PROJECTS.c.slug, PROJECTS.c.name, Membership.role).join(
+        Membership, Membership.project_id == PROJECTS.c.id
+    )
+    return (await session.execute(query.where(Membership.user_id == user_id).order_by(PROJECTS.c.name))).all()
+
+
+async def list_own_projects(session: AsyncSession, roles: Roles) -> Sequence[Row[Any, Any, Any]]:
+    """The projects where somebody has a role: `id`, `slug`, `name`."""
+    query = select(PROJECTS.c.id, PROJECTS.c.slug, PROJECTS.c.name).where(PROJECTS.c.archived_at.is_(None))
+    within = roles.projects_with(Scope)
+    if within is not None:
+        query = query.where(PROJECTS.c.id.in_(within))
+    return (await session.execute(query.order_by(PROJECTS.c.name))).all()
+
+
 # With the person in one query: every request asks.
 ROLES_BY_PROJECT = (
     select(func.jsonb_object_agg(Membership.project_id, Membership.role))
@@ -260,16 +318,18 @@ async def get_roles(session: AsyncSession, user: User) -> Roles:
 # Sign-in
 
 
-async def create_sign_in_link(session: AsyncSession, *, user: User, public_url: str) -> str:
+async def create_sign_in_link(
+    session: AsyncSession, *, user: User, public_url: str, actor_id: uuid.UUID | None = None
+) -> str:
     """A one-time address that signs its bearer in. The secret stands in the fragment, which no server or proxy sees."""
     secret = secrets.token_urlsafe(32)
     session.add(SignInLink(token_hash=hash_secret(secret), user_id=user.id, expires_at=datetime.now(UTC) + LINK_LIFE))
-    await audit(session, actor_id=None, action="link.create", subject=str(user.id))
+    await audit(session, actor_id=actor_id, action="link.create", subject=str(user.id))
     return f"{public_url.rstrip('/')}/sign-in/link#{secret}"
 
 
-async def sign_in(session: AsyncSession, *, secret: str) -> str:
-    """Spend a link; returns the secret of a new session.
+async def sign_in(session: AsyncSession, *, secret: str, device: str = "", replaces: str | None = None) -> str:
+    """Spend a link; returns the secret of a new session, in place of the one that the browser `replaces`.
 
     Raises:
         LinkSpent: it is unknown, spent or too old.
@@ -286,11 +346,26 @@ async def sign_in(session: AsyncSession, *, secret: str) -> str:
     )
     if user_id is None:
         raise LinkSpent
+    return await start_session(session, user_id=user_id, method=SignInMethod.LINK, device=device, replaces=replaces)
+
+
+async def start_session(
+    session: AsyncSession, *, user_id: uuid.UUID, method: SignInMethod, device: str = "", replaces: str | None = None
+) -> str:
+    """Sign a person in; returns the secret of the new session. The one that this browser had before ends."""
+    if replaces:
+        await sign_out(session, replaces)
     token = secrets.token_urlsafe(32)
     session.add(
-        UserSession(token_hash=hash_secret(token), user_id=user_id, expires_at=datetime.now(UTC) + SESSION_LIFE)
+        UserSession(
+            token_hash=hash_secret(token),
+            user_id=user_id,
+            expires_at=datetime.now(UTC) + SESSION_LIFE,
+            method=method,
+            device=device,
+        )
     )
-    await audit(session, actor_id=user_id, action="sign_in", subject=str(user_id))
+    await audit(session, actor_id=user_id, action="sign_in", subject=str(user_id), method=method)
     return token
 
 
@@ -316,10 +391,45 @@ async def person_of_session(session: AsyncSession, token: str) -> Person | None:
 
 
 async def sign_out(session: AsyncSession, token: str) -> None:
-    """End one session."""
-    row = await session.get(UserSession, hash_secret(token))
-    if row is not None:
-        await session.delete(row)
+    """End one session, by its secret."""
+    await session.execute(delete(UserSession).where(UserSession.token_hash == hash_secret(token)))
+
+
+async def list_sessions(session: AsyncSession, user_id: uuid.UUID) -> Sequence[UserSession]:
+    """The browsers in which a person is signed in, the last used first."""
+    return (
+        await session.scalars(
+            select(UserSession)
+            .where(
+                UserSession.user_id == user_id,
+                UserSession.expires_at > func.now(),
+                UserSession.last_seen_at > func.now() - SESSION_IDLE,
+            )
+            .order_by(UserSession.last_seen_at.desc(), UserSession.id)
+        )
+    ).all()
+
+
+async def end_session(session: AsyncSession, *, user_id: uuid.UUID, session_id: uuid.UUID) -> None:
+    """Sign a person out of one browser. Twice is harmless."""
+    await session.execute(delete(UserSession).where(UserSession.id == session_id, UserSession.user_id == user_id))
+    await audit(session, actor_id=user_id, action="session.end", subject=str(session_id))
+
+
+async def end_sessions(
+    session: AsyncSession, *, user_id: uuid.UUID, but: str | None = None, actor_id: uuid.UUID | None = None
+) -> None:
+    """Sign a person out everywhere, or everywhere but where this secret is.
+
+    Raises:
+        NotFound: there is no such person.
+    """
+    await get_user(session, user_id)
+    query = delete(UserSession).where(UserSession.user_id == user_id)
+    if but is not None:
+        query = query.where(UserSession.token_hash != hash_secret(but))
+    await session.execute(query)
+    await audit(session, actor_id=actor_id, action="session.end_all", subject=str(user_id))
 
 
 # API tokens
@@ -379,19 +489,28 @@ async def require_allowed(
         raise Invalid.field("project_ids", "names a project where its owner has no role")
 
 
-async def list_tokens(session: AsyncSession) -> Sequence[ApiToken]:
-    """All tokens, newest first, the revoked ones too."""
-    return (await session.scalars(select(ApiToken).order_by(ApiToken.created_at.desc()))).all()
+async def list_tokens(session: AsyncSession, *, owner_id: uuid.UUID | None = None) -> Sequence[Row[ApiToken, str]]:
+    """A person's tokens, or everybody's, with the owner's name; newest first, those that have ended too."""
+    query = select(ApiToken, User.name.label("owner")).join(User, User.id == ApiToken.user_id)
+    if owner_id is not None:
+        query = query.where(ApiToken.user_id == owner_id)
+    return (await session.execute(query.order_by(ApiToken.created_at.desc(), ApiToken.id))).all()
 
 
-async def revoke_token(session: AsyncSession, *, token_id: uuid.UUID, actor_id: uuid.UUID | None = None) -> None:
+async def revoke_token(
+    session: AsyncSession,
+    *,
+    token_id: uuid.UUID,
+    owner_id: uuid.UUID | None = None,
+    actor_id: uuid.UUID | None = None,
+) -> None:
     """End a token at once; doing it twice is harmless.
 
     Raises:
-        NotFound: there is no such token.
+        NotFound: there is no such token, or it is not this owner's.
     """
     token = await session.get(ApiToken, token_id)
-    if token is None:
+    if token is None or owner_id not in {None, token.user_id}:
         raise NotFound("There is no such token.")
     token.revoked_at = token.revoked_at or datetime.now(UTC)
     await audit(session, actor_id=actor_id, action="token.revoke", subject=str(token_id))
@@ -424,3 +543,41 @@ async def person_of_token(session: AsyncSession, secret: str) -> tuple[ApiToken,
     if token.last_used_at is None or token.last_used_at < datetime.now(UTC) - SEEN_EVERY:
         token.last_used_at = datetime.now(UTC)
     return token, Person(row.User, roles_of(row.User, row.by_project))
+
+
+# The audit log
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """An entry of the log, with the names of today of who did it and of whom it is about, where it is a person."""
+
+    entry: AuditEntry
+    actor: str | None
+    about: str | None
+
+
+async def list_audit(
+    session: AsyncSession, *, action: str = "", person_id: uuid.UUID | None = None, before: int | None, limit: int
+) -> list[AuditRow]:
+    """The log, newest first: one kind of entry, or what one person did and what was done to them."""
+    actor, about = aliased(User), aliased(User)
+    query = (
+        select(AuditEntry, actor.name, about.name)
+        .outerjoin(actor, actor.id == AuditEntry.actor_id)
+        .outerjoin(about, cast(about.id, Text) == AuditEntry.subject)
+        .order_by(AuditEntry.id.desc())
+        .limit(limit)
+    )
+    if action:
+        query = query.where(AuditEntry.action == action)
+    if person_id:
+        query = query.where(or_(AuditEntry.actor_id == person_id, AuditEntry.subject == str(person_id)))
+    if before is not None:
+        query = query.where(AuditEntry.id < before)
+    return [AuditRow(*row) for row in await session.execute(query)]
+
+
+async def list_actions(session: AsyncSession) -> Sequence[str]:
+    """The kinds of entries that the log has."""
+    return (await session.scalars(select(AuditEntry.action).distinct().order_by(AuditEntry.action))).all()

@@ -77,7 +77,7 @@ async def test_a_person_who_is_switched_off_is_nobody(session: AsyncSession, use
 
 
 async def test_the_last_admin_stays(session: AsyncSession, user: User) -> None:
-    with pytest.raises(Invalid, match="last admin"):
+    with pytest.raises(Invalid, match="last owner"):
         await service.set_disabled(session, user_id=user.id, is_disabled=True)
 
 

@@ -1,0 +1,86 @@
+"""Passwords: argon2id, hashed beside the request loop, a few at a time, and what makes a password acceptable."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Callable
+from functools import cache
+from typing import TypeVar
+
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.models import Password, User
+from app.errors import Invalid
+
+Result = TypeVar("Result")
+# OWASP's second choice of parameters for argon2id: 19 MiB, two passes, one lane; about 25 ms.
+HASHER = PasswordHash((Argon2Hasher(time_cost=2, memory_cost=19 * 1024, parallelism=1),))
+MIN_LENGTH = 12
+# Beyond this nobody types; hashing takes as long as it must, and no longer.
+MAX_LENGTH = 256
+MIN_LETTERS = 5
+# A flood of sign-ins waits here, and never takes more than half of the machine from those who work.
+turns = asyncio.Semaphore(max(1, (os.cpu_count() or 1) // 2))
+
+
+async def off_the_loop(work: Callable[..., Result], *values: str) -> Result:
+    """Do a piece of hashing in a thread, when it is this one's turn."""
+    async with turns:
+        return await asyncio.to_thread(work, *values)
+
+
+@cache
+def hash_of_nobody() -> str:
+    """What is checked where there is no such account, so that it takes as long as where there is one."""
+    return HASHER.hash("nobody's password")
+
+
+async def verify(password: str, stored: str | None) -> bool:
+    """Whether this is the password. Without a stored hash the answer is no, after the same time."""
+    if len(password) > MAX_LENGTH:
+        return False
+    known = await off_the_loop(hash_of_nobody) if stored is None else stored
+    return await off_the_loop(HASHER.verify, password, known) and stored is not None
+
+
+def check(password: str, *, name: str, email: str | None) -> None:
+    """Refuse a password that is guessed soon. No rules about kinds of letters: length is what counts (NIST 800-63B).
+
+    Raises:
+        Invalid: it is too short or long, of too few different letters, or holds the person's own name or address.
+    """
+    if not MIN_LENGTH <= len(password) <= MAX_LENGTH:
+        raise Invalid.field("password", "takes 12 to 256 characters")
+    if len(set(password)) < MIN_LETTERS:
+        raise Invalid.field("password", "repeats too few characters; a few words do well")
+    own = [part.lower() for part in (name, (email or "").partition("@")[0], "rankloop", "password") if len(part) > 3]
+    rest = password.lower()
+    for part in own:
+        rest = rest.replace(part, "")
+    if len(rest) < MIN_LENGTH - 4:
+        raise Invalid.field("password", "is mostly a name, an address or a word that is tried first")
+
+
+async def stored_hash(session: AsyncSession, user_id: uuid.UUID) -> str | None:
+    """The hash of a person's password; None: they have none."""
+    return await session.scalar(select(Password.hash).where(Password.user_id == user_id))
+
+
+async def store(session: AsyncSession, user: User, password: str) -> None:
+    """Give a person this password.
+
+    Raises:
+        Invalid: it is guessed soon.
+    """
+    check(password, name=user.name, email=user.email)
+    made = await off_the_loop(HASHER.hash, password)
+    row = insert(Password).values(user_id=user.id, hash=made)
+    await session.execute(
+        row.on_conflict_do_update(index_elements=["user_id"], set_={"hash": made, "changed_at": func.now()})
+    )

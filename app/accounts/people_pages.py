@@ -1,0 +1,301 @@
+"""People, for who answers for them: everybody and the log for owners of the site, members for a project's admins."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts import erasing, invitations, service
+from app.accounts.guards import Access, AccessDep, Admin, NamedProject, Owner
+from app.accounts.models import Role
+from app.accounts.pages import errors_of
+from app.errors import Invalid, RankloopError
+from app.web import SessionDep, SettingsDep, render, see_other
+
+router = APIRouter()
+PAGE_SIZE = 100
+Days = Annotated[int, Form()]
+
+
+# Everybody
+
+
+@router.get("/people")
+async def show_people(request: Request, user: Owner, session: SessionDep) -> HTMLResponse:
+    """Everybody, and the invitations into all projects."""
+    return await render_people(request, session)
+
+
+async def render_people(request: Request, session: AsyncSession, **more: Any) -> HTMLResponse:
+    """The page: with a new link this one time, or with what was typed and what is wrong with it."""
+    error: RankloopError | None = more.pop("error", None)
+    context = {"new_link": None, "values": {}} | more
+    return render(
+        request,
+        "accounts/people.html",
+        status_code=error.status if error else 200,
+        people=await service.list_users(session),
+        invitations=await invitations.list_open(session, None),
+        errors=errors_of(request, error),
+        **context,
+    )
+
+
+@router.post("/people", response_model=None)
+async def add_person(
+    request: Request,
+    user: Owner,
+    session: SessionDep,
+    name: Annotated[str, Form(max_length=200)] = "",
+    email: Annotated[str, Form(max_length=254)] = "",
+    role: Annotated[str, Form()] = "",
+) -> RedirectResponse | HTMLResponse:
+    """Add a person; their page makes the one-time link that lets them in."""
+    try:
+        made = await service.create_user(session, name=name, email=email or None, role=role or None, actor_id=user.id)
+    except RankloopError as error:
+        typed = {"name": name, "email": email, "role": role}
+        return await render_people(request, session, values=typed, error=error)
+    return see_other(f"/people/{made.id}")
+
+
+@router.post("/people/invitations")
+async def invite_everywhere(
+    request: Request,
+    user: Owner,
+    session: SessionDep,
+    settings: SettingsDep,
+    invited_role: Annotated[str, Form()] = Role.ANNOTATOR,
+    days: Days = 7,
+    max_uses: Annotated[int, Form()] = 1,
+) -> HTMLResponse:
+    """An invitation whose role holds in every project; its link is shown on this page and never again."""
+    try:
+        _, link = await invitations.create(
+            session,
+            project_id=None,
+            role=invited_role,
+            days=days,
+            max_uses=max_uses,
+            public_url=settings.public_url,
+            actor_id=user.id,
+        )
+    except RankloopError as error:
+        typed = {"invited_role": invited_role, "days": days, "max_uses": max_uses}
+        return await render_people(request, session, values=typed, error=error)
+    return await render_people(request, session, new_link=link)
+
+
+@router.post("/people/invitations/{invitation_id}/revoke")
+async def revoke_everywhere(invitation_id: uuid.UUID, user: Owner, session: SessionDep) -> RedirectResponse:
+    """End an invitation into all projects."""
+    await invitations.revoke(session, invitation_id=invitation_id, project_id=None, actor_id=user.id)
+    return see_other("/people")
+
+
+@router.get("/people/{user_id}")
+async def show_person(user_id: uuid.UUID, request: Request, user: Owner, session: SessionDep) -> HTMLResponse:
+    """One person: their roles, and what an owner can do for them."""
+    return await render_person(request, session, user_id)
+
+
+async def render_person(
+    request: Request,
+    session: AsyncSession,
+    user_id: uuid.UUID,
+    *,
+    new_link: str | None = None,
+    error: RankloopError | None = None,
+) -> HTMLResponse:
+    """The page: with a one-time link this one time, or with what is wrong."""
+    person = await service.get_user(session, user_id)
+    return render(
+        request,
+        "accounts/person.html",
+        status_code=error.status if error else 200,
+        person=person,
+        memberships=await service.list_memberships(session, user_id),
+        sessions=await service.list_sessions(session, user_id),
+        new_link=new_link,
+        errors=errors_of(request, error),
+    )
+
+
+@router.post("/people/{user_id}/role", response_model=None)
+async def set_role(
+    user_id: uuid.UUID, request: Request, user: Owner, session: SessionDep, role: Annotated[str, Form()] = ""
+) -> RedirectResponse | HTMLResponse:
+    """The role that holds in every project."""
+    return await changed(request, session, user_id, service.set_role, role=role or None, actor_id=user.id)
+
+
+@router.post("/people/{user_id}/disable", response_model=None)
+async def disable_person(
+    user_id: uuid.UUID, request: Request, user: Owner, session: SessionDep
+) -> RedirectResponse | HTMLResponse:
+    """Switch a person off: their sessions end and their tokens stop at once."""
+    return await changed(request, session, user_id, service.set_disabled, is_disabled=True, actor_id=user.id)
+
+
+@router.post("/people/{user_id}/enable", response_model=None)
+async def enable_person(
+    user_id: uuid.UUID, request: Request, user: Owner, session: SessionDep
+) -> RedirectResponse | HTMLResponse:
+    """Switch a person on again."""
+    return await changed(request, session, user_id, service.set_disabled, is_disabled=False, actor_id=user.id)
+
+
+@router.post("/people/{user_id}/sign-out", response_model=None)
+async def sign_person_out(
+    user_id: uuid.UUID, request: Request, user: Owner, session: SessionDep
+) -> RedirectResponse | HTMLResponse:
+    """Sign a person out everywhere."""
+    return await changed(request, session, user_id, service.end_sessions, actor_id=user.id)
+
+
+@router.post("/people/{user_id}/erase", response_model=None)
+async def erase_person(
+    user_id: uuid.UUID,
+    request: Request,
+    user: Owner,
+    session: SessionDep,
+    confirmation: Annotated[str, Form(max_length=300)] = "",
+) -> RedirectResponse | HTMLResponse:
+    """Erase a person for good; their name has to be typed first."""
+    return await changed(request, session, user_id, erasing.erase, confirmation=confirmation, actor_id=user.id)
+
+
+async def changed(
+    request: Request, session: AsyncSession, user_id: uuid.UUID, change: Any, **values: Any
+) -> RedirectResponse | HTMLResponse:
+    """Change a person and show them; what can't be done is undone, and says why."""
+    try:
+        async with session.begin_nested():
+            await change(session, user_id=user_id, **values)
+    except Invalid as error:
+        return await render_person(request, session, user_id, error=error)
+    return see_other(f"/people/{user_id}")
+
+
+@router.post("/people/{user_id}/link")
+async def make_link(
+    user_id: uuid.UUID, request: Request, user: Owner, session: SessionDep, settings: SettingsDep
+) -> HTMLResponse:
+    """A one-time sign-in link for somebody who forgot their password; shown on this page and never again."""
+    person = await service.get_user(session, user_id)
+    link = await service.create_sign_in_link(session, user=person, public_url=settings.public_url, actor_id=user.id)
+    return await render_person(request, session, user_id, new_link=link)
+
+
+@router.get("/audit")
+async def show_audit(
+    request: Request,
+    user: Owner,
+    session: SessionDep,
+    action: Annotated[str, Query(max_length=60)] = "",
+    person: uuid.UUID | None = None,
+    before: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
+) -> HTMLResponse:
+    """Who did what, newest first; nothing in it is ever changed."""
+    rows = await service.list_audit(session, action=action, person_id=person, before=before, limit=PAGE_SIZE + 1)
+    more = f"?before={rows[PAGE_SIZE - 1].entry.id}&action={action}" + (f"&person={person}" if person else "")
+    return render(
+        request,
+        "accounts/audit.html",
+        rows=rows[:PAGE_SIZE],
+        actions=[(name, name) for name in await service.list_actions(session)],
+        action=action,
+        person=person,
+        next_url=more if len(rows) > PAGE_SIZE else None,
+        is_first=before is None,
+    )
+
+
+# Members of a project
+
+
+def project_of(access: Access) -> NamedProject:
+    """The project of the address."""
+    assert access.project is not None
+    return access.project
+
+
+@router.get("/projects/{slug}/people")
+async def show_members(request: Request, access: AccessDep, user: Admin, session: SessionDep) -> HTMLResponse:
+    """Who works in this project, and the invitations into it."""
+    return await render_members(request, session, project_of(access))
+
+
+async def render_members(request: Request, session: AsyncSession, project: NamedProject, **more: Any) -> HTMLResponse:
+    """The page: with a new link this one time, or with what was typed and what is wrong with it."""
+    error: RankloopError | None = more.pop("error", None)
+    context = {"new_link": None, "values": {}} | more
+    return render(
+        request,
+        "accounts/members.html",
+        status_code=error.status if error else 200,
+        here="people",
+        project=project,
+        members=await service.list_members(session, project.id),
+        others=await service.list_everywhere(session),
+        invitations=await invitations.list_open(session, project.id),
+        errors=errors_of(request, error),
+        **context,
+    )
+
+
+@router.post("/projects/{slug}/people/invitations")
+async def invite(
+    request: Request,
+    access: AccessDep,
+    user: Admin,
+    session: SessionDep,
+    settings: SettingsDep,
+    invited_role: Annotated[str, Form()] = Role.ANNOTATOR,
+    days: Days = 7,
+    max_uses: Annotated[int, Form()] = 1,
+) -> HTMLResponse:
+    """An invitation into this project; its link is shown on this page and never again."""
+    project = project_of(access)
+    try:
+        _, link = await invitations.create(
+            session,
+            project_id=project.id,
+            role=invited_role,
+            days=days,
+            max_uses=max_uses,
+            public_url=settings.public_url,
+            actor_id=user.id,
+        )
+    except RankloopError as error:
+        typed = {"invited_role": invited_role, "days": days, "max_uses": max_uses}
+        return await render_members(request, session, project, values=typed, error=error)
+    return await render_members(request, session, project, new_link=link)
+
+
+@router.post("/projects/{slug}/people/invitations/{invitation_id}/revoke")
+async def revoke_invitation(
+    invitation_id: uuid.UUID, access: AccessDep, user: Admin, session: SessionDep
+) -> RedirectResponse:
+    """End an invitation."""
+    project = project_of(access)
+    await invitations.revoke(session, invitation_id=invitation_id, project_id=project.id, actor_id=user.id)
+    return see_other(f"/projects/{project.slug}/people")
+
+
+@router.post("/projects/{slug}/people/{user_id}")
+async def set_member(
+    user_id: uuid.UUID, access: AccessDep, user: Admin, session: SessionDep, role: Annotated[str, Form()] = ""
+) -> RedirectResponse:
+    """Change a member's role; an empty one takes it away. Who is no member yet is invited instead."""
+    project = project_of(access)
+    await service.require_member(session, user_id=user_id, project_id=project.id)
+    if role:
+        await service.set_member(session, user_id=user_id, project_id=project.id, role=role, actor_id=user.id)
+    else:
+        await service.remove_member(session, user_id=user_id, project_id=project.id, actor_id=user.id)
+    return see_other(f"/projects/{project.slug}/people")

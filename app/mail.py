@@ -1,0 +1,40 @@
+"""Mail: one plain text to one person, by the server in the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import smtplib
+import ssl
+from email.message import EmailMessage
+
+from app.config import Settings
+
+SECONDS_TO_ANSWER = 20
+log = logging.getLogger(__name__)
+
+
+async def send(settings: Settings, *, to: str, subject: str, text: str) -> None:
+    """Send a mail. What goes wrong is in the log: who asked for it must not learn whether the address is known."""
+    message = EmailMessage()
+    message["From"], message["To"], message["Subject"] = settings.mail_from, to, subject
+    message.set_content(text)
+    try:
+        await asyncio.to_thread(_deliver, settings, message)
+    except (OSError, smtplib.SMTPException) as error:
+        log.error("a mail could not be sent by %s: %s", settings.smtp_host, type(error).__name__)  # noqa: TRY400
+
+
+def _deliver(settings: Settings, message: EmailMessage) -> None:
+    tls = ssl.create_default_context()
+    place = (settings.smtp_host, settings.smtp_port)
+    if settings.smtp_security == "tls":
+        server: smtplib.SMTP = smtplib.SMTP_SSL(*place, timeout=SECONDS_TO_ANSWER, context=tls)
+    else:
+        server = smtplib.SMTP(*place, timeout=SECONDS_TO_ANSWER)
+    with server:
+        if settings.smtp_security == "starttls":
+            server.starttls(context=tls)
+        if settings.smtp_user:
+            server.login(settings.smtp_user, settings.smtp_password)
+        server.send_message(message)

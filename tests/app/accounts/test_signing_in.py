@@ -1,0 +1,290 @@
+"""Passwords: hashing, rules, limits that outlive a refusal, sessions that change hands with nobody, forgotten ones."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Message as MessageHandler
+from httpx2 import ASGITransport, AsyncClient, Response
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts import attempts, passwords, service, signing_in
+from app.accounts.devices import device_name
+from app.accounts.guards import SESSION_COOKIE
+from app.accounts.models import Attempts, AuditEntry, Password, Role, SignInLink, User, UserSession
+from app.config import Settings
+from app.db import SessionMaker, make_engine, make_sessionmaker
+from app.errors import Invalid
+from app.main import create_app
+from tests.factories import make_user
+
+PASSWORD = "four words are enough"
+FORM = {"sec-fetch-site": "same-origin", "accept": "text/html"}
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
+
+
+async def with_password(session: AsyncSession, **values: Any) -> User:
+    user = await make_user(session, **{"name": "Ada", "email": "ada@example.org"} | values)
+    await passwords.store(session, user, PASSWORD)
+    await session.commit()
+    return user
+
+
+async def try_password(client: AsyncClient, password: str = PASSWORD, **fields: str) -> Response:
+    data = {"email": "Ada@example.org", "password": password} | fields
+    return await client.post("/sign-in", data=data, headers=FORM | {"user-agent": FIREFOX})
+
+
+async def test_a_password_signs_in_and_is_stored_as_argon2id(client: AsyncClient, session: AsyncSession) -> None:
+    user = await with_password(session)
+    answer = await try_password(client, next="/account")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/account")
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=lax" in cookie
+    page = await client.get("/account")
+    assert "Firefox, Linux" in page.text
+    stored = await session.scalar(select(Password.hash).where(Password.user_id == user.id))
+    assert stored
+    assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+
+
+async def test_no_refusal_tells_whether_there_is_an_account(client: AsyncClient, session: AsyncSession) -> None:
+    await with_password(session)
+    await with_password(session, name="Off", email="off@example.org", disabled_at=func.now())
+    await make_user(session, name="No password", email="none@example.org")
+    await session.commit()
+    told = set()
+    for email in ("ada@example.org", "off@example.org", "none@example.org", "nobody@example.org"):
+        answer = await client.post("/sign-in", data={"email": email, "password": "wrong"}, headers=FORM)
+        assert answer.status_code == 401
+        assert "set-cookie" not in answer.headers
+        told.add(answer.text.replace(email, "…"))
+    assert len(told) == 1
+
+
+async def test_a_wrong_password_takes_a_hash_even_where_there_is_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    check = passwords.HASHER.verify
+
+    def counted(password: str, stored: str) -> bool:
+        hashed.append(stored)
+        return check(password, stored)
+
+    monkeypatch.setattr(passwords.HASHER, "verify", counted)
+    assert not await passwords.verify("wrong", None)
+    assert len(hashed) == 1
+
+
+async def test_signing_in_rotates_the_session(client: AsyncClient, session: AsyncSession) -> None:
+    """Whoever planted a session in this browser has nothing of the one that begins now."""
+    user = await with_password(session)
+    link = await service.create_sign_in_link(session, user=user, public_url="http://x")
+    planted = await service.sign_in(session, secret=link.rpartition("#")[2])
+    await session.commit()
+    client.cookies.set(SESSION_COOKIE, planted)
+    answer = await try_password(client)
+    assert answer.cookies[SESSION_COOKIE] != planted
+    assert await service.person_of_session(session, planted) is None
+
+
+@pytest.mark.parametrize(
+    ("password", "rule"),
+    [
+        ("short", "takes 12"),
+        ("x" * 300, "takes 12"),
+        ("abababababab", "too few"),
+        ("ada.lovelace ada.lovelace", "name"),
+    ],
+)
+async def test_a_password_that_is_guessed_soon_is_refused(password: str, rule: str) -> None:
+    with pytest.raises(Invalid, match=rule):
+        passwords.check(password, name="Ada", email="ada.lovelace@example.org")
+
+
+async def test_new_passwords_end_every_other_session(client: AsyncClient, session: AsyncSession) -> None:
+    user = await with_password(session)
+    other = await service.start_session(session, user_id=user.id, method="password")
+    await session.commit()
+    await try_password(client)
+    wrong = await client.post("/account/password", data={"current": "no", "password": "a whole new one"}, headers=FORM)
+    assert wrong.status_code == 422
+    assert await service.person_of_session(session, other)
+    right = {"current": PASSWORD, "password": "a whole new one"}
+    assert (await client.post("/account/password", data=right, headers=FORM)).status_code == 303
+    assert await service.person_of_session(session, other) is None
+    assert (await client.get("/account")).status_code == 200
+    assert (await try_password(client)).status_code == 401
+    assert (await try_password(client, "a whole new one")).status_code == 303
+
+
+async def test_a_first_password_needs_a_session_that_began_just_now(client: AsyncClient, session: AsyncSession) -> None:
+    user = await make_user(session, name="Ada", email="ada@example.org")
+    token = await service.start_session(session, user_id=user.id, method="link")
+    await session.execute(update(UserSession).values(created_at=func.now() - signing_in.FRESH - timedelta(minutes=1)))
+    await session.commit()
+    client.cookies.set(SESSION_COOKIE, token)
+    refused = await client.post("/account/password", data={"password": PASSWORD}, headers=FORM)
+    assert refused.status_code == 403
+    assert "one-time link" in refused.text
+    await session.execute(update(UserSession).values(created_at=func.now()))
+    await session.commit()
+    assert (await client.post("/account/password", data={"password": PASSWORD}, headers=FORM)).status_code == 303
+
+
+async def test_sessions_are_listed_and_ended_by_their_owner_only(client: AsyncClient, session: AsyncSession) -> None:
+    user, eve = await with_password(session), await make_user(session)
+    theirs = await service.start_session(session, user_id=eve.id, method="link")
+    mine = [await service.start_session(session, user_id=user.id, method="link") for _ in range(3)]
+    await session.commit()
+    rows = {row.token_hash: row.id for row in await service.list_sessions(session, eve.id)}
+    client.cookies.set(SESSION_COOKIE, mine[0])
+    await client.post(f"/account/sessions/{rows[service.hash_secret(theirs)]}/end", headers=FORM)
+    assert await service.person_of_session(session, theirs)
+    own = {row.token_hash: row.id for row in await service.list_sessions(session, user.id)}
+    await client.post(f"/account/sessions/{own[service.hash_secret(mine[1])]}/end", headers=FORM)
+    assert [bool(await service.person_of_session(session, token)) for token in mine] == [True, False, True]
+    await client.post("/account/sessions/end", headers=FORM)
+    assert [bool(await service.person_of_session(session, token)) for token in mine] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("agent", "name"),
+    [
+        (FIREFOX, "Firefox, Linux"),
+        ("Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537 Chrome/142.0 Safari/537 Edg/142.0", "Edge, Windows"),
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 19_0 like Mac OS X) Version/19.0 Mobile Safari/604.1", "Safari, iPhone"),
+        ("curl/8", ""),
+        (None, ""),
+    ],
+)
+def test_a_browser_is_named_and_not_described(agent: str | None, name: str) -> None:
+    assert device_name(agent) == name
+
+
+# Limits
+
+
+@pytest.fixture
+async def real(fresh_database_url: str, tmp_path: Path) -> AsyncIterator[tuple[AsyncClient, SessionMaker]]:
+    """The app with commits of its own."""
+    engine = make_engine(fresh_database_url)
+    sessionmaker = make_sessionmaker(engine)
+    app = create_app(Settings(data_dir=tmp_path), sessionmaker)
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
+        yield client, sessionmaker
+    await engine.dispose()
+
+
+@pytest.mark.real_commits
+async def test_guesses_at_one_account_are_counted_exactly_and_outlive_their_refusal(
+    real: tuple[AsyncClient, SessionMaker],
+) -> None:
+    client, sessionmaker = real
+    async with sessionmaker.begin() as session:
+        await with_password(session)
+    answers = await asyncio.gather(*(try_password(client, f"guess {number}") for number in range(14)))
+    assert sorted(answer.status_code for answer in answers) == [401] * attempts.PER_ACCOUNT + [429] * 4
+    assert (await try_password(client)).status_code == 429, "the right one is not taken either"
+    async with sessionmaker.begin() as session:
+        refusals = select(func.count()).where(AuditEntry.action == "sign_in.refused")
+        assert await session.scalar(refusals) == attempts.PER_ACCOUNT
+        await session.execute(update(Attempts).values(since=func.now() - attempts.WINDOW - timedelta(seconds=1)))
+    assert (await try_password(client)).status_code == 303
+
+
+@pytest.mark.real_commits
+async def test_what_succeeds_is_not_held_against_an_office(
+    real: tuple[AsyncClient, SessionMaker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, sessionmaker = real
+    monkeypatch.setattr(attempts, "PER_ADDRESS", 3)
+    async with sessionmaker.begin() as session:
+        await with_password(session)
+    assert [(await try_password(client)).status_code for _ in range(5)] == [303] * 5
+    guesses = [await try_password(client, "no", email=f"p{number}@example.org") for number in range(4)]
+    assert [answer.status_code for answer in guesses] == [401, 401, 401, 429]
+
+
+def test_one_customers_addresses_are_one_key() -> None:
+    key = attempts.address_key
+    assert key("2001:db8:1:2::1") == key("2001:db8:1:2:ffff::9")
+    assert key("2001:db8:1:2::1") != key("2001:db8:1:3::1")
+    assert key("192.0.2.1") != key("192.0.2.2")
+    assert key(None) == key("nonsense")
+
+
+# Forgotten passwords
+
+
+@pytest.fixture
+def mailbox() -> Iterator[tuple[int, list[Message]]]:
+    """A mail server on this machine: its port, and what it got."""
+    letters: list[Message] = []
+
+    class Keep(MessageHandler):
+        def handle_message(self, message: Message) -> None:
+            letters.append(message)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = Controller(Keep(), hostname="127.0.0.1", port=port)
+    server.start()
+    yield port, letters
+    server.stop()
+
+
+async def test_a_link_comes_by_mail_to_whom_there_is_an_account(
+    session: AsyncSession, sessionmaker: SessionMaker, mailbox: tuple[int, list[Message]], tmp_path: Path
+) -> None:
+    await with_password(session)
+    port, letters = mailbox
+    settings = Settings(data_dir=tmp_path, smtp_host="127.0.0.1", smtp_port=port, smtp_security="none")
+    app = create_app(settings, sessionmaker)
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
+        known = await client.post("/sign-in/forgot", data={"email": "ADA@example.org"}, headers=FORM)
+        unknown = await client.post("/sign-in/forgot", data={"email": "eve@example.org"}, headers=FORM)
+        assert known.text == unknown.text
+        assert [letter["To"] for letter in letters] == ["ada@example.org"]
+        link = next(line for line in str(letters[0].get_payload()).splitlines() if "#" in line)
+        secret = {"secret": link}
+        assert (await client.post("/sign-in/link", data=secret, headers=FORM)).status_code == 303
+        new = await client.post("/account/password", data={"password": "one that I keep"}, headers=FORM)
+        assert new.status_code == 303, "a link is enough to set a new password"
+        assert (await client.post("/sign-in/link", data=secret, headers=FORM)).status_code == 401
+        for _ in range(signing_in.LINKS_PER_ACCOUNT):
+            last = await client.post("/sign-in/forgot", data={"email": "ada@example.org"}, headers=FORM)
+        assert last.status_code == 429, "nobody's mailbox is flooded"
+
+
+async def test_without_a_mail_server_the_page_says_whom_to_ask(client: AsyncClient, session: AsyncSession) -> None:
+    await with_password(session)
+    for answer in (
+        await client.get("/sign-in/forgot"),
+        await client.post("/sign-in/forgot", data={"email": "ada@example.org"}, headers=FORM),
+    ):
+        assert "owners" in answer.text
+    assert await session.scalar(select(func.count()).select_from(SignInLink)) == 0
+
+
+async def test_an_owner_makes_a_link_for_who_forgot(client: AsyncClient, session: AsyncSession) -> None:
+    user = await with_password(session)
+    owner = await make_user(session, role=Role.ADMIN)
+    client.cookies.set(SESSION_COOKIE, await service.start_session(session, user_id=owner.id, method="link"))
+    await session.commit()
+    page = (await client.post(f"/people/{user.id}/link", headers=FORM)).text
+    secret = page.split("/sign-in/link#", 1)[1].split("<", 1)[0]
+    token = await service.sign_in(session, secret=secret)
+    person = await service.person_of_session(session, token)
+    assert person
+    assert person.user.id == user.id
+    assert "/sign-in/link#" not in (await client.get(f"/people/{user.id}")).text
