@@ -6,6 +6,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
@@ -25,14 +26,13 @@ MIN_LENGTH = 12
 # Beyond this nobody types; hashing takes as long as it must, and no longer.
 MAX_LENGTH = 256
 MIN_LETTERS = 5
-# A flood of sign-ins waits here, and never takes more than half of the machine from those who work.
-turns = asyncio.Semaphore(max(1, (os.cpu_count() or 1) // 2))
+# A flood of sign-ins queues up here, and never takes more than half of the machine from those who work.
+HASHING = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), thread_name_prefix="hashing")
 
 
 async def off_the_loop(work: Callable[..., Result], *values: str) -> Result:
     """Do a piece of hashing in a thread, when it is this one's turn."""
-    async with turns:
-        return await asyncio.to_thread(work, *values)
+    return await asyncio.get_running_loop().run_in_executor(HASHING, work, *values)
 
 
 @cache

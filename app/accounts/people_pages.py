@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -13,7 +14,7 @@ from app.accounts import erasing, invitations, service
 from app.accounts.guards import Access, AccessDep, Admin, NamedProject, Owner
 from app.accounts.models import Role
 from app.accounts.pages import errors_of
-from app.errors import Invalid, RankloopError
+from app.errors import Invalid, NotFound, RankloopError
 from app.web import SessionDep, SettingsDep, render, see_other
 
 router = APIRouter()
@@ -197,22 +198,35 @@ async def show_audit(
     user: Owner,
     session: SessionDep,
     action: Annotated[str, Query(max_length=60)] = "",
-    person: uuid.UUID | None = None,
+    person: Annotated[str, Query(max_length=36)] = "",
     before: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
 ) -> HTMLResponse:
     """Who did what, newest first; nothing in it is ever changed."""
-    rows = await service.list_audit(session, action=action, person_id=person, before=before, limit=PAGE_SIZE + 1)
-    more = f"?before={rows[PAGE_SIZE - 1].entry.id}&action={action}" + (f"&person={person}" if person else "")
+    rows = await service.list_audit(session, action=action, person_id=as_id(person), before=before, limit=PAGE_SIZE + 1)
+    shown = rows[:PAGE_SIZE]
+    more = {"before": shown[-1].entry.id if shown else "", "action": action, "person": person or ""}
     return render(
         request,
         "accounts/audit.html",
-        rows=rows[:PAGE_SIZE],
+        rows=shown,
         actions=[(name, name) for name in await service.list_actions(session)],
         action=action,
         person=person,
-        next_url=more if len(rows) > PAGE_SIZE else None,
+        next_url=f"?{urlencode(more)}" if len(rows) > PAGE_SIZE else None,
         is_first=before is None,
     )
+
+
+def as_id(text: str) -> uuid.UUID | None:
+    """An id from an address; None where it is left out.
+
+    Raises:
+        NotFound: it is none.
+    """
+    try:
+        return uuid.UUID(text) if text else None
+    except ValueError as error:
+        raise NotFound("There is no such person.") from error
 
 
 # Members of a project

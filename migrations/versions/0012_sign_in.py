@@ -2,6 +2,8 @@
 and a log that nobody shortens.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -14,12 +16,14 @@ ROLES = "role in ('annotator', 'reviewer', 'trainer', 'admin')"
 METHODS = "method in ('link', 'password', 'invitation', 'provider')"
 
 
-def moment(name: str, *, nullable: bool = False) -> sa.Column:
-    default = {} if nullable else {"server_default": sa.text("now()")}
-    return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable, **default)
+def moment(name: str, *, nullable: bool = False) -> sa.Column[Any]:
+    default = None if nullable else sa.text("now()")
+    return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable, server_default=default)
 
 
-def person(table: str, name: str = "user_id", *, nullable: bool = False) -> list[sa.Column | sa.ForeignKeyConstraint]:
+def person(
+    table: str, name: str = "user_id", *, nullable: bool = False
+) -> list[sa.Column[Any] | sa.ForeignKeyConstraint]:
     action = "SET NULL" if nullable else "CASCADE"
     return [
         sa.Column(name, sa.Uuid(), nullable=nullable),
