@@ -11,17 +11,16 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
-from app import openapi
+from app import assets, openapi
 from app.accounts import api as accounts_api
 from app.accounts import own_pages, people_pages
 from app.accounts import pages as accounts_pages
 from app.accounts.guards import SignInFirst
-from app.assets import Assets
 from app.config import Settings
 from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
@@ -110,7 +109,8 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     for module in PAGES:
         app.include_router(module.router, include_in_schema=False)
     app.add_api_route("/health", health, include_in_schema=False)
-    app.mount("/static", Assets(), name="static")
+    app.add_api_route("/service-worker.js", service_worker, include_in_schema=False)
+    app.mount("/static", assets.Assets(), name="static")
     app.add_exception_handler(RankloopError, handle_refusal)
     app.add_exception_handler(RequestValidationError, handle_invalid_request)
     app.add_exception_handler(HTTPException, handle_http_exception)
@@ -142,6 +142,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def health() -> dict[str, str]:
     """The process is alive. It asks the database nothing: a full pool must not look like a dead process."""
     return {"status": "ok"}
+
+
+async def service_worker() -> FileResponse:
+    """What serves a pack of tasks without a connection. It lies at the root, as it answers for pages."""
+    return FileResponse(assets.FOLDER / "service-worker.js", headers={"cache-control": "no-cache"})
 
 
 def wants_json(request: Request) -> bool:

@@ -139,12 +139,14 @@ async def show_sheet(
             "done_today": await count_today(session, project, annotator) + num_before,
             "num_open": max(0, waiting[project.id] - num_before),
         },
-        person=annotator.id,
         errors=told,
         draft_saved_at=lease.draft_saved_at,
         submit_url=f"/leases/{lease.id}",
         skip_url=f"/leases/{lease.id}/skip",
         draft_url=f"/leases/{lease.id}/draft",
+        next_url=f"/projects/{project.slug}/rank",
+        ahead_url=f"/projects/{project.slug}/rank/ahead",
+        pack_url=f"/projects/{project.slug}/rank/pack",
     )
 
 

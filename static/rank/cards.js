@@ -21,6 +21,9 @@ export function listen() {
     if (card && card !== current) look(card, { focus: false });
   });
   for (const button of form.querySelectorAll("button[data-layout]")) button.addEventListener("click", () => { setLayout(button.dataset.layout); store.set("rankloop-layout", button.dataset.layout); });
+}
+
+export function renew() {
   setLayout(store.get("rankloop-layout") ?? form.dataset.layout);
 }
 

@@ -5,7 +5,7 @@ import { begin } from "./history.js";
 import { read, write } from "./state.js";
 
 const WAIT_MILLISECONDS = 700;
-const key = () => "rankloop-draft-" + form.dataset.lease;
+const key = (lease) => "rankloop-draft-" + lease;
 let timer = 0;
 let isOver = false;
 
@@ -15,38 +15,49 @@ export function listen() {
   document.addEventListener("visibilitychange", () => document.hidden && isUnsent() && send());
 }
 
-const isUnsent = () => store.get(key()) !== null;
+export function renew() {
+  isOver = false;
+}
+
+const isUnsent = () => store.get(key(form.dataset.lease)) !== null;
 
 export function save() {
-  store.set(key(), JSON.stringify({ savedAt: Date.now(), state: read() }));
+  store.set(key(form.dataset.lease), JSON.stringify({ savedAt: Date.now(), state: read() }));
   clearTimeout(timer);
-  timer = setTimeout(send, WAIT_MILLISECONDS);
+  if (form.dataset.draftUrl) timer = setTimeout(send, WAIT_MILLISECONDS);
 }
 
 // One after the other, so that an older draft never overtakes a newer one.
 let queue = Promise.resolve();
 function send() {
   clearTimeout(timer);
-  queue = queue.then(post);
+  const { lease, draftUrl, person } = form.dataset;
+  const body = JSON.stringify(read());
+  if (draftUrl && !isOver) queue = queue.then(() => post({ lease, draftUrl, person, body }));
 }
 
-async function post() {
-  const kept = store.get(key());
-  if (isOver) return;
+// Another task is about to take this one's place.
+export const sendNow = () => isUnsent() && send();
+
+async function post({ lease, draftUrl, person, body }) {
+  const kept = store.get(key(lease));
+  const isShown = () => lease === form.dataset.lease && !isOver;
+  if (lease === form.dataset.lease && isOver) return;
   try {
-    const answer = await fetch(form.dataset.draftUrl, { method: "POST", headers: { "Content-Type": "application/json", Accept: "application/json" }, body: JSON.stringify(read()), keepalive: true });
+    const answer = await fetch(draftUrl, { method: "POST", headers: { "Content-Type": "application/json", Accept: "application/json", "Rankloop-Person": person }, body, keepalive: true });
     if (!answer.ok) throw new Error(answer.status);
-    if (store.get(key()) === kept) store.remove(key());
-    savedNote.textContent = words.saved;
+    if (store.get(key(lease)) === kept && isShown()) store.remove(key(lease));
     const { expires_in_seconds: seconds } = await answer.json().catch(() => ({}));
+    if (!isShown()) return;
+    savedNote.textContent = words.saved;
     if (seconds) watchExpiry(seconds);
   } catch {
-    savedNote.textContent = words.local;
+    if (isShown()) savedNote.textContent = words.local;
   }
 }
 
 export function restore() {
-  const kept = JSON.parse(store.get(key()) ?? "null");
+  const kept = JSON.parse(store.get(key(form.dataset.lease)) ?? "null");
   if (!kept || kept.savedAt < Date.parse(form.dataset.savedAt || 0)) return;
   write(kept.state);
   if (form.elements.rationale) form.elements.rationale.value = kept.state.rationale;
@@ -55,13 +66,10 @@ export function restore() {
   send();
 }
 
-// The ranking is on its way: a draft that waits would only come after it.
-export const hold = () => clearTimeout(timer);
-
-// The task is over for this page: no more drafts of it.
+// The task is over for this page: no more drafts of it. What the device keeps stays until the server has the ranking.
 export function end() {
-  hold();
+  clearTimeout(timer);
   isOver = true;
 }
 
-export const forget = () => store.remove(key());
+export const forget = (lease) => store.remove(key(lease));

@@ -26,6 +26,13 @@ export function listen() {
   form.querySelector("[data-tool=find]").addEventListener("click", openFinder);
 }
 
+// What was found stood in other answers.
+export function renew() {
+  bar.hidden = true;
+  found = [];
+  show();
+}
+
 export function openFinder() {
   bar.hidden = false;
   const chosen = String(getSelection()).trim();

@@ -3,7 +3,7 @@ import { cards, fill, words } from "./page.js";
 
 const LONG_CHARACTERS = 6000;
 
-export function listen() {
+export function renew() {
   for (const card of cards) if (card.querySelector(".body").textContent.length > LONG_CHARACTERS) fold(card);
 }
 

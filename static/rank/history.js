@@ -1,4 +1,5 @@
 // Undo and redo, over everything but the reasons, whose field has its own; and the news of every change, to whoever asked for it.
+import { countUndo } from "./clock.js";
 import { say, words } from "./page.js";
 import { read, write } from "./state.js";
 
@@ -32,7 +33,13 @@ export function changed(message) {
   tell(message);
 }
 
-export const undo = () => step(done, undone, words.undone);
+export const isUntouched = () => !done.length;
+
+export function undo() {
+  if (done.length) countUndo();
+  step(done, undone, words.undone);
+}
+
 export const redo = () => step(undone, done, words.redone);
 
 function step(from, to, message) {

@@ -38,8 +38,9 @@ export function listen() {
   });
   dialog.addEventListener("keydown", hear);
   dialog.addEventListener("focusout", () => asking && draw());
-  draw();
 }
+
+export const renew = () => draw();
 
 // What was kept on the device, unless it is damaged or two actions would share a key.
 function kept() {

@@ -4,9 +4,11 @@ import { form } from "./page.js";
 const dialog = document.getElementById("conversation");
 
 export function listen() {
-  const line = form.querySelector(".reminder");
-  line.querySelector("span").textContent = form.querySelector(".turn.last .prose").textContent.trim().slice(0, 200);
-  line.addEventListener("click", open);
+  form.querySelector(".reminder").addEventListener("click", open);
+}
+
+export function renew() {
+  form.querySelector(".reminder span").textContent = form.querySelector(".turn.last .prose").textContent.trim().slice(0, 200);
 }
 
 export function open() {

@@ -7,7 +7,7 @@ import { check } from "./state.js";
 
 const field = (id) => form.querySelector(`.questions #${id}`);
 
-export function listen() {
+export function renew() {
   field("rationale")?.addEventListener("keydown", (event) => {
     if (event.isComposing) return;
     if (event.key === "Escape") look(current);

@@ -1,20 +1,44 @@
-// Submitting: once, and again for as long as nobody answers.
-import { fill, form, note, say, strip, submitButton, words } from "./page.js";
+// Submitting: the ranking is laid on the device, the next task comes into view at once, and the sending goes on behind it.
+import { fill, form, note, savedNote, say, strip, submitButton, words } from "./page.js";
+import * as ahead from "./ahead.js";
+import * as clock from "./clock.js";
 import * as drafts from "./drafts.js";
 import { look } from "./focus.js";
+import { isUntouched } from "./history.js";
+import * as outbox from "./outbox.js";
+import * as pack from "./pack.js";
 import { review } from "./review.js";
 import { isReady, unplaced } from "./state.js";
+import { canShow, show } from "./swap.js";
 
-const RETRY_SECONDS = [2, 4, 8, 15, 30];
+// From the submitting to the next task, or to the end of it.
 let isSending = false;
+// Nothing is there to go on with: the page waits until all is sent.
+let isResting = false;
 
 export function listen() {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     submit();
   });
-  document.querySelector("[data-skip]").addEventListener("submit", () => { drafts.end(); drafts.forget(); });
+  document.addEventListener("submit", (event) => event.target.matches("[data-skip]") && forget(form.dataset.lease));
   window.addEventListener("pageshow", (event) => event.persisted && location.reload());
+  outbox.listen(form.dataset.person);
+  outbox.onNews(hear);
+}
+
+export function renew() {
+  isSending = isResting = false;
+  note.textContent = "";
+}
+
+// A page that was opened: what waits is sent, what was ranked already is not shown again, and the next task is fetched.
+export async function begin() {
+  const { lease } = form.dataset;
+  const isWaiting = (await outbox.waiting()).some((entry) => entry.lease === lease);
+  await showRefused();
+  if (isWaiting || (await pack.isDone(lease))) return moveOn();
+  await goOn();
 }
 
 export function submit() {
@@ -27,37 +51,110 @@ export function submit() {
   review(start);
 }
 
-function start() {
+async function start() {
+  if (isSending) return;
   isSending = true;
-  drafts.hold();
-  const body = new URLSearchParams(new FormData(form));
+  drafts.end();
+  const { lease, person } = form.dataset;
+  await outbox.add({ lease, person, url: form.getAttribute("action"), body: String(new URLSearchParams(new FormData(form))), how: clock.tell() });
+  await pack.mark(lease, true);
+  await moveOn();
+}
+
+async function moveOn() {
+  isSending = true;
+  const page = form.dataset.aheadUrl ? await ahead.take() : null;
+  if (page && canShow(page)) {
+    show(page);
+    say(words.nextTask);
+    return goOn();
+  }
+  rest();
+  const isAllSent = await outbox.flush();
+  if (isAllSent && !pack.isFromDevice()) location.assign(form.dataset.nextUrl);
+  else if (isAllSent) waitForConnection();
+}
+
+function waitForConnection() {
+  note.textContent = words.packDone;
+  window.addEventListener("online", () => location.assign(form.dataset.nextUrl));
+}
+
+function rest() {
+  isResting = true;
   form.querySelector("main").inert = true;
   strip.querySelectorAll(".chip").forEach((chip) => { chip.disabled = true; });
-  send(body, 0);
-}
-
-async function send(body, attempt) {
   submitButton.setAttribute("aria-disabled", "true");
   say(words.sending);
-  const wait = RETRY_SECONDS[Math.min(attempt, RETRY_SECONDS.length - 1)];
-  try {
-    const answer = await fetch(form.action, { method: "POST", body, headers: { Accept: "text/html" } });
-    if (answer.status < 500) return leave(answer);
-    note.textContent = fill(words.refused, { status: answer.status, n: wait });
-  } catch {
-    note.textContent = fill(words.lost, { n: wait });
-  }
-  setTimeout(send, wait * 1000, body, attempt + 1);
 }
 
-// Taken: go where the server points. Refused: send the plain form, whose answer is a page that says why.
-function leave(answer) {
-  drafts.end();
-  if (!answer.ok) {
-    form.querySelector("main").inert = false;
-    form.submit();
+// Behind the annotator's back: send what waits, then fetch the task after this one.
+async function goOn() {
+  if (!(await outbox.flush()) || !form.dataset.aheadUrl) return;
+  const { lease } = form.dataset;
+  const inHand = await ahead.fetchAhead();
+  const isOther = inHand !== undefined && inHand !== lease && lease === form.dataset.lease;
+  // An admin took this task back before it was begun: what the server gives instead is the one to work on.
+  if (isOther && !isSending && isUntouched() && !(await pack.next(null)) && !(await outbox.waiting()).length) location.assign(form.dataset.nextUrl);
+}
+
+async function hear({ kind, entry, seconds, status, problem }) {
+  if (kind === "stored") await stored(entry);
+  if (kind === "refused") await takeBack(entry, problem);
+  if (kind === "lost" || kind === "busy" || kind === "stranger") await tellWaiting(kind, { n: seconds, status });
+}
+
+async function stored({ lease }) {
+  forget(lease);
+  if (isResting && !(await outbox.waiting()).length) location.assign(form.dataset.nextUrl);
+  else if (!isResting) note.textContent = "";
+}
+
+async function tellWaiting(kind, values) {
+  const { length: num } = await outbox.waiting();
+  note.textContent = fill(words[kind === "busy" ? "refused" : kind], { ...values, num });
+  savedNote.textContent = fill(words.waiting, { num });
+}
+
+// The server has it, or it is over: nothing of it stays on the device.
+function forget(lease) {
+  drafts.forget(lease);
+  clock.forget(lease);
+}
+
+// Refused: the annotator is back at that task, with the reasons; what was begun meanwhile is kept as a draft. When it
+// can't be ranked any more, the page says why, and keeps the ranking until its annotator has read that.
+async function takeBack(entry, { status }) {
+  if (status !== 422) {
+    await showRefused();
+    if (isResting) location.assign(form.dataset.nextUrl);
     return;
   }
-  drafts.forget();
-  location.assign(answer.url);
+  drafts.sendNow();
+  const answer = await outbox.post(entry, "text/html");
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  await outbox.drop(entry.lease);
+  await pack.mark(entry.lease, false);
+  if (answer.status === 422 && canShow(page)) show(page);
+  else location.assign(form.dataset.nextUrl);
+}
+
+async function showRefused() {
+  const box = document.getElementById("refused");
+  const refused = (await outbox.refused()).filter(({ refusal }) => refusal.status !== 422);
+  box.replaceChildren(...refused.map(row));
+  box.hidden = !refused.length;
+}
+
+function row({ lease, at, refusal }) {
+  const line = document.createElement("p");
+  const button = document.createElement("button");
+  line.append(fill(words.notStored, { time: new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }), reason: refusal.detail }), " ", button);
+  button.type = "button";
+  button.textContent = words.discard;
+  button.addEventListener("click", async () => {
+    await outbox.drop(lease);
+    await showRefused();
+  });
+  return line;
 }

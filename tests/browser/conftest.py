@@ -5,6 +5,7 @@ Every page is watched: a script error, a CSP violation or a request to another o
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -184,3 +185,22 @@ async def wider_than_the_window(page: Page) -> list[str]:
         }"""
     )
     return found
+
+
+async def nothing_waits(page: Page) -> None:
+    """Wait until no ranking is on the device any more, nor on its way."""
+    deadline = time.monotonic() + START_SECONDS
+    while await num_waiting(page):
+        assert time.monotonic() < deadline, "a ranking stays on the device"
+        await asyncio.sleep(0.02)
+
+
+async def num_waiting(page: Page) -> int:
+    """How many rankings the ranking page keeps on the device, until the server has them."""
+    num: int = await page.evaluate(
+        """async () => {
+            const main = document.querySelector("script[type=module][src*='/rank/']").src;
+            return (await (await import(main.replace("main.js", "device.js"))).all("outbox")).length;
+        }"""
+    )
+    return num

@@ -14,7 +14,7 @@ from app.projects.models import Project
 from app.rankings import service as rankings
 from app.rankings.models import Ranking
 from app.tasks.models import Lease
-from tests.browser.conftest import PHONE, LiveServer, OpenPage, wider_than_the_window
+from tests.browser.conftest import PHONE, LiveServer, OpenPage, nothing_waits, wider_than_the_window
 from tests.factories import make_completion, make_project, make_prompt, make_task, make_user
 
 pytestmark = [pytest.mark.browser, pytest.mark.real_commits]
@@ -79,8 +79,9 @@ async def places(page: Page, letters: str = "ABCD") -> list[str]:
 
 
 async def finish(page: Page, num: int = 1) -> None:
-    """Wait until the next page is there."""
+    """Wait until the next task is there, and what was ranked has reached the server."""
     await expect(page.locator(".bar")).to_contain_text(f"{num} done today")
+    await nothing_waits(page)
 
 
 async def other_task(page: Page, lease: str | None) -> None:
@@ -273,11 +274,11 @@ async def test_the_page_works_without_javascript(open_page: OpenPage, site: Site
     for letter, place in zip("ABC", ("2", "2", "1"), strict=True):
         await page.locator(f'.answer[data-letter="{letter}"] .places .cell:has(input[value="{place}"])').click()
     await page.get_by_role("button", name="Submit").click()
-    await expect(page.locator(".notice.bad")).to_contain_text("Answer D has no place yet")
+    await expect(page.locator(".notice.bad:visible")).to_contain_text("Answer D has no place yet")
     assert await places(page) == ["2", "2", "1", ""]
     await page.locator('.answer[data-letter="D"] .places .cell:has(input[value="4"])').click()
     await page.get_by_role("button", name="Submit").click()
-    await finish(page)
+    await expect(page.locator(".bar")).to_contain_text("1 done today")
     assert await site.orders() == [[["C"], ["A", "B"], ["D"]]]
 
 
@@ -320,6 +321,7 @@ async def test_axe_finds_nothing(open_page: OpenPage, site: Site, axe: AxeRun, s
     await page.keyboard.press("4")
     await page.keyboard.press("Enter")
     await other_task(page, lease)
+    await nothing_waits(page)
     for address in ("tasks", "rankings"):
         await page.goto(f"/projects/{site.project.slug}/{address}")
         assert await axe(page) == []

@@ -1,0 +1,28 @@
+// Serves the ranking page of a pack without a connection. It is registered when somebody takes tasks along, and never
+// before; with a connection the server is always asked first.
+const CACHE = "rankloop-pack";
+const RANK = /^\/projects\/[^/]+\/rank$/;
+
+self.addEventListener("install", () => self.skipWaiting());
+self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim()));
+self.addEventListener("fetch", (event) => {
+  const { request } = event;
+  const { origin, pathname } = new URL(request.url);
+  if (request.method !== "GET" || origin !== self.location.origin) return;
+  if (request.mode === "navigate" && RANK.test(pathname)) event.respondWith(fetch(request).catch(() => keptPage(pathname)));
+  // An address below /static/ holds a hash: what was kept under it is what the server has.
+  else if (pathname.startsWith("/static/")) event.respondWith(kept(request.url).catch(() => fetch(request)));
+});
+
+async function kept(address) {
+  const found = await (await caches.open(CACHE)).match(address);
+  if (!found) throw new TypeError("not kept");
+  return found;
+}
+
+// The page is told where it comes from: what it shows may be ranked by now.
+async function keptPage(address) {
+  const found = await kept(address);
+  const html = (await found.text()).replace("<html ", "<html data-from-device ");
+  return new Response(html, { status: found.status, headers: found.headers });
+}
