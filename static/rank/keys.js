@@ -1,5 +1,5 @@
 // Everything by keyboard. Each key is printed on the page, can be changed, and all of them can be turned off.
-import { numPlaces, say, store, words } from "./page.js";
+import { numPlaces, say, store, strip, words } from "./page.js";
 import * as compare from "./compare.js";
 import { cancel } from "./drag.js";
 import { openFinder } from "./find.js";
@@ -72,10 +72,11 @@ const ACTIONS = {
   keys: () => document.getElementById("keys").showModal(),
 };
 
-// On a row of buttons the arrows are the browser's own.
+// On a row of buttons the arrows are the browser's own. Where the strip runs from the right, so do they.
 function moveChip(target, by) {
   if (!isInHand(target) && !target.dataset.chip) return false;
-  return scale.isOn() ? scale.step(by) : move(target.dataset.chip ?? current.dataset.id, by);
+  const on = getComputedStyle(strip).direction === "rtl" ? -by : by;
+  return scale.isOn() ? scale.step(on) : move(target.dataset.chip ?? current.dataset.id, on);
 }
 
 const unplace = () => (scale.isOn() ? scale.clear() : place(current.dataset.id, null));

@@ -88,3 +88,11 @@ async def test_json_and_what_is_compressed_already_stay_as_they_are(client: Asyn
     answer = await client.get(path, headers={"accept-encoding": "gzip"})
     assert answer.status_code == 200
     assert "content-encoding" not in answer.headers
+
+
+def test_the_style_sheet_knows_no_left_and_right() -> None:
+    """Start and end instead, so that a language that runs from the right needs no sheet of its own."""
+    rule = re.compile(
+        r"(?:margin|padding|border)-(?:left|right)|(?:text-align|float): (?:left|right)|[ {;](?:left|right):"
+    )
+    assert rule.findall((assets.FOLDER / "app.css").read_text()) == []

@@ -228,6 +228,32 @@ async def test_every_move_is_announced(open_page: OpenPage, live_server: LiveSer
         await expect(spoken).to_have_text(sentence)
 
 
+async def test_where_the_page_runs_from_the_right_so_do_the_arrows(
+    open_page: OpenPage, live_server: LiveServer
+) -> None:
+    address, annotator = await make_site(live_server)
+    page = await open_page(annotator)
+    await page.goto(address)
+    await page.evaluate("document.documentElement.dir = 'rtl'")
+    await press(page, "2", "k", "ArrowRight")
+    assert await strip(page) == ["A", "", "", "BC"]
+    first, last = [await page.locator(f'.place[data-place="{place}"]').bounding_box() for place in (1, 3)]
+    assert first is not None
+    assert last is not None
+    assert first["x"] > last["x"]
+
+
+async def test_at_twice_its_size_half_of_the_window_is_text(open_page: OpenPage, live_server: LiveServer) -> None:
+    address, annotator = await make_site(live_server, k=4)
+    page = await open_page(annotator, viewport={"width": 640, "height": 400}, device_scale_factor=2)
+    await page.goto(address)
+    await page.evaluate("scrollTo(0, 400)")
+    foot, head = [await page.locator(name).bounding_box() for name in (".strip", ".reminder")]
+    assert foot is not None
+    assert head is not None
+    assert foot["height"] + head["height"] < 200
+
+
 async def test_a_touch_of_less_than_eight_pixels_is_no_drag(open_page: OpenPage, live_server: LiveServer) -> None:
     address, annotator = await make_site(live_server)
     page = await open_page(annotator, viewport=PHONE, has_touch=True, is_mobile=True)

@@ -314,7 +314,12 @@ async def test_axe_finds_nothing(open_page: OpenPage, site: Site, axe: AxeRun, s
     for key in ("1", "2", "2"):
         await page.keyboard.press(key)
     assert await axe(page) == []
-    await page.keyboard.press("?")
+    for key, dialog in (("?", "keys"), ("d", "compare"), ("p", "conversation"), ("g", "guidelines"), ("s", "skip")):
+        await page.keyboard.press(key)
+        await expect(page.locator(f"dialog#{dialog}")).to_be_visible()
+        assert await axe(page) == [], dialog
+        await page.keyboard.press("Escape")
+    await page.keyboard.press("f")
     assert await axe(page) == []
     await page.keyboard.press("Escape")
     lease = await page.locator("#rank").get_attribute("data-lease")
