@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     """A worker that is silent for so long is given up, and its run goes back into the queue."""
     max_queued_runs: int = 20
     """Most runs that wait in one project's queue; one more is refused."""
+    webhook_hosts: str = ""
+    """Hosts, with commas between them, that webhooks may reach although their addresses are not public."""
     max_body_bytes: int = 64 * 1024 * 1024
     """Largest body of a request, uploads included."""
 

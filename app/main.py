@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -49,6 +50,10 @@ from app.tasks import api as tasks_api
 from app.tasks import pages as tasks_pages
 from app.validation import explain
 from app.web import render, see_other, words
+from app.webhooks import api as webhooks_api
+from app.webhooks import delivery
+from app.webhooks import pages as webhooks_pages
+from app.webhooks import service as webhooks
 from rankloop import __version__
 
 log = logging.getLogger(__name__)
@@ -70,6 +75,7 @@ DOMAINS = [
     quality_api,
     datasets_api,
     loop_api,
+    webhooks_api,
 ]
 PAGES = [
     accounts_pages,
@@ -85,6 +91,7 @@ PAGES = [
     quality_pages,
     datasets_pages,
     loop_pages,
+    webhooks_pages,
 ]
 
 
@@ -122,6 +129,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_middleware(SameOrigin)
     app.add_middleware(SecurityHeaders)
     loop.subscribe()
+    webhooks.subscribe()
     alternatives.subscribe()
     return app
 
@@ -135,7 +143,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     engine = make_engine(settings.require_database_url())
     app.state.sessionmaker = make_sessionmaker(engine)
+    hosts = [host.strip() for host in settings.webhook_hosts.split(",") if host.strip()]
+    postman = asyncio.create_task(delivery.run(app.state.sessionmaker, allowed_hosts=hosts))
     yield
+    postman.cancel()
+    await asyncio.gather(postman, return_exceptions=True)
     await engine.dispose()
 
 

@@ -19,6 +19,7 @@ from app.rankings.models import Ranking
 from app.registry.models import Version
 from app.runs.models import Run
 from app.tasks.models import Lease, Task
+from app.webhooks.models import Webhook
 
 
 async def by_slug(session: AsyncSession, slug: str) -> Project | None:
@@ -64,7 +65,8 @@ PROJECT_FINDERS: dict[str, ProjectFinder] = {
     "run_id": holding(Run),
     "task_id": holding(Task),
     "version_id": holding(Version),
+    "webhook_id": holding(Webhook),
 }
 # Numbers and names within a project that stands before them, people and what is theirs, and invitations, which may be
 # into every project: their service compares.
-NOT_A_PROJECTS_OWN = {"invitation_id", "name", "number", "session_id", "token_id", "user_id"}
+NOT_A_PROJECTS_OWN = {"delivery_id", "invitation_id", "name", "number", "session_id", "token_id", "user_id"}

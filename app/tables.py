@@ -13,6 +13,7 @@ from app.rankings import models as rankings
 from app.registry import models as registry
 from app.runs import models as runs
 from app.tasks import models as tasks
+from app.webhooks import models as webhooks
 
 __all__ = [
     "Base",
@@ -28,5 +29,6 @@ __all__ = [
     "registry",
     "runs",
     "tasks",
+    "webhooks",
 ]
 metadata = Base.metadata

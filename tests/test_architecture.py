@@ -22,6 +22,7 @@ DOMAINS = [
     "quality",
     "datasets",
     "loop",
+    "webhooks",
 ]
 # Inside a domain, a file imports only from those before it. `guards` are the dependencies that pages and API share.
 LAYERS = ["models", "service", "guards", "schemas", "pages", "api"]

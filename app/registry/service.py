@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func, select, text, update
@@ -12,8 +13,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.service import audit
 from app.errors import NotFound
+from app.events import events
 from app.registry.models import Version, VersionKind
 from app.runs.models import Artifact
+
+
+@dataclass(frozen=True)
+class VersionPromoted:
+    """A version is the live one of its kind from now on."""
+
+    version: Version
+    reason: str
 
 
 async def register_base(session: AsyncSession, *, project_id: uuid.UUID, alias: str) -> Version:
@@ -100,6 +110,7 @@ async def promote(
     version.is_live = True
     await session.flush()
     await audit(session, actor_id=actor_id, action="version.promote", subject=str(version.id), reason=reason)
+    await events.publish(session, VersionPromoted(version, reason))
 
 
 async def get_version(session: AsyncSession, version_id: uuid.UUID) -> Version:

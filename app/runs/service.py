@@ -49,6 +49,13 @@ class RunFinished:
     run: Run
 
 
+@dataclass(frozen=True)
+class RunEnded:
+    """A run came to its end: finished, failed or cancelled."""
+
+    run: Run
+
+
 async def enqueue(
     session: AsyncSession,
     *,
@@ -269,6 +276,7 @@ async def end(session: AsyncSession, run: Run, *, state: RunState, error: str | 
     run.lease_expires_at = None
     await add_log(session, run_id=run.id, lines=[("error" if error else "info", error or "Finished.")])
     await session.flush()
+    await events.publish(session, RunEnded(run))
 
 
 async def release(session: AsyncSession, run: Run) -> None:

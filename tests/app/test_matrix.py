@@ -28,6 +28,8 @@ from app.main import API, create_app
 from app.projects.models import Project
 from app.registry.service import get_version_by_number
 from app.tasks.models import Lease, LeaseState, Task
+from app.webhooks.models import Delivery
+from app.webhooks.service import create_webhook
 from tests.app.matrix import ALLOWED, API_MATRIX, API_ROUTES, ID_GAP, PAGE_MATRIX, PAGE_ROUTES
 from tests.factories import (
     add,
@@ -106,6 +108,8 @@ async def build(session: AsyncSession, connection: AsyncConnection) -> World:
     invited, _ = await invitations.create(
         session, project_id=project.id, role="annotator", days=1, max_uses=1, public_url="http://x", actor_id=None
     )
+    hook = await create_webhook(session, project_id=project.id, url="https://example.org", events=["run.ended"])
+    delivery = await add(session, Delivery(webhook_id=hook.id, event="run.ended", body="{}"))
     ids = {"slug": "access", "project_id": "access", "number": "1", "name": "model.safetensors"}
     rows: dict[str, Any] = {
         "prompt_id": prompt,
@@ -113,6 +117,8 @@ async def build(session: AsyncSession, connection: AsyncConnection) -> World:
         "dataset_id": dataset,
         "corpus_id": corpus,
         "run_id": run,
+        "webhook_id": hook,
+        "delivery_id": delivery,
     }
     rows |= {"version_id": version, "user_id": member, "invitation_id": invited}
     world = World(connection, ids | {name: str(row.id) for name, row in rows.items()})

@@ -1,0 +1,1 @@
+"""Webhooks: other programs are told of milestones, finished runs and promotions."""
