@@ -19,7 +19,7 @@ from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddle
 
 from app import assets, openapi
 from app.accounts import api as accounts_api
-from app.accounts import own_pages, people_pages
+from app.accounts import own_pages, people_pages, provider_pages
 from app.accounts import pages as accounts_pages
 from app.accounts.guards import SignInFirst
 from app.config import Settings
@@ -81,6 +81,7 @@ PAGES = [
     accounts_pages,
     own_pages,
     people_pages,
+    provider_pages,
     runs_pages,
     projects_pages,
     prompts_pages,
@@ -111,6 +112,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.state.settings = settings
     app.state.sessionmaker = sessionmaker
     app.state.project_finders = PROJECT_FINDERS
+    app.state.provider = provider_pages.make_provider(settings)
     for module in DOMAINS:
         app.include_router(module.router, prefix=API)
     for module in PAGES:

@@ -36,6 +36,8 @@ PAGE_MATRIX = {
     "POST /people/{user_id}/enable": "owner",
     "POST /people/{user_id}/erase": "owner",
     "GET /audit": "owner",
+    "GET /sign-in/provider": "public",
+    "GET /sign-in/provider/back": "public",
     "GET /join": "public",
     "POST /join": "public",
     "GET /account": "person",

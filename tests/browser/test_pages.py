@@ -151,8 +151,9 @@ async def test_a_link_can_be_pasted_without_javascript(open_page: OpenPage, site
         link = await create_sign_in_link(session, user=site.admin, public_url=site.server.url)
     page = await open_page(java_script_enabled=False)
     await page.goto("/sign-in")
+    await page.get_by_text("I have a one-time link").click()
     await page.get_by_label("Your link").fill(link)
-    await page.get_by_role("button", name="Sign in").click()
+    await page.locator("details.more").get_by_role("button", name="Sign in").click()
     await expect(page.get_by_role("heading", name="My projects")).to_be_visible()
 
 
@@ -161,7 +162,7 @@ async def test_the_language_and_the_colours_are_remembered(open_page: OpenPage, 
     await page.goto("/")
     await page.get_by_role("button", name="中文").click()
     await expect(page.get_by_role("heading", name="我的项目")).to_be_visible()
-    await page.get_by_text("账户").click()
+    await page.locator("summary", has_text="账户").click()
     await page.get_by_role("button", name="深色").click()
     assert await page.locator("html").get_attribute("data-theme") == "dark"
     await page.reload()
