@@ -54,6 +54,7 @@ from app.webhooks import api as webhooks_api
 from app.webhooks import delivery
 from app.webhooks import pages as webhooks_pages
 from app.webhooks import service as webhooks
+from app.writing import pages as writing_pages
 from rankloop import __version__
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ PAGES = [
     rankings_pages,
     ahead_pages,
     import_pages,
+    writing_pages,
     quality_pages,
     datasets_pages,
     loop_pages,

@@ -20,6 +20,7 @@ from app.registry.models import Version
 from app.runs.models import Run
 from app.tasks.models import Lease, Task
 from app.webhooks.models import Webhook
+from app.writing.models import Writing
 
 
 async def by_slug(session: AsyncSession, slug: str) -> Project | None:
@@ -66,6 +67,7 @@ PROJECT_FINDERS: dict[str, ProjectFinder] = {
     "task_id": holding(Task),
     "version_id": holding(Version),
     "webhook_id": holding(Webhook),
+    "writing_id": holding(Writing),
 }
 # Numbers and names within a project that stands before them, people and what is theirs, and invitations, which may be
 # into every project: their service compares.

@@ -14,6 +14,7 @@ from app.registry import models as registry
 from app.runs import models as runs
 from app.tasks import models as tasks
 from app.webhooks import models as webhooks
+from app.writing import models as writing
 
 __all__ = [
     "Base",
@@ -30,5 +31,6 @@ __all__ = [
     "runs",
     "tasks",
     "webhooks",
+    "writing",
 ]
 metadata = Base.metadata

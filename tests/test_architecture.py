@@ -19,6 +19,7 @@ DOMAINS = [
     "corpora",
     "tasks",
     "rankings",
+    "writing",
     "quality",
     "datasets",
     "loop",

@@ -16,7 +16,16 @@ from starlette.datastructures import FormData
 from app.errors import FieldError
 from app.projects.schemas import MAX_EXAMPLES, MAX_LABELS, parse_object
 
-CHECKBOXES = ("ties_allowed", "partial_allowed", "asks_all_bad", "has_review_step", "is_paused")
+CHECKBOXES = (
+    "ties_allowed",
+    "partial_allowed",
+    "asks_all_bad",
+    "has_review_step",
+    "writes_demonstrations",
+    "writes_prompts",
+    "allows_self_review",
+    "is_paused",
+)
 SAMPLING = {"temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_new_tokens", "sampling_seed": "seed"}
 TRAINING = {"training_reward": "reward", "training_ppo": "ppo"}
 # What a row consists of: fields to write in, and boxes.

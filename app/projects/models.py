@@ -65,6 +65,10 @@ class Project(Base):
     # [{"prompt", "good", "good_why", "bad", "bad_why"}]: shown with the guidelines.
     examples: Mapped[list[Any]] = mapped_column(JSONB, server_default="[]", default=list)
     layout: Mapped[str] = mapped_column(server_default=Layout.SIDE_BY_SIDE, default=Layout.SIDE_BY_SIDE)
+    # What annotators may write, and whether an author may approve what they wrote themselves.
+    writes_demonstrations: Mapped[FalseByDefault]
+    writes_prompts: Mapped[FalseByDefault]
+    allows_self_review: Mapped[FalseByDefault]
     # Whether an order is looked at once more before it is sent.
     has_review_step: Mapped[FalseByDefault]
     overlap: Mapped[int] = mapped_column(server_default="1", default=1)

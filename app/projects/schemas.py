@@ -99,6 +99,9 @@ class ProjectSettings(BaseModel):
     examples: Annotated[list[Example], Field(max_length=MAX_EXAMPLES)] = []
     layout: Layout = Layout.SIDE_BY_SIDE
     has_review_step: bool = False
+    writes_demonstrations: bool = False
+    writes_prompts: bool = False
+    allows_self_review: bool = False
     overlap: int = Field(1, ge=1, le=100)
     lease_minutes: int = Field(60, ge=1, le=1440)
     sampling: Sampling = Sampling()
@@ -138,6 +141,9 @@ class ProjectOut(BaseModel):
     examples: list[Example]
     layout: Layout
     has_review_step: bool
+    writes_demonstrations: bool
+    writes_prompts: bool
+    allows_self_review: bool
     overlap: int
     lease_minutes: int
     sampling: Sampling

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import markdown
@@ -18,7 +19,7 @@ from app.errors import Conflict, NotFound
 from app.projects.guards import PageProject
 from app.projects.models import Project
 from app.projects.service import asked_labels
-from app.prompts.models import Prompt
+from app.prompts.models import Prompt, Split
 from app.rankings import service
 from app.rankings.answers import RankingAnswer, preference_of
 from app.rankings.forms import read_form
@@ -29,7 +30,7 @@ from app.runs.service import OPEN_STATES, list_runs
 from app.tasks import ahead, lists
 from app.tasks import service as tasks
 from app.tasks.guards import SamePerson
-from app.tasks.models import Lease
+from app.tasks.models import Lease, Task
 from app.tasks.service import LETTERS, Sheet, TasksPacked
 from app.web import SessionDep, render, see_other, words
 
@@ -135,6 +136,7 @@ async def show_sheet(
         said={"rationale": answer.rationale, "confidence": answer.confidence, "all_bad": answer.all_bad},
         pairwise=is_pairwise(sheet),
         preference=preference_of(answer, lease.display_order),
+        can_write=await can_write(session, sheet),
         progress={
             "done_today": await count_today(session, project, annotator) + num_before,
             "num_open": max(0, waiting[project.id] - num_before),
@@ -160,6 +162,14 @@ def asked(project: Project) -> dict[str, Any]:
         "labels": asked_labels(project),
         "guidelines_html": guidelines,
     }
+
+
+async def can_write(session: AsyncSession, sheet: Sheet) -> bool:
+    """Whether the project asks for an ideal answer to this prompt: to training prompts only."""
+    if not sheet.project.writes_demonstrations:
+        return False
+    query = select(Prompt.split).join(Task, Task.prompt_id == Prompt.id).where(Task.id == sheet.lease.task_id)
+    return await session.scalar(query) == Split.TRAIN
 
 
 def is_pairwise(sheet: Sheet) -> bool:

@@ -30,6 +30,7 @@ from app.registry.service import get_version_by_number
 from app.tasks.models import Lease, LeaseState, Task
 from app.webhooks.models import Delivery
 from app.webhooks.service import create_webhook
+from app.writing.models import Writing, WritingKind
 from tests.app.matrix import ALLOWED, API_MATRIX, API_ROUTES, ID_GAP, PAGE_MATRIX, PAGE_ROUTES
 from tests.factories import (
     add,
@@ -82,7 +83,7 @@ async def person(session: AsyncSession, role: str, project: Project, elsewhere: 
 
 
 async def own_things(session: AsyncSession, user: User, open_task: Task, ranked_task: Task) -> dict[str, str]:
-    """A lease and a ranking of this person."""
+    """A lease, a ranking and a piece of writing of this person."""
     lease = Lease(
         task_id=open_task.id,
         annotator_id=user.id,
@@ -92,11 +93,17 @@ async def own_things(session: AsyncSession, user: User, open_task: Task, ranked_
         expires_at=datetime.now(UTC) + timedelta(hours=1),
     )
     ranking = await make_ranking(session, ranked_task, annotator=user)
-    return {"lease_id": str((await add(session, lease)).id), "ranking_id": str(ranking.id)}
+    writing = Writing(project_id=open_task.project_id, kind=WritingKind.PROMPT, author_id=user.id)
+    rows: dict[str, Any] = {
+        "lease_id": await add(session, lease),
+        "ranking_id": ranking,
+        "writing_id": await add(session, writing),
+    }
+    return {name: str(row.id) for name, row in rows.items()}
 
 
 async def build(session: AsyncSession, connection: AsyncConnection) -> World:
-    project = await make_project(session, name="Access", slug="access")
+    project = await make_project(session, name="Access", slug="access", writes_demonstrations=True)
     elsewhere = await make_project(session, name="Elsewhere", slug="elsewhere")
     prompt = await make_prompt(session, project)
     open_task, ranked_task = [await make_task(session, prompt, overlap=50) for _ in range(2)]

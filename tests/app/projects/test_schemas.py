@@ -63,6 +63,9 @@ def make_project() -> Project:
         examples=[],
         layout="grid",
         has_review_step=False,
+        writes_demonstrations=False,
+        writes_prompts=False,
+        allows_self_review=False,
     )
 
 

@@ -1,0 +1,1 @@
+"""Writing: ideal answers and prompts by people, and their review."""
