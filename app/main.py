@@ -28,7 +28,7 @@ from app.datasets import api as datasets_api
 from app.datasets import pages as datasets_pages
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Conflict, FieldError, Invalid, NotFound, RankloopError, Unavailable
-from app.loop import alternatives
+from app.loop import alternatives, external
 from app.loop import api as loop_api
 from app.loop import pages as loop_pages
 from app.loop import service as loop
@@ -135,6 +135,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     loop.subscribe()
     webhooks.subscribe()
     alternatives.subscribe()
+    external.subscribe()
     return app
 
 

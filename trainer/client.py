@@ -312,6 +312,40 @@ class Client:
         """A version with its files."""
         return _object(self.transport.send("GET", f"/versions/{version_id}"))
 
+    def register_version(
+        self,
+        project_id: str,
+        folder: Path,
+        *,
+        kind: str = "policy",
+        parent_id: str | None = None,
+        dataset_id: str | None = None,
+        training: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Json:
+        """Deliver a version that was trained elsewhere: a folder that `from_pretrained` opens, or a PEFT adapter.
+
+        Returns the version. What fails on the way ends its run as `failed`, with the cause.
+        """
+        given = _given(parent_id=parent_id, dataset_id=dataset_id)
+        fields = {"kind": kind, "training": dict(training or {})} | given
+        run = self.claimed(cast(Claim, self._create(f"/projects/{project_id}/versions", fields)))
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
+        for name in names:
+            try:
+                run.upload(name, folder / name)
+            except (ClientError, OSError) as error:
+                run.finish("failed", error=f"{name}: {error}")
+                raise
+        run.finish("finished", result=metrics or {}, artifacts=names)
+        number = self.get_run(run.claim["id"])["result"]["version"]["number"]
+        return next(item for item in self.list_versions(project_id) if item["number"] == number)
+
+    def changes(self, project_id: str, since: str | None = None) -> Iterator[Json]:
+        """What happened to a project's rankings after the change whose `cursor` was `since`; all of it without one."""
+        path = f"/projects/{project_id}/changes"
+        return self.transport.ndjson(path, params=_given(since=since), headers={})
+
     def promote_version(self, version_id: str, reason: str) -> Json:
         """Make a version the live one of its kind."""
         return _object(self.transport.send("POST", f"/versions/{version_id}:promote", json={"reason": reason}))

@@ -6,18 +6,19 @@ import uuid
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette import status
 
 from app.accounts.guards import AdminCaller, ReadCaller, WriteCaller
+from app.datasets import service as datasets
 from app.idempotency import idempotent
-from app.loop import alternatives, service
+from app.loop import alternatives, external, service
 from app.loop.schemas import PlanOut, RoundOut
 from app.projects.guards import ApiProject
 from app.projects.service import get_project
 from app.registry import service as registry
 from app.registry.schemas import VersionOut
-from app.runs.schemas import RunOut
+from app.runs.schemas import ClaimOut, RunOut
 from app.web import SessionDep, SettingsDep
 
 router = APIRouter(tags=["loop"])
@@ -41,6 +42,19 @@ class TrainIn(BaseModel):
     """Where to begin; left out: version 1 for `sft` and `dpo`, the live policy for `best_of_n` and `star`."""
     training: dict[str, Any] = {}
     """Overrides of the trainer's defaults."""
+
+
+class ExternalIn(BaseModel):
+    """A version that was trained elsewhere."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["policy", "reward"]
+    parent_id: uuid.UUID | None = None
+    """The version that training began with; left out: version 1."""
+    dataset_id: uuid.UUID | None = None
+    """What it learned from."""
+    training: dict[str, Any] = Field({}, description="How it was trained, for its page", examples=[{"lr": 1e-6}])
 
 
 class PromoteIn(BaseModel):
@@ -87,6 +101,28 @@ async def start_run(
         max_queued=settings.max_queued_runs,
     )
     return RunOut.model_validate(run)
+
+
+@router.post("/projects/{project_id}/versions", status_code=status.HTTP_201_CREATED)
+@idempotent()
+async def begin_version(project: ApiProject, body: ExternalIn, caller: WriteCaller, session: SessionDep) -> ClaimOut:
+    """Deliver a version that was trained elsewhere.
+
+    The answer is a run that the caller holds for an hour (longer with heartbeats), as a worker would: put the files
+    (what `save_pretrained` writes) to `/runs/{id}/artifacts/{name}`, then post to `/runs/{id}/finish` with the metrics
+    as `result`. That registers the version. The token needs the scopes `write` and `worker`.
+    """
+    run = await external.begin(
+        session,
+        project=project,
+        kind=body.kind,
+        parent=await registry.get_version(session, body.parent_id) if body.parent_id else None,
+        dataset=await datasets.get_dataset(session, body.dataset_id) if body.dataset_id else None,
+        trained_with=body.training,
+        actor_id=caller.user.id,
+        token_id=caller.token_id,
+    )
+    return ClaimOut.of(run, lease_seconds=int(external.LEASE.total_seconds()))
 
 
 @router.get("/projects/{project_id}/plan")

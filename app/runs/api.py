@@ -68,8 +68,7 @@ async def claim_run(
     )
     if run is None:
         return Response(status_code=status.HTTP_204_NO_CONTENT)
-    names = ("id", "kind", "project_id", "fence", "attempt", "config")
-    return ClaimOut(**{name: getattr(run, name) for name in names}, lease_seconds=settings.run_lease_seconds)
+    return ClaimOut.of(run, lease_seconds=settings.run_lease_seconds)
 
 
 @router.post("/runs/{run_id}/heartbeat")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
-from app.runs.models import RunKind
+from app.runs.models import Run, RunKind
 
 ShortText = Annotated[str, StringConstraints(max_length=200)]
 # PostgreSQL can't store NUL in text.
@@ -39,6 +39,12 @@ class ClaimOut(BaseModel):
     attempt: int
     lease_seconds: int
     config: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: Run, *, lease_seconds: int) -> ClaimOut:
+        """The wire shape of a run that was just taken."""
+        names = ("id", "kind", "project_id", "fence", "attempt", "config")
+        return cls(**{name: getattr(run, name) for name in names}, lease_seconds=lease_seconds)
 
 
 class Progress(Strict):

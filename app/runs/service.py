@@ -115,8 +115,13 @@ async def claim(
     if project_ids is not None:
         query = query.where(Run.project_id.in_(project_ids))
     run = await session.scalar(query)
-    if run is None:
-        return None
+    if run is not None:
+        await hold(session, run, worker=worker, token_id=token_id, lease=lease)
+    return run
+
+
+async def hold(session: AsyncSession, run: Run, *, worker: str, token_id: uuid.UUID | None, lease: timedelta) -> None:
+    """queued -> running, under a new fence."""
     run.state = RunState.RUNNING
     run.fence += 1
     run.attempt += 1
@@ -126,7 +131,6 @@ async def claim(
     run.started_at = run.started_at or datetime.now(UTC)
     await add_log(session, run_id=run.id, lines=[("info", f"{worker} took the run, attempt {run.attempt}.")])
     await session.flush()
-    return run
 
 
 async def requeue_silent(session: AsyncSession) -> int:
@@ -186,8 +190,8 @@ async def fenced_run(
 
 
 async def heartbeat(session: AsyncSession, run: Run, *, lease: timedelta, progress: Mapping[str, Any] | None) -> bool:
-    """Keep the lease and note the progress; returns whether somebody asked to cancel."""
-    run.lease_expires_at = datetime.now(UTC) + lease
+    """Keep the lease and note the progress; returns whether somebody asked to cancel. A longer lease stays."""
+    run.lease_expires_at = max(run.lease_expires_at or datetime.now(UTC), datetime.now(UTC) + lease)
     if progress is not None:
         run.progress = dict(progress)
     await session.flush()

@@ -129,6 +129,7 @@ API_MATRIX = {
     "GET /projects/{project_id}/prompts": "trainer",
     "GET /projects/{project_id}/corpora": "trainer",
     "GET /projects/{project_id}/plan": "trainer",
+    "POST /projects/{project_id}/versions": "trainer",
     "GET /projects/{project_id}/webhooks": "admin",
     "POST /projects/{project_id}/webhooks": "admin",
     "DELETE /webhooks/{webhook_id}": "admin",

@@ -1,0 +1,82 @@
+"""A version that was trained elsewhere: delivered, registered with its lineage, promoted, sampled from."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from app.accounts.models import Scope
+from tests.contract.conftest import House, house, tiny_folder, work_off
+from tests.trainer.tiny import make_model, make_tokenizer
+from trainer.client import ApiError, Client, ClientError
+
+__all__ = ["house", "tiny_folder"]
+
+pytestmark = pytest.mark.real_commits
+
+
+@pytest.fixture
+def trained_elsewhere(tmp_path: Path) -> Path:
+    """Weights that Rankloop did not make."""
+    folder = tmp_path / "mine"
+    tokenizer = make_tokenizer()
+    make_model(tokenizer, seed=23).save_pretrained(folder)
+    return folder
+
+
+def trainer_of(house: House, *scopes: Scope) -> Client:
+    token = house.admin.create_token(name="cluster", scopes=list(scopes))["token"]
+    return Client(house.server.url, token)
+
+
+def test_a_delivered_version_is_registered_promoted_and_sampled_from(house: House, trained_elsewhere: Path) -> None:
+    project = house.make_project()
+    house.import_prompts(project, 2)
+    house.admin.start_sampling(project["id"])
+    work_off(house)
+    house.rank_everything(project)
+    dataset = house.admin.create_dataset(project_id=project["id"])
+    with trainer_of(house, Scope.READ, Scope.WRITE, Scope.WORKER, Scope.ADMIN) as trainer:
+        version = trainer.register_version(
+            project["id"],
+            trained_elsewhere,
+            dataset_id=dataset["id"],
+            training={"framework": "ours"},
+            metrics={"accuracy": 0.7},
+        )
+        assert (version["number"], version["kind"], version["is_live"]) == (2, "policy", False)
+        assert (version["dataset_id"], version["metrics"]["accuracy"]) == (dataset["id"], 0.7)
+        assert version["parent_id"] == house.admin.list_versions(project["id"])[-1]["id"]
+        trainer.promote_version(version["id"], "better, by our own judges")
+    house.import_prompts(project, 4)
+    house.admin.start_sampling(project["id"])
+    work_off(house)
+    answers = house.admin.completions(project["id"], version_id=version["id"])
+    assert answers, "the next answers are by the delivered version"
+
+
+def test_what_fails_on_the_way_leaves_a_failed_run_and_no_version(house: House, trained_elsewhere: Path) -> None:
+    project = house.make_project()
+    (trained_elsewhere / "no good name!.bin").write_bytes(b"x")
+    with (
+        trainer_of(house, Scope.READ, Scope.WRITE, Scope.WORKER) as trainer,
+        pytest.raises(ClientError),
+    ):
+        trainer.register_version(project["id"], trained_elsewhere)
+    [run] = house.admin.list_runs(project["id"])
+    assert (run["kind"], run["state"]) == ("external", "failed")
+    assert "no good name" in run["error"]
+    assert len(house.admin.list_versions(project["id"])) == 1
+
+
+def test_parents_and_datasets_of_other_projects_do_not_exist(house: House, trained_elsewhere: Path) -> None:
+    project, other = house.make_project(), house.make_project(slug="other", name="Other")
+    foreign = house.admin.list_versions(other["id"])[0]["id"]
+    with trainer_of(house, Scope.READ, Scope.WRITE, Scope.WORKER) as trainer:
+        with pytest.raises(ApiError, match="parent_id"):
+            trainer.register_version(project["id"], trained_elsewhere, parent_id=foreign)
+        with pytest.raises(ApiError, match="no such dataset"):
+            trainer.register_version(project["id"], trained_elsewhere, dataset_id=str(uuid.UUID(int=7)))
+    assert house.admin.list_runs(project["id"]) == []
