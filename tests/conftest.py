@@ -33,6 +33,14 @@ for name in [name for name in os.environ if name == "DATABASE_URL" or name.start
     del os.environ[name]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the soak to `make soak`, whatever else -m asks for (pyproject.toml says why)."""
+    if "soak" not in config.option.markexpr:
+        soaking = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=soaking)
+        items[:] = [item for item in items if item not in soaking]
+
+
 @dataclass(frozen=True)
 class DatabaseServer:
     """A PostgreSQL server for tests, by the address of any database on it."""

@@ -13,9 +13,11 @@ from trainer.cli import (
     ConfigOption,
     JsonOption,
     ModelOption,
+    ResumeOption,
     TokenOption,
     UrlOption,
     find_source,
+    last_checkpoint,
     one_line_errors,
     parse_settings,
     read_prompts,
@@ -55,6 +57,7 @@ def train_sft(
     model: ModelOption,
     out: OutOption,
     policy: PolicyOption = None,
+    is_resuming: ResumeOption = False,
     settings: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -70,7 +73,13 @@ def train_sft(
         source = _version(find_source(model), policy)
         with joined(_device()) as here, BarReporter(is_shown=here.is_first) as report:
             result = sft.train_sft(
-                conversations, source=source, config=config, out=out, report=report, device=_device()
+                conversations,
+                source=source,
+                config=config,
+                out=out,
+                report=report,
+                resume_from=last_checkpoint(out, is_resuming=is_resuming),
+                device=_device(),
             )
         if here.is_first:
             show(result.as_json(), json_file)
@@ -89,6 +98,7 @@ def train_dpo(
     policy: Annotated[
         Path | None, typer.Option(help="Folder of the policy to go on from; default: the SFT version.")
     ] = None,
+    is_resuming: ResumeOption = False,
     settings: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -110,6 +120,7 @@ def train_dpo(
                 config=config,
                 out=out,
                 report=report,
+                resume_from=last_checkpoint(out, is_resuming=is_resuming),
                 device=_device(),
             )
         if here.is_first:
@@ -122,6 +133,7 @@ def train_best_of_n(
     reward: RewardOption,
     out: OutOption,
     policy: PolicyOption = None,
+    is_resuming: ResumeOption = False,
     settings: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -141,6 +153,7 @@ def train_best_of_n(
                 config=config,
                 out=out,
                 report=report,
+                resume_from=last_checkpoint(out, is_resuming=is_resuming),
                 device=_device(),
             )
         show(result.as_json(), json_file)
@@ -156,6 +169,7 @@ def train_star(
         Path | None,
         typer.Option(help="Folder of the policy that draws; what is trained is the model. Default: the model."),
     ] = None,
+    is_resuming: ResumeOption = False,
     settings: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -174,6 +188,7 @@ def train_star(
                 config=config,
                 out=out,
                 report=report,
+                resume_from=last_checkpoint(out, is_resuming=is_resuming),
                 device=_device(),
             )
         show(result.as_json(), json_file)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -32,6 +35,18 @@ class CheckpointError(ValueError):
 def code_version() -> str:
     """The version of Rankloop that runs here."""
     return importlib.metadata.version("rankloop")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a file of safetensors. OSError where the disk does not take it, as all else that writes says it."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if not found:
+            raise
+        number = int(found.group(1))
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def save_checkpoint(
@@ -62,9 +77,9 @@ def save_checkpoint(
 
     def write() -> None:
         with new_folder(folder) as building:
-            save_file(weights, building / WEIGHTS)
-            save_file(optimizer_tensors, building / OPTIMIZERS)
-            save_file(random_tensors, building / RANDOM)
+            save_tensors(weights, building / WEIGHTS)
+            save_tensors(optimizer_tensors, building / OPTIMIZERS)
+            save_tensors(random_tensors, building / RANDOM)
             (building / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
             files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
             about = {"format": FORMAT, "code_version": code_version(), "identity": dict(identity)}

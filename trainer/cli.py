@@ -32,6 +32,9 @@ PATIENCE_SECONDS = 5.0
 ModelOption = Annotated[
     str, typer.Option("--model", help="Alias of a model (`pocket`, `smollm2-135m`, or one that you list), or a folder.")
 ]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint beside --out, where there is one.")
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file; `-` is the terminal.")]
 ConfigOption = Annotated[
     list[str] | None,
@@ -177,6 +180,14 @@ def _make_sampler(model: str) -> Sampler:
     return LocalSampler(load_causal_lm(source, device=settings.torch_device()), load_tokenizer(source))
 
 
+def last_checkpoint(out: Path, *, is_resuming: bool) -> Path | None:
+    """The checkpoint beside a version's folder, where one is asked for and there is one; else the run begins anew."""
+    from trainer.fitting import checkpoint_folder
+
+    folder = checkpoint_folder(out)
+    return folder if is_resuming and folder.exists() else None
+
+
 @train_cli.command("reward")
 def train_reward(
     file: Annotated[
@@ -185,6 +196,7 @@ def train_reward(
     model: ModelOption,
     out: Annotated[Path | None, typer.Option(help="Folder of the reward model. Left out: only measure.")] = None,
     folds: Annotated[int, typer.Option(min=0, help="Measure held-out accuracy with so many folds (0: not).")] = 0,
+    is_resuming: ResumeOption = False,
     settings: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -213,7 +225,13 @@ def train_reward(
                 figures["seconds"] = round(measured.seconds, 1)
             if out is not None:
                 result = reward.train_reward(
-                    rankings, source=source, config=config, out=out, report=report, device=device
+                    rankings,
+                    source=source,
+                    config=config,
+                    out=out,
+                    report=report,
+                    resume_from=last_checkpoint(out, is_resuming=is_resuming),
+                    device=device,
                 )
                 figures |= result.as_json()
         if here.is_first:
@@ -240,6 +258,7 @@ def train_ppo(
     guard_prompts: Annotated[
         Path | None, typer.Option(help="Prompts that only the guard asks. Left out: those of the run.")
     ] = None,
+    is_resuming: ResumeOption = False,
     settings: ConfigOption = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -271,6 +290,7 @@ def train_ppo(
                 config=config,
                 out=out,
                 report=report,
+                resume_from=last_checkpoint(out, is_resuming=is_resuming),
                 ptx_texts=read_texts(ptx) if ptx is not None else (),
                 guard=ModelSource(sft.base, guard, sft.alias) if guard is not None else None,
                 guard_prompts=[Prompt.from_json(row) for row in read_prompts(guard_prompts)] if guard_prompts else (),

@@ -119,7 +119,7 @@ def reward(job: Job) -> Outcome:
 
 
 def ppo(job: Job) -> Outcome:
-    """A better policy against a reward model. Length, temperature and seed are those of the project's sampling."""
+    """A better policy against a reward model, perhaps with a guard. Length, temperature and seed are the project's."""
     from trainer.config import PPOConfig
     from trainer.ppo import train_ppo
 
@@ -128,6 +128,7 @@ def ppo(job: Job) -> Outcome:
         train_ppo,
         run_prompts(job),
         **find_models(job, "sft", "policy", "reward"),
+        guard=find_model(job, job.config["guard"]) if job.config.get("guard") else None,
         config=PPOConfig.from_overrides(sampled_with(job) | job.config["training"]),
         ptx_texts=corpus_rows(job),
     )

@@ -20,7 +20,7 @@ from typing import Any, cast
 import peft
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that every reader of torch knows)
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -33,6 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from trainer.checkpoints import save_tensors
 from trainer.config import LoraConfig
 from trainer.folders import new_folder
 from trainer.shared_prompt import PackedRow, is_packing, packed_states
@@ -261,7 +262,9 @@ def _save_full(model: Any, folder: Path) -> None:
 def _save_adapter(model: Any, folder: Path, alias: str) -> None:
     """What `peft.PeftModel.from_pretrained` reads, without its model card and without any path of this machine."""
     weights = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / ADAPTER_WEIGHTS)
+    save_tensors(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / ADAPTER_WEIGHTS
+    )
     facts = model.peft_config["default"].to_dict() | {"base_model_name_or_path": alias, "inference_mode": True}
     plain = {name: sorted(value) if isinstance(value, set) else value for name, value in facts.items()}
     write_json(folder / ADAPTER_CONFIG, plain)
@@ -594,10 +597,10 @@ class RewardModel(_ScalarModel):
         """Write the version's weights, its head and `reward.json` into an existing folder."""
         _save_weights(self.trunk, folder, alias=self.source.name, is_on_base=self.is_on_base)
         head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
-        save_file(head, folder / REWARD_HEAD)
+        save_tensors(head, folder / REWARD_HEAD)
         if self.members is not None:
             members = {name: tensor.detach().cpu().contiguous() for name, tensor in self.members.state_dict().items()}
-            save_file(members, folder / REWARD_MEMBERS)
+            save_tensors(members, folder / REWARD_MEMBERS)
         facts = {"format": 1, "base": self.source.name, "bias": self.head.bias.item(), "score_std": self.score_std}
         if self.tie_theta.requires_grad:
             facts["tie_theta"] = self.tie_theta.item()

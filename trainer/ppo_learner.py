@@ -15,6 +15,7 @@ from trainer.config import PPOConfig
 from trainer.fitting import assign, copies_of, learning_parameters
 from trainer.models import Policy, ValueModel
 from trainer.ppo_guard import Judgement
+from trainer.reporting import RunResult
 
 
 @dataclass
@@ -147,7 +148,7 @@ class Learner:
 
 
 @dataclass(frozen=True)
-class PPOResult:
+class PPOResult(RunResult):
     """What a `ppo` run reports (docs/protocol.md). Rewards are the first and the last rollout's means."""
 
     num_episodes: int

@@ -41,6 +41,8 @@ from app.runs.service import RunFinished
 from app.tasks import service as tasks
 from app.tasks.models import Task, TaskCompletion
 
+# In the settings of PPO: the number of a reward version that watches it. The trainer's own settings have no such key.
+GUARD = "guard"
 RANKED_SPLITS = (Split.TRAIN, Split.VALIDATION)
 # Answers of a later round are drawn with other seeds than those of an earlier one.
 SEED_STRIDE = 100_003
@@ -270,6 +272,7 @@ async def start_training(
         raise TrainingUnderWay
     if project.training.get("ppo", {}).get("ptx_coefficient") and not await pretraining_text(session, project):
         raise Invalid.field("training.ppo.ptx_coefficient", "is above 0 and needs text to learn: import a corpus first")
+    await guard_version(session, project)
     now = await current_round(session, project)
     dataset = await datasets.freeze(session, project=project, created_by=actor_id)
     require_pairs(dataset)
@@ -395,12 +398,19 @@ async def enqueue_ppo(session: AsyncSession, *, now: Round, reward: Version, rew
     """The PPO run of a round. It follows from a run that ended, so the queue's limit does not hold it up."""
     project = await get_project(session, now.project_id)
     policy = await registry.get_version(session, now.policy_version_id)
+    guard, complaint = None, ""
+    try:
+        guard = await guard_version(session, project)
+    except Invalid as refusal:
+        # The settings changed meanwhile. What the worker delivered is no less good for it.
+        complaint = f"No guard watches this run: {refusal}"
     config = {
         "sft": await registry.reference(session, await registry.base_version(session, project.id)),
         "policy": await registry.reference(session, policy),
         "reward": await registry.reference(session, reward),
         "sampling": project.sampling,
-        "training": project.training.get("ppo", {}),
+        "guard": await registry.reference(session, guard) if guard else None,
+        "training": {name: value for name, value in project.training.get("ppo", {}).items() if name != GUARD},
         "corpora": await pretraining_text(session, project),
     }
     run = await runs.enqueue(
@@ -413,7 +423,25 @@ async def enqueue_ppo(session: AsyncSession, *, now: Round, reward: Version, rew
         max_queued=None,
     )
     await prompts.freeze_run_prompts(session, run_id=run.id, project_id=project.id, splits=(Split.TRAIN,))
+    if complaint:
+        await runs.add_log(session, run_id=run.id, lines=[("warning", complaint)])
     return run
+
+
+async def guard_version(session: AsyncSession, project: Project) -> Version | None:
+    """The reward version that watches PPO, where the project names one by its number; it trains nothing.
+
+    Raises:
+        Invalid: the project has no reward version of this number.
+    """
+    number = project.training.get("ppo", {}).get(GUARD)
+    if number is None:
+        return None
+    versions = await registry.list_versions(session, project.id)
+    found = [item for item in versions if item.kind == VersionKind.REWARD and item.number == number]
+    if not found:
+        raise Invalid.field(f"training.ppo.{GUARD}", "must be the number of a reward version of this project, or null")
+    return found[0]
 
 
 async def pretraining_text(session: AsyncSession, project: Project) -> list[dict[str, Any]]:

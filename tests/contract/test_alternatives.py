@@ -53,7 +53,9 @@ def test_sft_learns_imported_conversations(house: House) -> None:
     assert "model.safetensors" in {file["name"] for file in house.admin.get_version(version["id"])["files"]}
 
 
-def test_dpo_best_of_n_and_ppo_with_text_learn_from_one_project(house: House, trained: dict[str, Any]) -> None:
+def test_dpo_best_of_n_and_a_guarded_ppo_with_text_learn_from_one_project(
+    house: House, trained: dict[str, Any]
+) -> None:
     dpo = finished(house, trained, "dpo", {"epochs": 1, "rankings_per_batch": 2})
     assert dpo["result"]["num_rankings"] == 4
     best = finished(house, trained, "best_of_n", {"n": 3, "max_new_tokens": 48, "sft": SFT})
@@ -63,13 +65,16 @@ def test_dpo_best_of_n_and_ppo_with_text_learn_from_one_project(house: House, tr
     assert (version["kind"], version["is_live"]) == ("policy", False)
 
     house.admin.import_corpus(trained["id"], ['{"text": "a b c d a b"}', '{"text": "d c b a"}'], name="web")
-    training = trained["training"] | {"ppo": trained["training"]["ppo"] | {"ptx_coefficient": 1.0}}
+    training = trained["training"] | {"ppo": trained["training"]["ppo"] | {"ptx_coefficient": 1.0, "guard": 2}}
     house.admin.update_project(trained["id"], training=training)
     house.admin.start_training(trained["id"])
     work_off(house)
     ppo = next(run for run in house.admin.list_runs(trained["id"]) if run["kind"] == "ppo")
     assert ppo["state"] == "finished"
-    assert any("ptx" in name for name in house.admin.run_metrics(ppo["id"])), "the text was learned along"
+    curves = house.admin.run_metrics(ppo["id"])
+    assert any("ptx" in name for name in curves), "the text was learned along"
+    assert "guard/score" in curves, "the first round's reward model watched"
+    assert ppo["result"]["guard"]["num_episodes"] <= ppo["result"]["num_episodes"]
 
 
 def test_star_learns_what_passes_its_check(house: House) -> None:

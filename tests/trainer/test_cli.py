@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from rankloop.cli import build
 from tests.trainer.tiny import make_model, make_tokenizer
+from trainer.folders import sha256_file
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +156,22 @@ def test_a_policy_is_trained_on_files_and_exported(tiny: Path, rankings: Path, p
     result = run("model", "export", policy, exported, "--model", tiny)
     assert result.exit_code == 0, result.output
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in exported.iterdir()}
+
+
+def test_a_run_on_files_goes_on_from_its_last_checkpoint(tiny: Path, rankings: Path, tmp_path: Path) -> None:
+    every = ["--set", "checkpoint_every=1", "--set", "epochs=2", "--set", "rankings_per_batch=4", "--json", "-"]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert run("train", "reward", rankings, "--model", tiny, "--out", whole, *every).exit_code == 0
+    # What a run leaves that was killed before its last step. Without a checkpoint, --resume begins.
+    shutil.copytree(whole.with_name("whole.checkpoint"), again.with_name("again.checkpoint"))
+    for out in (again, tmp_path / "fresh"):
+        result = run("train", "reward", rankings, "--model", tiny, "--out", out, "--resume", *every)
+        assert result.exit_code == 0, result.output
+        assert sha256_file(out / "model.safetensors") == sha256_file(whole / "model.safetensors")
+    # The checkpoint was read: one of other settings is refused.
+    other = run("train", "reward", rankings, "--model", tiny, "--out", again, "--resume", *every, "--set", "seed=3")
+    assert other.exit_code == 1
+    assert "another run's: config differ" in other.stderr
 
 
 def test_sft_learns_from_a_file_and_dpo_goes_on_from_it(tiny: Path, rankings: Path, tmp_path: Path) -> None:

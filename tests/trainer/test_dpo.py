@@ -194,36 +194,6 @@ def test_how_the_work_is_cut_does_not_matter(source: ModelSource, tmp_path: Path
     assert losses[2] == pytest.approx(losses[0], abs=1e-5)
 
 
-class Killed(BaseException):
-    """Stands for kill -9 right after a checkpoint was delivered."""
-
-
-@pytest.mark.parametrize("lora", [LORA, None])
-def test_a_killed_run_goes_on_bit_for_bit(source: ModelSource, lora: LoraConfig | None, tmp_path: Path) -> None:
-    rankings = [*make_rankings(20), *make_rankings(4, seed=9, split="validation")]
-    config = dataclasses.replace(CONFIG, lora=lora, epochs=2)
-    whole = train(rankings, source, tmp_path / "whole", config=config)
-
-    def keep_and_die(folder: Path) -> None:
-        shutil.copytree(folder, tmp_path / "kept", dirs_exist_ok=True)
-        # 5 steps an epoch, a checkpoint every 2: the third is in the middle of the second epoch.
-        if json.loads((folder / "state.json").read_text())["progress"]["step"] == 6:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(rankings, source, tmp_path / "killed", config=config, on_checkpoint=keep_and_die)
-    torch.manual_seed(99)
-    report = Recorder()
-    resumed = train(rankings, source, tmp_path / "resumed", config=config, resume_from=tmp_path / "kept", report=report)
-    assert len(report.points["loss/dpo"]) == 4
-    name = "adapter_model.safetensors" if lora else "model.safetensors"
-    one, other = load_file(whole.folder / name), load_file(resumed.folder / name)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    told = [result.as_json() | {"seconds": 0} for result in (whole, resumed)]
-    assert told[0] == told[1]
-
-
 def test_it_learns_and_measures_held_out_pairs(source: ModelSource, tmp_path: Path) -> None:
     rankings = [*make_rankings(60), *make_rankings(30, seed=2, split="validation")]
     config = dataclasses.replace(CONFIG, epochs=4, learning_rate=3e-3)

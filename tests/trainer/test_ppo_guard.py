@@ -2,7 +2,7 @@
 what was gained. Every answer is enumerated, so that utilities are exact."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -113,28 +113,40 @@ def optimise_against(
     return learner, gold
 
 
+class Gains(NamedTuple):
+    """Of true utility over the reference's."""
+
+    kept: float
+    """By the weights that the guard kept."""
+    best: float
+    """At the best moment, which nobody knows."""
+    last: float
+    """At the end, without a guard."""
+
+
+def gains_with_and_without_a_guard(folder: Path, seed: int) -> Gains:
+    """The same run twice. The guard's rankings are other ones, many, and of all kinds of answers; what they are worth
+    it is never told."""
+    base = save_base(folder, seed)
+    reference = load_policy(base, lora=None, seed=1)
+    laws = [log_law(reference, question, ANSWERS) for question in QUESTIONS]
+    utilities = make_utilities(seed)
+    proxy = fit_reward(base, laws, utilities, num_rankings=200, epochs=3, seed=seed + 100)
+    flatter = [law / 5 for law in laws]
+    judge = fit_reward(base, flatter, utilities, num_rankings=8000, epochs=2, seed=seed + 200)
+    _, alone = optimise_against(base, proxy, utilities, None)
+    proxies = [point["objective/reward"] for point in alone.points]
+    assert proxies[-1] > proxies[0]  # the score that is trained rises all the while
+    learner, guarded = optimise_against(base, proxy, utilities, Guard(judge, QUESTIONS))
+    assert guarded.values == alone.values[: len(guarded.values)]  # a guard changes nothing of the training
+    learner.settle()
+    start = alone.values[0]
+    return Gains(true_value(learner.policy, utilities) - start, max(alone.values) - start, alone.values[-1] - start)
+
+
 @pytest.mark.slow
 def test_a_guard_that_is_blind_to_the_true_utility_keeps_what_was_gained(tmp_path: Path) -> None:
-    kept = best = last = 0.0
-    for seed in range(3):
-        base = save_base(tmp_path / str(seed), seed)
-        reference = load_policy(base, lora=None, seed=1)
-        laws = [log_law(reference, question, ANSWERS) for question in QUESTIONS]
-        utilities = make_utilities(seed)
-        # The guard's rankings are other ones, many, and of all kinds of answers; what they are worth it is never told.
-        proxy = fit_reward(base, laws, utilities, num_rankings=200, epochs=3, seed=seed + 100)
-        flatter = [law / 5 for law in laws]
-        judge = fit_reward(base, flatter, utilities, num_rankings=8000, epochs=2, seed=seed + 200)
-
-        _, alone = optimise_against(base, proxy, utilities, None)
-        proxies = [point["objective/reward"] for point in alone.points]
-        assert proxies[-1] > proxies[0]  # the score that is trained rises all the while
-        learner, guarded = optimise_against(base, proxy, utilities, Guard(judge, QUESTIONS))
-        assert guarded.values == alone.values[: len(guarded.values)]  # a guard changes nothing of the training
-        learner.settle()
-        start = alone.values[0]
-        kept += true_value(learner.policy, utilities) - start
-        best += max(alone.values) - start
-        last += alone.values[-1] - start
+    found = [gains_with_and_without_a_guard(tmp_path / str(seed), seed) for seed in range(3)]
+    kept, best, last = (sum(values) for values in zip(*found, strict=True))
     assert last <= 0.8 * best  # without a guard, the true utility has fallen again
     assert kept >= 0.9 * best

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -218,35 +217,6 @@ def test_an_answer_is_computed_once_for_all_who_ranked_it(source: ModelSource, t
     assert (result.num_rankings, result.num_pairs) == (36, 12 * 6 * 3)
     # Batches count rankings, and take whole tasks: three tasks are the first to reach 8 rankings.
     assert len(report.points["loss/reward"]) == 4
-
-
-class Killed(BaseException):
-    """Stands for kill -9 right after a checkpoint was delivered."""
-
-
-@pytest.mark.parametrize("lora", [LORA, None])
-def test_a_killed_run_goes_on_bit_for_bit(source: ModelSource, lora: LoraConfig | None, tmp_path: Path) -> None:
-    rankings = [*make_rankings(40), *make_rankings(4, seed=9, split="validation")]
-    config = dataclasses.replace(CONFIG, lora=lora, epochs=2)
-    whole = train(rankings, source, tmp_path / "whole", config=config)
-
-    def keep_and_die(folder: Path) -> None:
-        shutil.copytree(folder, tmp_path / "kept", dirs_exist_ok=True)
-        # 5 steps an epoch, a checkpoint every 2: the third is in the middle of the second epoch.
-        if json.loads((folder / "state.json").read_text())["progress"]["step"] == 6:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(rankings, source, tmp_path / "killed", config=config, on_checkpoint=keep_and_die)
-    torch.manual_seed(99)
-    report = Recorder()
-    resumed = train(rankings, source, tmp_path / "resumed", config=config, resume_from=tmp_path / "kept", report=report)
-    assert len(report.points["loss/reward"]) == 4
-    for name in ("adapter_model.safetensors" if lora else "model.safetensors", "reward_head.safetensors"):
-        one, other = load_file(whole.folder / name), load_file(resumed.folder / name)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    assert (resumed.loss, resumed.accuracy) == (whole.loss, whole.accuracy)
 
 
 def test_a_checkpoint_of_other_rankings_is_refused(source: ModelSource, tmp_path: Path) -> None:

@@ -264,36 +264,6 @@ def test_without_patience_it_goes_on(source: ModelSource, tmp_path: Path) -> Non
     assert result.best_step < 12
 
 
-class Killed(BaseException):
-    """Stands for kill -9 right after a checkpoint was delivered."""
-
-
-@pytest.mark.parametrize("lora", [LORA, None])
-def test_a_killed_run_goes_on_bit_for_bit(source: ModelSource, lora: LoraConfig | None, tmp_path: Path) -> None:
-    rows = make_rows(20, split="train") + make_rows(4, seed=9, split="validation")
-    config = dataclasses.replace(CONFIG, lora=lora, epochs=3, patience=None)
-    whole = train(rows, source, tmp_path / "whole", config=config)
-
-    def keep_and_die(folder: Path) -> None:
-        shutil.copytree(folder, tmp_path / "kept", dirs_exist_ok=True)
-        # 5 steps an epoch, a checkpoint every 2: the third is in the middle of the second epoch.
-        if json.loads((folder / "state.json").read_text())["progress"]["step"] == 6:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(rows, source, tmp_path / "killed", config=config, on_checkpoint=keep_and_die)
-    torch.manual_seed(99)
-    report = Recorder()
-    resumed = train(rows, source, tmp_path / "resumed", config=config, resume_from=tmp_path / "kept", report=report)
-    assert len(report.points["loss/sft"]) == 9
-    name = "adapter_model.safetensors" if lora else "model.safetensors"
-    one, other = load_file(whole.folder / name), load_file(resumed.folder / name)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    told = [result.as_json() | {"seconds": 0} for result in (whole, resumed)]
-    assert told[0] == told[1]
-
-
 def test_the_best_weights_survive_a_kill(source: ModelSource, tmp_path: Path) -> None:
     # Validation first gets better, then worse; the checkpoint is later, and the best weights must come back from it.
     rows = make_rows(16, completion="a a a", split="train") + make_rows(

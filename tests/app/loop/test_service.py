@@ -121,6 +121,46 @@ async def test_without_it_no_text_goes_along(turned: Loop) -> None:
     assert (await turned.claim()).config["corpora"] == []
 
 
+async def test_a_project_names_the_reward_version_that_watches_ppo(turned: Loop) -> None:
+    session, project = turned.session, turned.project
+    project.training = {"ppo": {"guard": 2, "kl_stop": 12.0}}
+    await turned.sample()
+    await turned.rank_all()
+    with pytest.raises(RankloopError, match=r"training\.ppo\.guard: must be the number of a reward version"):
+        await loop.start_training(session, project=project)
+    project.training = {}
+    await loop.start_training(session, project=project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    watching = await registry.get_version_by_number(session, project_id=project.id, number=2)
+    assert watching.kind == VersionKind.REWARD
+    # The policy that the first round led to, whose answers the second is of, is no reward version.
+    project.training = {"ppo": {"guard": 3}}
+    await turned.work_off_sampling()
+    await turned.rank_all()
+    with pytest.raises(RankloopError, match="must be the number of a reward version"):
+        await loop.start_training(session, project=project)
+    project.training = {"ppo": {"guard": 2, "kl_stop": 12.0}}
+    await loop.start_training(session, project=project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    ppo = await turned.claim()
+    assert ppo.config["guard"]["version_id"] == str(watching.id)
+    assert ppo.config["reward"]["version_id"] != str(watching.id)
+    assert ppo.config["training"] == {"kl_stop": 12.0}
+
+
+async def test_a_guard_that_is_gone_from_the_settings_stops_nobody(turned: Loop) -> None:
+    await turned.sample()
+    await turned.rank_all()
+    await loop.start_training(turned.session, project=turned.project)
+    turned.project.training = {"ppo": {"guard": 99}}
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    ppo = await turned.claim()
+    assert ppo.config["guard"] is None
+    said = [line.text for line in await runs.list_log(turned.session, ppo.id)]
+    assert any("No guard watches this run" in line for line in said)
+
+
 async def test_one_training_at_a_time(turned: Loop) -> None:
     await turned.sample()
     await turned.rank_all()
