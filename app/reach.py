@@ -15,6 +15,7 @@ from app.corpora.models import Corpus
 from app.datasets.models import Dataset
 from app.projects.models import Project
 from app.prompts.models import Prompt
+from app.quality.models import Review
 from app.rankings.models import Ranking
 from app.registry.models import Version
 from app.runs.models import Run
@@ -63,6 +64,7 @@ PROJECT_FINDERS: dict[str, ProjectFinder] = {
     "lease_id": by_row(select(Project).join(Task, Task.project_id == Project.id).join(Lease), Lease),
     "prompt_id": holding(Prompt),
     "ranking_id": holding(Ranking),
+    "review_id": holding(Review),
     "run_id": holding(Run),
     "task_id": holding(Task),
     "version_id": holding(Version),

@@ -59,6 +59,7 @@ class World:
 
     judgements: list[Judgement] = field(default_factory=list)
     gold: dict[Any, list[int]] = field(default_factory=dict)
+    truth: dict[Any, list[int]] = field(default_factory=dict)
     attackers: dict[int, Check] = field(default_factory=dict)
 
 
@@ -80,8 +81,9 @@ def simulate(seed: int, setting: Setting) -> World:
     ]
     for task, shift in enumerate(shifts(rng, setting)):
         lengths, worths = answers(rng)
+        world.truth[task] = places_of(worths)
         if shift[:1] == ["gold"]:
-            world.gold[task] = places_of(worths)
+            world.gold[task] = world.truth[task]
         for number in shift:
             if number != "gold":
                 world.judgements.append(rank(rng, task, number, people[number], lengths, worths))

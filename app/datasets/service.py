@@ -29,6 +29,7 @@ from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
 from app.quality.agreement import measure
 from app.quality.orders import Judgement
+from app.quality.reviews import is_rejected
 from app.rankings.models import Ranking, RankingPlace
 from app.registry.models import Version
 from app.tasks.models import Lease, Task, TaskCompletion
@@ -174,6 +175,7 @@ def current_rankings(project_id: uuid.UUID, chosen: DatasetFilter | None = None)
             Ranking.project_id == project_id,
             ~Ranking.is_surplus,
             ~select(newer.id).where(newer.supersedes_id == Ranking.id).exists(),
+            ~is_rejected(),
             Task.withdrawn_at.is_(None),
             Prompt.withdrawn_at.is_(None),
             Prompt.split.in_(LEARNED_FROM),

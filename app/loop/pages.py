@@ -18,6 +18,7 @@ from app.projects.guards import PageProject
 from app.projects.models import Project
 from app.projects.schemas import parse_object
 from app.projects.service import list_projects
+from app.quality import reviews
 from app.rankings.pages import ranking_context
 from app.registry import service as registry
 from app.runs import service as runs
@@ -38,10 +39,12 @@ async def show_home(request: Request, access: AccessDep, session: SessionDep) ->
 
 async def home_row(request: Request, session: AsyncSession, project: Project, access: Access) -> dict[str, Any]:
     """One project on the first page; its admins see the road of its round too."""
-    is_admin = Scope.ADMIN in access.roles.scopes_in(project.id)
+    scopes = access.roles.scopes_in(project.id)
+    is_admin = Scope.ADMIN in scopes
     steps = await overview.road(session, project=project, words=words(request)) if is_admin else []
     progress = await overview.my_progress(session, project=project, user=access.user)
-    return {"project": project, "is_admin": is_admin, "steps": steps, **progress}
+    num_reviews = await reviews.count_open(session, project) if Scope.REVIEW in scopes else None
+    return {"project": project, "is_admin": is_admin, "num_reviews": num_reviews, "steps": steps, **progress}
 
 
 @router.get("/projects/{slug}")
@@ -151,4 +154,5 @@ async def show_ranking(
     """One ranking, and the versions that learned from it."""
     context = await ranking_context(session, project, ranking_id)
     learned_by = await service.versions_of_ranking(session, ranking_id)
-    return render(request, "rankings/show.html", learned_by=learned_by, **context)
+    rejection = await reviews.rejection_of(session, ranking_id)
+    return render(request, "rankings/show.html", learned_by=learned_by, rejection=rejection, **context)

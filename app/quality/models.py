@@ -1,14 +1,15 @@
-"""Tables of quality: what was measured of each annotator, and the flags that the checks raised."""
+"""Tables of quality: what was measured of annotators, flags that checks raised, disagreements that reviewers settle."""
 
 from __future__ import annotations
 
 import uuid
 from datetime import datetime
+from enum import StrEnum
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Created, EmptyObject, ProjectId, UserId
+from app.db import Base, Created, EmptyObject, ProjectId, UserId, UuidKey
 
 
 class AnnotatorRecord(Base):
@@ -62,3 +63,53 @@ class QualityFlag(Base):
     settled_by: Mapped[UserId | None]
     settlement: Mapped[str | None]
     note: Mapped[str] = mapped_column(server_default="", default="")
+
+
+class ReviewState(StrEnum):
+    """Where a disagreement stands."""
+
+    OPEN = "open"  # -> approved, rejected, corrected
+    APPROVED = "approved"  # all orders are fine: people differ
+    REJECTED = "rejected"  # some rankings were rejected
+    CORRECTED = "corrected"  # a reviewer ranked the task, too
+
+
+class Review(Base):
+    """A task whose rankings differ so much that somebody should look at them side by side."""
+
+    __tablename__ = "reviews"
+    __table_args__ = (
+        # A task waits once.
+        Index("uq_reviews_open", "task_id", unique=True, postgresql_where=text("state = 'open'")),
+        Index("ix_reviews_project", "project_id", "state", text("disagreement desc")),
+        Index("ix_reviews_task", "task_id"),
+        CheckConstraint("state in ('open', 'approved', 'rejected', 'corrected')", name="state"),
+        CheckConstraint("disagreement between 0 and 1", name="disagreement"),
+        CheckConstraint("(state = 'open') = (settled_at is null)", name="settled"),
+    )
+
+    id: Mapped[UuidKey]
+    project_id: Mapped[ProjectId]
+    task_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
+    state: Mapped[str] = mapped_column(server_default=ReviewState.OPEN, default=ReviewState.OPEN)
+    # The share of (two people, two answers) on which the two differ.
+    disagreement: Mapped[float]
+    # The task's newest ranking at that time: with a newer one it may wait again.
+    last_number: Mapped[int] = mapped_column(BigInteger)
+    opened_at: Mapped[Created]
+    settled_at: Mapped[datetime | None]
+    settled_by: Mapped[UserId | None]
+    reason: Mapped[str] = mapped_column(server_default="", default="")
+
+
+class Rejection(Base):
+    """A ranking that a reviewer rejected. It stays in the history, and no new dataset holds it."""
+
+    __tablename__ = "rejections"
+    __table_args__ = (Index("ix_rejections_review", "review_id"),)
+
+    ranking_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("rankings.id", ondelete="CASCADE"), primary_key=True)
+    review_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("reviews.id", ondelete="CASCADE"))
+    rejected_by: Mapped[UserId | None]
+    reason: Mapped[str]
+    rejected_at: Mapped[Created]

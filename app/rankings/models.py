@@ -35,9 +35,9 @@ class Ranking(Base):
         Index("ix_rankings_task", "task_id"),
         Index("ix_rankings_annotator", "annotator_id", "project_id", "number"),
         UniqueConstraint("id", "task_id"),
-        CheckConstraint("source in ('page', 'api', 'import')", name="source"),
-        # Only a ranking that was made elsewhere has no lease.
-        CheckConstraint("(lease_id is null) = (source = 'import')", name="has_lease"),
+        CheckConstraint("source in ('page', 'api', 'import', 'review')", name="source"),
+        # Only a ranking that was made elsewhere, or by a reviewer, has no lease.
+        CheckConstraint("(lease_id is null) = (source in ('import', 'review'))", name="has_lease"),
         CheckConstraint(
             "shown_at <= first_action_at and first_action_at <= submitted_at and shown_at <= submitted_at", name="times"
         ),

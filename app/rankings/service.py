@@ -114,7 +114,7 @@ async def submit_or_repeat(
         is_offline=lease.pack_id is not None,
         **provenance.columns(),
     )
-    return await _store(session, ranking, answer, lease.display_order), True
+    return await store(session, ranking, answer, lease.display_order), True
 
 
 async def _close_lease(session: AsyncSession, lease: Lease, task: Task) -> bool:
@@ -169,13 +169,13 @@ async def revise(
         is_surplus=old.is_surplus,
         **provenance.columns(),
     )
-    return await _store(session, ranking, answer, lease.display_order)
+    return await store(session, ranking, answer, lease.display_order)
 
 
-async def _store(
+async def store(
     session: AsyncSession, ranking: Ranking, answer: RankingAnswer, display_order: Sequence[uuid.UUID]
 ) -> Ranking:
-    """Write the ranking with a place for every completion, and tell whoever listens."""
+    """Write a checked, tidy answer as a ranking with a place for every completion, and tell whoever listens."""
     ranking.rationale = answer.rationale
     ranking.confidence = answer.confidence
     ranking.all_bad = answer.all_bad

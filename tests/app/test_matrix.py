@@ -26,6 +26,7 @@ from app.corpora.models import Corpus
 from app.datasets.models import Dataset
 from app.main import API, create_app
 from app.projects.models import Project
+from app.quality.models import Review
 from app.registry.service import get_version_by_number
 from app.tasks.models import Lease, LeaseState, Task
 from app.webhooks.models import Delivery
@@ -119,6 +120,9 @@ async def build(session: AsyncSession, connection: AsyncConnection) -> World:
     )
     hook = await create_webhook(session, project_id=project.id, url="https://example.org", events=["run.ended"])
     delivery = await add(session, Delivery(webhook_id=hook.id, event="run.ended", body="{}"))
+    review = await add(
+        session, Review(project_id=project.id, task_id=ranked_task.id, disagreement=1, last_number=10**9)
+    )
     ids = {"slug": "access", "project_id": "access", "number": "1", "name": "model.safetensors"}
     rows: dict[str, Any] = {
         "prompt_id": prompt,
@@ -129,7 +133,7 @@ async def build(session: AsyncSession, connection: AsyncConnection) -> World:
         "webhook_id": hook,
         "delivery_id": delivery,
     }
-    rows |= {"version_id": version, "user_id": member, "invitation_id": invited}
+    rows |= {"version_id": version, "user_id": member, "invitation_id": invited, "review_id": review}
     world = World(connection, ids | {name: str(row.id) for name, row in rows.items()})
     world.ids |= {"session_id": str(uuid.uuid4())}
     for role in ("outsider", "annotator", "reviewer", "trainer", "admin", "owner"):
