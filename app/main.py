@@ -38,7 +38,7 @@ from app.prompts import api as prompts_api
 from app.prompts import pages as prompts_pages
 from app.quality import api as quality_api
 from app.quality import pages as quality_pages
-from app.rankings import ahead_pages, import_pages
+from app.rankings import ahead_pages, import_pages, try_pages
 from app.rankings import api as rankings_api
 from app.rankings import pages as rankings_pages
 from app.reach import PROJECT_FINDERS
@@ -90,6 +90,7 @@ PAGES = [
     rankings_pages,
     ahead_pages,
     import_pages,
+    try_pages,
     writing_pages,
     quality_pages,
     datasets_pages,

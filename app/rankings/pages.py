@@ -115,10 +115,11 @@ async def show_sheet(
     answer: RankingAnswer,
     errors: Sequence[Any] = (),
     num_before: int = 0,
+    is_trial: bool = False,
 ) -> HTMLResponse:
     """The ranking page with what was placed so far. With errors it is a 422 that names each card.
 
-    `num_before`: so many tasks will be done when this page is seen.
+    `num_before`: so many tasks will be done when this page is seen. `is_trial`: the task is only tried.
     """
     lease, project = sheet.lease, sheet.project
     now = datetime.now(UTC)
@@ -136,20 +137,35 @@ async def show_sheet(
         said={"rationale": answer.rationale, "confidence": answer.confidence, "all_bad": answer.all_bad},
         pairwise=is_pairwise(sheet),
         preference=preference_of(answer, lease.display_order),
-        can_write=await can_write(session, sheet),
+        can_write=not is_trial and await can_write(session, sheet),
         progress={
             "done_today": await count_today(session, project, annotator) + num_before,
             "num_open": max(0, waiting[project.id] - num_before),
         },
         errors=told,
         draft_saved_at=lease.draft_saved_at,
-        submit_url=f"/leases/{lease.id}",
-        skip_url=f"/leases/{lease.id}/skip",
-        draft_url=f"/leases/{lease.id}/draft",
-        next_url=f"/projects/{project.slug}/rank",
-        ahead_url=f"/projects/{project.slug}/rank/ahead",
-        pack_url=f"/projects/{project.slug}/rank/pack",
+        is_trial=is_trial,
+        **(trial_addresses(project) if is_trial else addresses(lease, project)),
     )
+
+
+def addresses(lease: Lease, project: Project) -> dict[str, Any]:
+    """Where the page of a task sends what."""
+    return {
+        "submit_url": f"/leases/{lease.id}",
+        "skip_url": f"/leases/{lease.id}/skip",
+        "draft_url": f"/leases/{lease.id}/draft",
+        "next_url": f"/projects/{project.slug}/rank",
+        "ahead_url": f"/projects/{project.slug}/rank/ahead",
+        "pack_url": f"/projects/{project.slug}/rank/pack",
+    }
+
+
+def trial_addresses(project: Project) -> dict[str, Any]:
+    """The same where the task is only tried: nothing is saved, and nothing is fetched ahead."""
+    here = f"/projects/{project.slug}/try"
+    nothing = dict.fromkeys(("skip_url", "draft_url", "ahead_url", "pack_url"), "")
+    return {"submit_url": here, "next_url": here, **nothing}
 
 
 def asked(project: Project) -> dict[str, Any]:

@@ -22,6 +22,7 @@ export function renew() {
 const isUnsent = () => store.get(key(form.dataset.lease)) !== null;
 
 export function save() {
+  if ("trial" in form.dataset) return;
   store.set(key(form.dataset.lease), JSON.stringify({ savedAt: Date.now(), state: read() }));
   clearTimeout(timer);
   if (form.dataset.draftUrl) timer = setTimeout(send, WAIT_MILLISECONDS);

@@ -53,6 +53,7 @@ export function submit() {
 
 async function start() {
   if (isSending) return;
+  if ("trial" in form.dataset) return form.submit();
   isSending = true;
   drafts.end();
   const { lease, person } = form.dataset;

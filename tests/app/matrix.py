@@ -66,6 +66,8 @@ PAGE_MATRIX = {
     "POST /projects/{slug}/train": "admin",
     "GET /projects/{slug}/settings": "admin",
     "POST /projects/{slug}/settings": "admin",
+    "GET /projects/{slug}/try": "admin",
+    "POST /projects/{slug}/try": "admin",
     "GET /projects/{slug}/prompts": "admin",
     "GET /projects/{slug}/prompts/import": "admin",
     "POST /projects/{slug}/prompts/import": "admin",

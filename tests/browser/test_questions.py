@@ -38,6 +38,30 @@ async def stored(live_server: LiveServer, page: Page, project: Any) -> RankingVi
     return view
 
 
+async def left_of(page: Page, selector: str) -> float:
+    """Where an element begins, in pixels from the left."""
+    box = await page.locator(selector).bounding_box()
+    assert box is not None
+    return box["x"]
+
+
+async def test_a_task_is_tried_and_leaves_nothing(live_server: LiveServer, open_page: OpenPage, axe: AxeRun) -> None:
+    async with live_server.sessions.begin() as session:
+        project = await make_project(session, k=3)
+        admin = await make_user(session, role=Role.ADMIN)
+    page = await open_page(admin)
+    await page.goto(f"/projects/{project.slug}/try")
+    assert await left_of(page, ".prompt") < await left_of(page, ".answers")
+    assert await axe(page) == []
+    for key in ("1", "2", "2", "Enter"):
+        await page.keyboard.press(key)
+    await expect(page.get_by_role("heading", name="This would have been taken")).to_be_visible()
+    await page.get_by_role("link", name="Try again").click()
+    await expect(page.locator(".places .cell:not(.none) input:checked")).to_have_count(0)
+    async with live_server.sessions() as session:
+        assert await service.list_rankings(session, project_id=project.id) == []
+
+
 async def test_two_answers_take_one_key_and_enter(live_server: LiveServer, open_page: OpenPage, axe: AxeRun) -> None:
     page, project = await open_task(live_server, open_page, k=2)
     assert await axe(page) == []
