@@ -25,6 +25,10 @@ class Settings(BaseSettings):
     """A worker that is silent for so long is given up, and its run goes back into the queue."""
     max_queued_runs: int = 20
     """Most runs that wait in one project's queue; one more is refused."""
+    api_requests_per_minute: int = 6000
+    """Requests a minute that one token may send to the API, counted in each web process; ten times as many from one
+    network address. 0: no limit.
+    """
     webhook_hosts: str = ""
     """Hosts, with commas between them, that webhooks may reach although their addresses are not public."""
     max_body_bytes: int = 64 * 1024 * 1024

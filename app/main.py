@@ -41,6 +41,7 @@ from app.quality import pages as quality_pages
 from app.rankings import ahead_pages, import_pages, try_pages
 from app.rankings import api as rankings_api
 from app.rankings import pages as rankings_pages
+from app.rates import RateLimits
 from app.reach import PROJECT_FINDERS
 from app.registry import api as registry_api
 from app.runs import api as runs_api
@@ -131,6 +132,8 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_exception_handler(OperationalError, handle_database_trouble)
     app.add_exception_handler(500, handle_bug)
     app.add_middleware(GZipMiddleware, compresslevel=6, exclude_content_types=NOT_COMPRESSED)
+    if settings.api_requests_per_minute:
+        app.add_middleware(RateLimits, path=API, per_minute=settings.api_requests_per_minute)
     app.add_middleware(SameOrigin)
     app.add_middleware(SecurityHeaders)
     loop.subscribe()
