@@ -116,3 +116,26 @@ async def test_each_kinds_result_is_shown_on_its_run_and_its_version(
     for address in (f"/projects/shown/runs/{run.id}", "/projects/shown/versions/2"):
         page = (await client.get(address)).text.replace("\u2212", "-")
         assert [text for text in shown if text not in page] == [], address
+
+
+GUARD = {"first_score": 0.1, "best_score": 0.4, "training_score": 0.5, "num_episodes": 96, "num_exploited": 3}
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ({"stopped_by": "kl", "guard": None}, "passed its limit (kl_stop)"),
+        ({"stopped_by": "guard", "guard": GUARD}, "The version holds the weights after 96 episodes"),
+        ({"stopped_by": None, "guard": GUARD}, "A guard watched."),
+        ({"stopped_by": None, "guard": None}, None),
+    ],
+)
+async def test_a_run_that_stopped_early_says_why(
+    client: AsyncClient, session: AsyncSession, result: dict[str, Any], shown: str | None
+) -> None:
+    project = await make_project(session, slug="stopped")
+    run = await make_run(session, project, kind="ppo", state="finished", result=result)
+    await sign_in(client, session)
+    page = (await client.get(f"/projects/stopped/runs/{run.id}")).text
+    assert ("stopped early" in page) == (result["stopped_by"] is not None)
+    assert shown is None or shown in page
