@@ -126,6 +126,7 @@ async def test_a_label_that_was_removed_stays_in_the_history_and_can_come_back(
 async def test_a_new_row_is_added_and_goes_when_it_is_removed(client: AsyncClient, project: Project) -> None:
     page = await send(client, await open_form(client), edit="label:add")
     assert "label_2_en" in fields_of(page.text)
+    assert (await send(client, fields_of(page.text))).status_code == 303, "a row without text is no label"
     page = await send(client, fields_of(page.text) | {"label_2_en": "Vague"}, edit="label:remove:2")
     assert "label_2_en" not in fields_of(page.text)
     assert "Vague" not in page.text
