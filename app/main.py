@@ -38,6 +38,7 @@ from app.prompts import api as prompts_api
 from app.prompts import pages as prompts_pages
 from app.quality import api as quality_api
 from app.quality import pages as quality_pages
+from app.quality import watch as quality_watch
 from app.rankings import ahead_pages, import_pages, try_pages
 from app.rankings import api as rankings_api
 from app.rankings import pages as rankings_pages
@@ -154,9 +155,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.sessionmaker = make_sessionmaker(engine)
     hosts = [host.strip() for host in settings.webhook_hosts.split(",") if host.strip()]
     postman = asyncio.create_task(delivery.run(app.state.sessionmaker, allowed_hosts=hosts))
+    watch = asyncio.create_task(quality_watch.run(app.state.sessionmaker))
     yield
     postman.cancel()
-    await asyncio.gather(postman, return_exceptions=True)
+    watch.cancel()
+    await asyncio.gather(postman, watch, return_exceptions=True)
     await engine.dispose()
 
 

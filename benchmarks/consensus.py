@@ -102,6 +102,18 @@ def right(scores: Sequence[float], places: Sequence[int | None]) -> tuple[float,
 
 def truth(method: Method, worlds: Sequence[World]) -> tuple[Estimate, Estimate]:
     """Right pairs of all tasks with three people; and of those of them on which an attacker is."""
+    rows = judged(method, worlds)
+    return estimate([row[:3] for row in rows]), estimate([row[:3] for row in rows if row[3]])
+
+
+def gain(method: Method, worlds: Sequence[World]) -> Estimate:
+    """How many more pairs are right than by majority vote, task by task: both judge the same ones."""
+    pairs = zip(judged(method, worlds), judged(votes, worlds), strict=True)
+    return estimate([(key, won - plain, num) for (key, won, num, _), (_, plain, _, _) in pairs])
+
+
+def judged(method: Method, worlds: Sequence[World]) -> list[tuple[Any, float, int, bool]]:
+    """Of each task that several people ranked: right pairs, all pairs, whether an attacker is among them."""
     everything: list[tuple[Any, float, int, bool]] = []
     for number, world in enumerate(worlds):
         # What is gold is known: a consensus is of what is not.
@@ -114,8 +126,7 @@ def truth(method: Method, worlds: Sequence[World]) -> tuple[Estimate, Estimate]:
             if len(theirs) > 1:
                 is_attacked = bool(set(theirs) & set(world.attackers))
                 everything.append(((number, task), *right(scores[task], world.truth[task]), is_attacked))
-    attacked = [row for row in everything if row[3]]
-    return estimate([row[:3] for row in everything]), estimate([row[:3] for row in attacked])
+    return everything
 
 
 def left_out(method: Method, worlds: Sequence[Sequence[Judgement]]) -> Estimate:
@@ -178,6 +189,7 @@ def main() -> None:
         seconds = (time.monotonic() - started) / len(worlds)
         figures = {
             "truth": everything,
+            "truth, more than majority vote": gain(method, worlds),
             "truth, attacked tasks": attacked,
             "truth, 30 of 100 attack": truth(method, hostile)[0],
             "the one left out": left_out(method, [overlapping(world) for world in worlds[:3]]),

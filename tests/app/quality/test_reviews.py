@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import Role, User
 from app.datasets import service as datasets
 from app.datasets.models import DatasetRow
-from app.db import make_engine, make_sessionmaker
+from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Invalid
 from app.projects.models import Project
-from app.quality import reading, reviews
+from app.quality import reading, reviews, watch
 from app.quality.models import Rejection, Review, ReviewState
 from app.rankings.answers import RankingAnswer
 from app.rankings.models import Ranking
@@ -238,3 +238,13 @@ async def test_reviewers_find_the_queue_from_home(client: AsyncClient, session: 
     page = await client.get(f"/projects/{project.slug}/quality/reviews")
     assert page.status_code == 200
     assert f"/projects/{project.slug}/settings" not in page.text
+
+
+async def test_without_anybody_looking_people_are_measured_and_disagreements_wait(
+    session: AsyncSession, sessionmaker: SessionMaker
+) -> None:
+    project, _, _ = await divided(session)
+    await session.commit()
+    assert await watch.look(sessionmaker) == 3
+    assert await reviews.count_open(session, project) == 1
+    assert await watch.look(sessionmaker) == 0

@@ -1,0 +1,51 @@
+"""Quality without anybody looking: once a minute people with new rankings are measured, and disagreements queued."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db import SessionMaker
+from app.projects.models import Project
+from app.quality import reviews, service
+
+log = logging.getLogger(__name__)
+EVERY_SECONDS = 60
+LOCK = 0x9A1177
+"""Of PostgreSQL's advisory locks: one web process of many looks at a project."""
+
+
+async def run(sessions: SessionMaker) -> None:
+    """Look again and again, until cancelled. A database that is away for a while is no reason to stop."""
+    while True:
+        await asyncio.sleep(EVERY_SECONDS)
+        try:
+            await look(sessions)
+        except SQLAlchemyError:
+            log.exception("quality could not be measured; trying again in %s s", EVERY_SECONDS)
+
+
+async def look(sessions: SessionMaker) -> int:
+    """Measure what is new in every project, each in a transaction of its own; returns how many people were measured."""
+    async with sessions() as session:
+        projects = (await session.scalars(select(Project).where(Project.archived_at.is_(None)))).all()
+    num_measured = 0
+    for project in projects:
+        async with sessions.begin() as session:
+            num_measured += await look_at(session, project)
+    return num_measured
+
+
+async def look_at(session: AsyncSession, project: Project) -> int:
+    """Measure one project, unless another process is at it. Where nobody ranked, nothing is read."""
+    lock = func.pg_try_advisory_xact_lock(LOCK, func.hashtext(str(project.id)))
+    if not await session.scalar(select(lock)):
+        return 0
+    num_measured = await service.measure_people(session, project)
+    if num_measured:
+        await reviews.fill_queue(session, project)
+    return num_measured
