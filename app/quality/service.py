@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -76,11 +76,17 @@ async def overview(session: AsyncSession, project: Project) -> Overview:
 
 
 def overview_of(judgements: Sequence[Judgement]) -> Overview:
-    """All coefficients, of everything and of parts."""
+    """All coefficients, of everything and of parts; a part that is everything is not measured again."""
+    everything = measure(judgements)
+
+    def parts(key: Callable[[Judgement], object]) -> list[tuple[Any, Agreement]]:
+        groups = by(judgements, key)
+        return [(name, everything if len(groups) == 1 else measure(part)) for name, part in groups]
+
     return Overview(
-        everything=measure(judgements),
-        by_round=[(key, measure(part)) for key, part in by(judgements, lambda judgement: judgement.round)],
-        by_language=[(key, measure(part)) for key, part in by(judgements, lambda judgement: judgement.language)],
+        everything=everything,
+        by_round=parts(lambda judgement: judgement.round),
+        by_language=parts(lambda judgement: judgement.language),
         kappas=kappa_of_labels(judgements),
     )
 
