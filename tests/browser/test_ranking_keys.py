@@ -73,7 +73,7 @@ async def change_key(page: Page, action: str, to: str) -> None:
 
 
 async def test_a_key_can_be_changed_and_is_kept_for_this_person(open_page: OpenPage, live_server: LiveServer) -> None:
-    address, annotator = await make_site(live_server)
+    address, annotator = await make_site(live_server, num_tasks=6)
     page = await open_page(annotator)
     await page.goto(address)
     await press(page, "?")
