@@ -230,6 +230,11 @@ async def test_the_prompt_stays_in_view(open_page: OpenPage, live_server: LiveSe
     page = await open_desk(open_page, desk)
     await page.evaluate("scrollTo(0, 700)")
     await expect(page.locator(".prompt .turn.last")).to_be_in_viewport(ratio=0.9)
+    prompt, answers = [await page.locator(name).bounding_box() for name in (".prompt", ".answers")]
+    assert prompt is not None
+    assert answers is not None
+    assert prompt["x"] + prompt["width"] < answers["x"]
+    assert prompt["width"] < answers["width"] / 2
 
 
 async def test_above_a_row_the_prompt_stays_in_view(open_page: OpenPage, live_server: LiveServer) -> None:
