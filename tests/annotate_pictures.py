@@ -68,8 +68,7 @@ def slope(f, x, h=1e-6):
 
 > Past performance is no guarantee of future results.
 """,
-    """Think of a car: the derivative of its way is its speed. After $t$ seconds it has gone $t^2$ metres, so its speed is
-$2t$.
+    """Think of a car: the derivative of its way is its speed. After $t$ seconds it has gone $t^2$ metres, at $2t$ m/s.
 
 - at 1 s: 2 m/s
 - at 3 s: 6 m/s
@@ -89,10 +88,8 @@ async def make_sample(session: AsyncSession) -> None:
 
 
 @asynccontextmanager
-async def serve() -> AsyncIterator[LiveServer]:
+async def serve(folder: Path) -> AsyncIterator[LiveServer]:
     """The app on a throwaway database, in a thread, on a free port."""
-    folder = Path(tempfile.mkdtemp(prefix="rankloop-pictures-"))
-    folder.chmod(0o755)
     with EmbeddedPostgres(folder, durable=False) as database:
         url = database.url("postgres")
         upgrade(url)
@@ -107,7 +104,6 @@ async def serve() -> AsyncIterator[LiveServer]:
             server.should_exit = True
             thread.join()
             await engine.dispose()
-    shutil.rmtree(folder)
 
 
 async def open_page(server: LiveServer, browser: Browser, size: ViewportSize, colours: str, language: str) -> Page:
@@ -134,9 +130,16 @@ async def press(page: Page, *keys: str) -> None:
     await page.wait_for_timeout(300)
 
 
-async def take_all(out: Path) -> None:
+async def choose_alike(page: Page) -> None:
+    """In the comparison: the two answers that begin alike."""
+    alike = page.locator(".answer", has_text="says how")
+    for index, label in enumerate(("First answer", "Second answer")):
+        await page.get_by_label(label).select_option(await alike.nth(index).get_attribute("data-id"))
+
+
+async def take_all(folder: Path, out: Path) -> None:
     """The page in its eight looks, then its tools."""
-    async with serve() as server, async_playwright() as playwright:
+    async with serve(folder) as server, async_playwright() as playwright:
         async with server.sessions.begin() as session:
             await make_sample(session)
         browser = await playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
@@ -151,6 +154,8 @@ async def take_all(out: Path) -> None:
         for name, keys in {"compare": ["d"], "keys": ["?"], "find": ["f", "d", "e", "r", "i"]}.items():
             page = await open_page(server, browser, DESKTOP, "light", "en")
             await press(page, *keys)
+            if name == "compare":
+                await choose_alike(page)
             await page.screenshot(path=out / f"annotate-{name}.png")
             await page.context.close()
         await browser.close()
@@ -160,7 +165,14 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the pictures")
-    asyncio.run(take_all(parser.parse_args().out))
+    out = parser.parse_args().out
+    # Open to the user that the database runs as when this runs as root.
+    folder = Path(tempfile.mkdtemp(prefix="rankloop-pictures-"))
+    folder.chmod(0o755)
+    try:
+        asyncio.run(take_all(folder, out))
+    finally:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
