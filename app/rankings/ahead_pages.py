@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,6 +23,12 @@ from app.tasks.service import PACK_LIFE
 from app.web import SessionDep, SettingsDep, see_other
 
 router = APIRouter()
+
+
+class PagesResponse(JSONResponse):
+    """JSON that is made of pages, and is compressed as they are: see `NOT_COMPRESSED` in app/main.py."""
+
+    media_type = "text/json"
 
 
 class PageOut(BaseModel):
@@ -47,7 +53,7 @@ class PackOut(BaseModel):
     pages: list[PageOut]
 
 
-@router.post("/projects/{slug}/rank/ahead")
+@router.post("/projects/{slug}/rank/ahead", response_class=PagesResponse)
 async def fetch_ahead(request: Request, project: PageProject, annotator: SamePerson, session: SessionDep) -> DeskOut:
     """The task after the one in hand, as a page."""
     desk = await ahead.preload(session, project=project, annotator=annotator, now=datetime.now(UTC))
@@ -55,7 +61,7 @@ async def fetch_ahead(request: Request, project: PageProject, annotator: SamePer
     return DeskOut(in_hand=desk.in_hand.id if desk.in_hand else None, ahead=page)
 
 
-@router.post("/projects/{slug}/rank/pack")
+@router.post("/projects/{slug}/rank/pack", response_class=PagesResponse)
 async def take_pack(
     request: Request,
     response: Response,

@@ -270,13 +270,19 @@ async def test_a_touch_of_less_than_eight_pixels_is_no_drag(open_page: OpenPage,
 
 
 async def test_the_page_is_light_and_asks_no_one_else(open_page: OpenPage, live_server: LiveServer) -> None:
-    """Under 150 kB as sent, and `open_page` fails on any request to another origin."""
+    """Under 150 kB as sent, the next task too, and `open_page` fails on any request to another origin."""
     address, annotator = await make_site(live_server, k=9)
+
     page = await open_page(annotator)
     client = await page.context.new_cdp_session(page)
     await client.send("Network.enable")
     sent: list[float] = []
     client.on("Network.loadingFinished", lambda event: sent.append(event["encodedDataLength"]))
-    await page.goto(address, wait_until="networkidle")
-    assert len(sent) > 20, "the page, its style and its modules"
+    async with page.expect_response("**/rank/ahead") as ahead:
+        await page.goto(address)
+    next_task = await ahead.value
+    await next_task.finished()
+    assert next_task.headers["content-encoding"] == "gzip"
+    await page.wait_for_load_state("networkidle")
+    assert len(sent) > 20, "the page, its style, its modules, and the next task"
     assert sum(sent) < 150_000
