@@ -1,0 +1,154 @@
+"""API tokens: made by oneself within one's roles, for some projects, shown once, ended at once by whom they concern."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from httpx2 import AsyncClient
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts import invitations, passwords, service
+from app.accounts.guards import SESSION_COOKIE
+from app.accounts.models import ApiToken, Invitation, Password, Role, SignInLink, User, UserSession
+from app.main import API
+from app.projects.models import Project
+from tests.factories import make_project, make_user, sign_in
+
+FORM = {"sec-fetch-site": "same-origin", "accept": "text/html"}
+
+
+@pytest.fixture
+async def project(session: AsyncSession) -> Project:
+    return await make_project(session, slug="tone")
+
+
+@pytest.fixture
+async def trainer(client: AsyncClient, session: AsyncSession, project: Project) -> User:
+    """A trainer of `project`, signed in."""
+    user = await sign_in(client, session, role=None)
+    await service.set_member(session, user_id=user.id, project_id=project.id, role="trainer")
+    await session.commit()
+    return user
+
+
+async def make(client: AsyncClient, **form: object) -> str:
+    page = await client.post("/account/tokens", data={"token_name": "t", "scopes": ["read"]} | form, headers=FORM)
+    assert page.status_code == 200, page.text
+    found = re.search(r"rl_[\w-]{40,}", page.text)
+    assert found
+    return found[0]
+
+
+async def ask(client: AsyncClient, secret: str, path: str = "/projects/tone") -> int:
+    cookie = client.cookies.get(SESSION_COOKIE)
+    client.cookies.clear()
+    status = (await client.get(API + path, headers={"authorization": f"Bearer {secret}"})).status_code
+    if cookie:
+        client.cookies.set(SESSION_COOKIE, cookie)
+    return status
+
+
+async def test_a_token_is_shown_once_and_works(client: AsyncClient, trainer: User, session: AsyncSession) -> None:
+    secret = await make(client)
+    assert secret not in (await client.get("/account/tokens")).text
+    assert await ask(client, secret) == 200
+    token = (await session.scalars(select(ApiToken))).one()
+    assert token.prefix == secret[:8]
+    assert token.last_used_at
+    assert token.expires_at
+
+
+async def test_a_token_for_one_project_does_not_reach_another(
+    client: AsyncClient, trainer: User, session: AsyncSession, project: Project
+) -> None:
+    other = await make_project(session, slug="other")
+    await service.set_member(session, user_id=trainer.id, project_id=other.id, role="trainer")
+    await session.commit()
+    bound, free = await make(client, projects=[str(project.id)]), await make(client)
+    assert [await ask(client, bound, f"/projects/{slug}") for slug in ("tone", "other")] == [200, 404]
+    assert [await ask(client, free, f"/projects/{slug}") for slug in ("tone", "other")] == [200, 200]
+
+
+async def test_nobody_gives_away_more_than_they_have(client: AsyncClient, trainer: User, session: AsyncSession) -> None:
+    stranger = await make_project(session, slug="strange")
+    await session.commit()
+    refused: list[dict[str, object]] = [
+        {"scopes": ["admin"]},
+        {"scopes": ["review"]},
+        {"projects": [str(stranger.id)]},
+        {"scopes": []},
+    ]
+    for form in refused:
+        answer = await client.post("/account/tokens", data={"token_name": "t", "scopes": ["read"]} | form, headers=FORM)
+        assert answer.status_code == 422
+        assert "rl_" not in answer.text
+    assert "scope-admin" not in (await client.get("/account/tokens")).text
+
+
+async def test_a_token_ends_with_its_owners_role(
+    client: AsyncClient, trainer: User, session: AsyncSession, project: Project
+) -> None:
+    secret = await make(client)
+    await service.set_member(session, user_id=trainer.id, project_id=project.id, role="annotator")
+    await session.commit()
+    assert await ask(client, secret) == 404, "none of its scopes is left here, so nothing is"
+    await service.remove_member(session, user_id=trainer.id, project_id=project.id)
+    await session.commit()
+    assert await ask(client, secret) == 404
+
+
+async def test_tokens_are_seen_and_ended_by_their_owner_and_by_the_sites(
+    client: AsyncClient, trainer: User, session: AsyncSession
+) -> None:
+    secret = await make(client, token_name="night run")
+    token = (await session.scalars(select(ApiToken))).one()
+    await sign_in(client, session, role=Role.TRAINER)
+    assert "night run" not in (await client.get("/account/tokens")).text
+    assert (await client.post(f"/account/tokens/{token.id}/revoke", headers=FORM)).status_code == 404
+    assert await ask(client, secret) == 200
+    await sign_in(client, session, role=Role.ADMIN)
+    assert "night run" in (await client.get("/account/tokens")).text
+    assert (await client.post(f"/account/tokens/{token.id}/revoke", headers=FORM)).status_code == 303
+    assert await ask(client, secret) == 401
+
+
+async def test_a_projects_admin_is_no_admin_of_the_site(client: AsyncClient, session: AsyncSession) -> None:
+    project = await make_project(session, slug="tone")
+    boss = await make_user(session, role=None)
+    await service.set_member(session, user_id=boss.id, project_id=project.id, role="admin")
+    _, secret = await service.create_token(session, user_id=boss.id, name="t", scopes=["admin", "read"])
+    owner = await make_user(session, role=Role.ADMIN)
+    _, bound = await service.create_token(
+        session, user_id=owner.id, name="t", scopes=["admin", "read"], project_ids=[project.id]
+    )
+    await session.commit()
+    for token in (secret, bound):
+        assert await ask(client, token, "/users") == 403
+        assert await ask(client, token, "/projects/tone/members") == 200
+
+
+async def test_no_secret_of_any_kind_is_stored_in_clear(session: AsyncSession) -> None:
+    user = await make_user(session, role=Role.ADMIN)
+    await passwords.store(session, user, "four words are enough")
+    _, token = await service.create_token(session, user_id=user.id, name="t", scopes=["read"])
+    link = (await service.create_sign_in_link(session, user=user, public_url="http://x")).rpartition("#")[2]
+    cookie = await service.start_session(session, user_id=user.id, method="link")
+    _, invitation = await invitations.create(
+        session, project_id=None, role="annotator", days=1, max_uses=1, public_url="http://x", actor_id=user.id
+    )
+    await session.flush()
+    tables = (ApiToken, SignInLink, UserSession, Invitation, Password)
+    stored = [str(dict(row)) for table in tables for row in (await session.execute(select(table.__table__))).mappings()]
+    assert len(stored) == len(tables)
+    for secret in (token, link, cookie, invitation.rpartition("#")[2], "12345678four words"):
+        assert not [row for row in stored if secret[8:] in row], "beyond the first eight letters, which are shown"
+
+
+async def test_an_expired_token_is_refused(client: AsyncClient, trainer: User, session: AsyncSession) -> None:
+    secret = await make(client, days="1")
+    await session.execute(update(ApiToken).values(expires_at=ApiToken.created_at))
+    await session.commit()
+    assert await ask(client, secret) == 401
+    assert "ended" in (await client.get("/account/tokens")).text
