@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
-from app.accounts.guards import Admin
+from app.accounts.guards import Trainer
 from app.corpora.service import list_corpora
 from app.datasets import service
 from app.datasets.exporting import Export, check_choices, download
@@ -24,7 +24,7 @@ PREVIEW_LENGTH = 600
 
 
 @router.get("/projects/{slug}/datasets")
-async def list_datasets(request: Request, project: PageProject, user: Admin, session: SessionDep) -> HTMLResponse:
+async def list_datasets(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
     """The datasets and the corpora of a project, newest first."""
     return render(
         request,
@@ -38,7 +38,7 @@ async def list_datasets(request: Request, project: PageProject, user: Admin, ses
 
 
 @router.post("/projects/{slug}/datasets")
-async def freeze_dataset(project: PageProject, user: Admin, session: SessionDep) -> RedirectResponse:
+async def freeze_dataset(project: PageProject, user: Trainer, session: SessionDep) -> RedirectResponse:
     """Freeze the current rankings."""
     dataset = await service.freeze(session, project=project, created_by=user.id)
     return see_other(f"/projects/{project.slug}/datasets/{dataset.number}")
@@ -46,7 +46,7 @@ async def freeze_dataset(project: PageProject, user: Admin, session: SessionDep)
 
 @router.get("/projects/{slug}/datasets/{number:int}")
 async def show_dataset(
-    number: int, request: Request, project: PageProject, user: Admin, session: SessionDep
+    number: int, request: Request, project: PageProject, user: Trainer, session: SessionDep
 ) -> HTMLResponse:
     """One dataset, with its first rows and the versions that learned from it."""
     dataset = await service.get_dataset_by_number(session, project.id, number)
@@ -66,7 +66,7 @@ async def show_export(
     number: int,
     request: Request,
     project: PageProject,
-    user: Admin,
+    user: Trainer,
     session: SessionDep,
     choices: Annotated[ExportChoices, Query()],
 ) -> HTMLResponse:
@@ -93,7 +93,7 @@ async def download_dataset(
     number: int,
     request: Request,
     project: PageProject,
-    user: Admin,
+    user: Trainer,
     session: SessionDep,
     choices: Annotated[ExportChoices, Query()],
 ) -> Response:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.guards import Access, AccessDep, Admin
+from app.accounts.guards import Access, AccessDep, Admin, Trainer
 from app.accounts.models import Scope
 from app.errors import RankloopError
 from app.loop import alternatives, overview, service
@@ -38,31 +38,31 @@ async def show_home(request: Request, access: AccessDep, session: SessionDep) ->
 
 
 async def home_row(request: Request, session: AsyncSession, project: Project, access: Access) -> dict[str, Any]:
-    """One project on the first page; its admins see the road of its round too."""
+    """One project on the first page; who may read all of it sees the road of its round too."""
     scopes = access.roles.scopes_in(project.id)
-    is_admin = Scope.ADMIN in scopes
-    steps = await overview.road(session, project=project, words=words(request)) if is_admin else []
+    may_read = Scope.READ in scopes
+    steps = await overview.road(session, project=project, words=words(request)) if may_read else []
     progress = await overview.my_progress(session, project=project, user=access.user)
     num_reviews = await reviews.count_open(session, project) if Scope.REVIEW in scopes else None
-    return {"project": project, "is_admin": is_admin, "num_reviews": num_reviews, "steps": steps, **progress}
+    return {"project": project, "may_read": may_read, "num_reviews": num_reviews, "steps": steps, **progress}
 
 
 @router.get("/projects/{slug}")
-async def show_project(request: Request, project: PageProject, user: Admin, session: SessionDep) -> HTMLResponse:
+async def show_project(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
     """The current round: its road, its figures, the versions, and the next button to press."""
     context = await overview.project_view(session, project=project, user=user, words=words(request))
     return render(request, "projects/show.html", here="overview", project=project, **context)
 
 
 @router.post("/projects/{slug}/sample")
-async def sample(project: PageProject, user: Admin, session: SessionDep, settings: SettingsDep) -> RedirectResponse:
+async def sample(project: PageProject, user: Trainer, session: SessionDep, settings: SettingsDep) -> RedirectResponse:
     """Draw answers for the current round."""
     run = await service.start_sampling(session, project=project, actor_id=user.id, max_queued=settings.max_queued_runs)
     return see_other(f"/projects/{project.slug}/runs/{run.id}")
 
 
 @router.post("/projects/{slug}/train")
-async def train(project: PageProject, user: Admin, session: SessionDep, settings: SettingsDep) -> RedirectResponse:
+async def train(project: PageProject, user: Trainer, session: SessionDep, settings: SettingsDep) -> RedirectResponse:
     """Train the reward model, then the policy."""
     run = await service.start_training(session, project=project, actor_id=user.id, max_queued=settings.max_queued_runs)
     return see_other(f"/projects/{project.slug}/runs/{run.id}")
@@ -72,7 +72,7 @@ async def train(project: PageProject, user: Admin, session: SessionDep, settings
 async def start_run(
     request: Request,
     project: PageProject,
-    user: Admin,
+    user: Trainer,
     session: SessionDep,
     settings: SettingsDep,
     kind: Annotated[str, Form()],
@@ -96,7 +96,7 @@ async def start_run(
 
 
 @router.get("/projects/{slug}/versions")
-async def list_versions(request: Request, project: PageProject, user: Admin, session: SessionDep) -> HTMLResponse:
+async def list_versions(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
     """All versions, and how each came from others."""
     view = await overview.versions_view(session, project)
     drawing = overview.lineage(project, view["versions"], words=words(request))
@@ -105,7 +105,7 @@ async def list_versions(request: Request, project: PageProject, user: Admin, ses
 
 @router.get("/projects/{slug}/versions/{number}")
 async def show_version(
-    number: int, request: Request, project: PageProject, user: Admin, session: SessionDep
+    number: int, request: Request, project: PageProject, user: Trainer, session: SessionDep
 ) -> HTMLResponse:
     """One version: what it was made from, back to the rankings, and what came of it."""
     version = await registry.get_version_by_number(session, project_id=project.id, number=number)
@@ -149,7 +149,7 @@ async def promote(
 
 @router.get("/projects/{slug}/rankings/{ranking_id}")
 async def show_ranking(
-    ranking_id: uuid.UUID, request: Request, project: PageProject, user: Admin, session: SessionDep
+    ranking_id: uuid.UUID, request: Request, project: PageProject, user: Trainer, session: SessionDep
 ) -> HTMLResponse:
     """One ranking, and the versions that learned from it."""
     context = await ranking_context(session, project, ranking_id)

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 
-from app.accounts.guards import Admin
+from app.accounts.guards import Trainer
 from app.projects.guards import PageProject
 from app.prompts import service
 from app.prompts.models import Split
@@ -22,7 +22,7 @@ PAGE_SIZE = 50
 async def list_prompts(
     request: Request,
     project: PageProject,
-    user: Admin,
+    user: Trainer,
     session: SessionDep,
     split: str = "",
     after: Annotated[int, Query(ge=0, lt=2**62)] = 0,
@@ -47,7 +47,7 @@ async def list_prompts(
 # The convertor lets `/prompts/import` through to its own page.
 @router.get("/projects/{slug}/prompts/{prompt_id:uuid}")
 async def show_prompt(
-    prompt_id: uuid.UUID, request: Request, project: PageProject, user: Admin, session: SessionDep
+    prompt_id: uuid.UUID, request: Request, project: PageProject, user: Trainer, session: SessionDep
 ) -> HTMLResponse:
     """One prompt with its answers."""
     return render(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from starlette.datastructures import UploadFile
 
-from app.accounts.guards import Admin
+from app.accounts.guards import Trainer
 from app.corpora.service import import_corpus
 from app.errors import FieldError, RankloopError
 from app.ndjson import read_lines, read_upload
@@ -30,7 +30,7 @@ IMPORTS: dict[str, Callable[..., Awaitable[ImportReport]]] = {
 
 
 @router.get("/projects/{slug}/prompts/import")
-async def show_import(request: Request, project: PageProject, user: Admin, kind: str = "prompts") -> HTMLResponse:
+async def show_import(request: Request, project: PageProject, user: Trainer, kind: str = "prompts") -> HTMLResponse:
     """The empty form."""
     return render_form(request, project, kind=kind if kind in IMPORTS else "prompts")
 
@@ -39,7 +39,7 @@ async def show_import(request: Request, project: PageProject, user: Admin, kind:
 async def take_import(
     request: Request,
     project: PageProject,
-    user: Admin,
+    user: Trainer,
     session: SessionDep,
     settings: SettingsDep,
 ) -> HTMLResponse:

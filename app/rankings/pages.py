@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import markdown
-from app.accounts.guards import Admin, Annotator
+from app.accounts.guards import Annotator, Trainer
 from app.accounts.models import User
 from app.errors import Conflict, NotFound
 from app.projects.guards import PageProject
@@ -245,7 +245,7 @@ async def count_today(session: AsyncSession, project: Project, annotator: User) 
 
 @router.get("/projects/{slug}/tasks/{task_id}")
 async def show_task(
-    task_id: uuid.UUID, request: Request, project: PageProject, user: Admin, session: SessionDep
+    task_id: uuid.UUID, request: Request, project: PageProject, user: Trainer, session: SessionDep
 ) -> HTMLResponse:
     """One task: its answers with who wrote them, who had it, and what they said."""
     task = await tasks.get_task(session, project_id=project.id, task_id=task_id)
@@ -269,7 +269,7 @@ async def show_task(
 async def list_rankings(
     request: Request,
     project: PageProject,
-    user: Admin,
+    user: Trainer,
     session: SessionDep,
     before: Annotated[int | None, Query(ge=0)] = None,
 ) -> HTMLResponse:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.guards import Admin
+from app.accounts.guards import Trainer
 from app.accounts.service import audit
 from app.errors import NotFound, RankloopError
 from app.plots import metric_plots
@@ -23,7 +23,7 @@ router = APIRouter()
 
 
 @router.get("/projects/{slug}/runs")
-async def list_runs(request: Request, project: PageProject, user: Admin, session: SessionDep) -> HTMLResponse:
+async def list_runs(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
     """The runs of a project, newest first."""
     return await render_list(request, session, project)
 
@@ -54,7 +54,7 @@ async def render_list(
 
 @router.get("/projects/{slug}/runs/{run_id}")
 async def show_run(
-    run_id: uuid.UUID, request: Request, project: PageProject, user: Admin, session: SessionDep
+    run_id: uuid.UUID, request: Request, project: PageProject, user: Trainer, session: SessionDep
 ) -> HTMLResponse:
     """One run."""
     return render(request, "runs/show.html", **await run_context(session, project, run_id))
@@ -62,7 +62,7 @@ async def show_run(
 
 @router.get("/projects/{slug}/runs/{run_id}/live")
 async def show_run_live(
-    run_id: uuid.UUID, request: Request, project: PageProject, user: Admin, session: SessionDep
+    run_id: uuid.UUID, request: Request, project: PageProject, user: Trainer, session: SessionDep
 ) -> HTMLResponse:
     """The part of the page that moves."""
     return render(request, "runs/_live.html", **await run_context(session, project, run_id))
@@ -89,7 +89,7 @@ async def run_context(session: AsyncSession, project: Project, run_id: uuid.UUID
 
 
 @router.post("/projects/{slug}/runs/{run_id}/cancel")
-async def cancel_run(run_id: uuid.UUID, project: PageProject, user: Admin, session: SessionDep) -> RedirectResponse:
+async def cancel_run(run_id: uuid.UUID, project: PageProject, user: Trainer, session: SessionDep) -> RedirectResponse:
     """Cancel a run."""
     await run_context(session, project, run_id)
     await service.cancel(session, run_id=run_id)
@@ -98,7 +98,7 @@ async def cancel_run(run_id: uuid.UUID, project: PageProject, user: Admin, sessi
 
 
 @router.post("/projects/{slug}/runs/{run_id}/retry")
-async def retry_run(run_id: uuid.UUID, project: PageProject, user: Admin, session: SessionDep) -> RedirectResponse:
+async def retry_run(run_id: uuid.UUID, project: PageProject, user: Trainer, session: SessionDep) -> RedirectResponse:
     """Put a failed or cancelled run into the queue again."""
     await run_context(session, project, run_id)
     await service.retry(session, run_id=run_id)

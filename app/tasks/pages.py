@@ -10,7 +10,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette import status
 
-from app.accounts.guards import Admin, Annotator
+from app.accounts.guards import Admin, Annotator, Trainer
 from app.projects.guards import PageProject
 from app.tasks import ahead, drafts, lists, service
 from app.tasks.guards import SamePerson
@@ -52,7 +52,7 @@ async def let_go(lease_id: uuid.UUID, annotator: Annotator, session: SessionDep)
 async def list_tasks(
     request: Request,
     project: PageProject,
-    user: Admin,
+    user: Trainer,
     session: SessionDep,
     state: Literal["", "waiting", "done"] = "",
     after: Annotated[int | None, Query(ge=0)] = None,
