@@ -22,12 +22,13 @@ from app.accounts import api as accounts_api
 from app.accounts import own_pages, people_pages, provider_pages
 from app.accounts import pages as accounts_pages
 from app.accounts.guards import SignInFirst
+from app.accounts.refusals import note_refusal
 from app.config import Settings
 from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
 from app.datasets import pages as datasets_pages
 from app.db import SessionMaker, make_engine, make_sessionmaker
-from app.errors import Conflict, FieldError, Invalid, NotFound, RankloopError, Unavailable
+from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable
 from app.loop import alternatives, external
 from app.loop import api as loop_api
 from app.loop import pages as loop_pages
@@ -205,6 +206,11 @@ def problem(status: int, title: str, detail: str, errors: list[dict[str, str]]) 
 async def handle_refusal(request: Request, error: Exception) -> Response:
     """An expected refusal. Who is not signed in is sent to do so, and comes back."""
     assert isinstance(error, RankloopError)
+    user, route = getattr(request.state, "user", None), request.scope.get("route")
+    if isinstance(error, Forbidden) and user and route:
+        sessionmaker: SessionMaker = request.app.state.sessionmaker
+        place = (API if request.url.path.startswith(API) else "") + route.path
+        await note_refusal(sessionmaker, user_id=user.id, method=request.method, route=place)
     if isinstance(error, SignInFirst) and not wants_json(request) and request.method == "GET":
         way_back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         return see_other("/sign-in" if way_back == "/" else f"/sign-in?next={quote(way_back, safe='/')}")

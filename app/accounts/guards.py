@@ -246,7 +246,7 @@ async def find_caller(
         Unauthorized: neither.
         NotFound: the address names a project where the caller has no role, or that the token does not reach.
     """
-    caller = await caller_of(session, person, credentials)
+    caller = await caller_of(request, session, person, credentials)
     project = await find_project(request, session, caller.roles)
     if project and not caller.scopes_in(project.id):
         raise NotFound
@@ -254,7 +254,7 @@ async def find_caller(
 
 
 async def caller_of(
-    session: AsyncSession, person: Person | None, credentials: HTTPAuthorizationCredentials | None
+    request: Request, session: AsyncSession, person: Person | None, credentials: HTTPAuthorizationCredentials | None
 ) -> ApiCaller:
     """The caller, whatever the address names.
 
@@ -270,6 +270,7 @@ async def caller_of(
     if found is None:
         raise TokenRefused
     token, owner = found
+    request.state.user = visitor(owner)
     return ApiCaller(owner.user, owner.roles, token)
 
 

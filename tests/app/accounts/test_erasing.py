@@ -12,7 +12,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import erasing, invitations, passwords, service, signing_in
+from app.accounts import erasing, invitations, passwords, refusals, service, signing_in
 from app.accounts.models import AuditEntry, Identity, Membership, Role, User, UserSession
 from app.db import make_engine, make_sessionmaker
 from app.embedded import _program_folders
@@ -49,10 +49,13 @@ async def test_a_dump_holds_neither_name_nor_address(fresh_database_url: str, tm
     before = dump(fresh_database_url)
     assert NAME in before, "the test is blind"
     assert ADDRESS in before
+    assert NAME.encode().hex() in before
     async with sessions.begin() as session:
         await erasing.erase(session, user_id=user.id, confirmation=NAME, actor_id=owner.id)
     after = dump(fresh_database_url)
-    for word in (*NAME.split(), ADDRESS, "plover", "192.0.2.9", service.hash_secret(ADDRESS).hex()):
+    # Bytes are in a dump by their hexadecimal digits.
+    words = (*NAME.split(), ADDRESS, "plover", "192.0.2.9")
+    for word in (*words, *(word.encode().hex() for word in words), service.hash_secret(ADDRESS).hex()):
         assert word not in after
     async with sessions.begin() as session:
         kept = await session.get_one(Ranking, ranking.id)
@@ -81,6 +84,7 @@ async def test_an_erased_person_is_nobody_for_good(client: AsyncClient, session:
     assert NAME in wrong.text
     right = await client.post(f"/people/{user.id}/erase", data={"confirmation": NAME}, headers=FORM)
     assert right.status_code == 303
+    assert await service.list_sessions(session, user.id) == []
     assert await service.person_of_session(session, token) is None
     refused = await client.post(f"/people/{user.id}/enable", headers=FORM)
     assert refused.status_code == 422
@@ -141,6 +145,26 @@ async def test_refused_sign_ins_are_in_the_log_without_an_address(client: AsyncC
     rows = (await session.scalars(select(AuditEntry).where(AuditEntry.action == "sign_in.refused"))).all()
     assert sorted(row.subject for row in rows) == sorted([str(user.id), "nobody"])
     assert "plover" not in str([row.detail for row in rows])
+
+
+async def test_what_was_refused_is_in_the_log_and_does_not_fill_it(client: AsyncClient, session: AsyncSession) -> None:
+    user = await sign_in(client, session, role=Role.ANNOTATOR)
+    for _ in range(refusals.PER_PERSON + 5):
+        assert (await client.get("/people", headers=FORM)).status_code == 403
+    rows = (await session.scalars(select(AuditEntry).where(AuditEntry.action == "refused"))).all()
+    assert len(rows) == refusals.PER_PERSON
+    assert rows[0].actor_id == user.id
+    assert rows[0].detail == {"method": "GET", "route": "/people"}
+    _, secret = await service.create_token(
+        session, user_id=(await make_user(session)).id, name="t", scopes=["annotate"]
+    )
+    await session.commit()
+    client.cookies.clear()
+    headers = {"authorization": f"Bearer {secret}"}
+    assert (await client.get("/api/v1/users", headers=headers)).status_code == 403
+    newest = (await session.scalars(select(AuditEntry).order_by(AuditEntry.id.desc()))).first()
+    assert newest
+    assert (newest.action, newest.detail["route"]) == ("refused", "/api/v1/users")
 
 
 async def test_switching_off_ends_sessions_for_good(session: AsyncSession) -> None:

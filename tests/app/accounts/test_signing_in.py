@@ -70,6 +70,8 @@ async def test_no_refusal_tells_whether_there_is_an_account(client: AsyncClient,
         assert "set-cookie" not in answer.headers
         told.add(answer.text.replace(email, "…"))
     assert len(told) == 1
+    right = await client.post("/sign-in", data={"email": "off@example.org", "password": PASSWORD}, headers=FORM)
+    assert right.status_code == 401, "who is switched off stays out, with the right password too"
 
 
 async def test_a_wrong_password_takes_a_hash_even_where_there_is_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
