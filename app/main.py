@@ -40,7 +40,7 @@ from app.prompts import pages as prompts_pages
 from app.quality import api as quality_api
 from app.quality import pages as quality_pages
 from app.quality import watch as quality_watch
-from app.rankings import ahead_pages, import_pages, try_pages
+from app.rankings import ahead_pages, import_pages, mine_pages, try_pages
 from app.rankings import api as rankings_api
 from app.rankings import pages as rankings_pages
 from app.rates import RateLimits
@@ -92,6 +92,7 @@ PAGES = [
     tasks_pages,
     rankings_pages,
     ahead_pages,
+    mine_pages,
     import_pages,
     try_pages,
     writing_pages,

@@ -41,6 +41,11 @@
   });
 
   // What can't be undone is asked twice; what was sent once is not sent again by a double click.
+  on("submit", "form[data-leave]", async (event, form) => {
+    event.preventDefault();
+    const { leave } = await import("./rank/leaving.js");
+    if (await leave(form.dataset.leave, form.dataset.question)) form.submit();
+  });
   on("submit", "form[data-confirm]", (event, form) => { if (!confirm(form.dataset.confirm)) event.preventDefault(); });
   on("submit", "form[method=post]:not(#rank, [data-theme-form])", (event, form) => {
     if (event.defaultPrevented) return;

@@ -20,7 +20,7 @@ from app.projects.guards import PageProject
 from app.projects.models import Project
 from app.projects.service import asked_labels
 from app.prompts.models import Prompt, Split
-from app.rankings import service
+from app.rankings import own, service
 from app.rankings.answers import RankingAnswer, preference_of
 from app.rankings.forms import read_form
 from app.rankings.provenance import read_how
@@ -36,6 +36,7 @@ from app.web import SessionDep, render, see_other, words
 
 router = APIRouter()
 PAGE_SIZE = 50
+NEVER = 10**9
 # Which pack this device took along.
 PACK_COOKIE = "rl_pack"
 
@@ -58,10 +59,10 @@ async def show_next_task(
     if lease is not None:
         sheet = await tasks.get_sheet(session, lease)
         return await show_sheet(request, session, sheet, annotator, answer=read_draft(lease))
-    progress = {"done_today": await count_today(session, project, annotator)}
+    work = await own.work_since(session, project_id=project.id, annotator_id=annotator.id, since=start_of_today())
     newest = await list_runs(session, project_id=project.id, kind=RunKind.SAMPLE, limit=1)
     is_sampling = any(run.state in OPEN_STATES for run in newest)
-    return render(request, "rankings/done.html", project=project, progress=progress, is_sampling=is_sampling)
+    return render(request, "rankings/done.html", project=project, work=work, is_sampling=is_sampling)
 
 
 @router.post("/leases/{lease_id}", response_model=None)
@@ -75,7 +76,6 @@ async def submit_ranking(
     form = await request.form()
     lease = await tasks.get_lease(session, lease_id=lease_id, annotator=annotator)
     project = await tasks.project_of(session, lease)
-    is_script = "application/json" in request.headers.get("accept", "")
     fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
     sent = read_form(fields, shown=lease.display_order)
     try:
@@ -86,16 +86,21 @@ async def submit_ranking(
             session, lease_id=lease_id, annotator=annotator, answer=sent.answer, source="page", provenance=how
         )
     except AnswerRefused as refused:
-        if is_script:
+        if asks_for_json(request):
             raise
         sheet = await tasks.get_sheet(session, lease)
         return await show_sheet(request, session, sheet, annotator, answer=sent.answer, errors=refused.errors)
     except Conflict as conflict:
         conflict.onward = f"/projects/{project.slug}/rank"
         raise
-    if is_script:
+    if asks_for_json(request):
         return JSONResponse({"ranking_id": str(ranking.id), "is_surplus": ranking.is_surplus})
     return see_other(f"/projects/{project.slug}/rank")
+
+
+def asks_for_json(request: Request) -> bool:
+    """A script asks, which needs no page."""
+    return "application/json" in request.headers.get("accept", "")
 
 
 def pack_id_of(request: Request) -> uuid.UUID | None:
@@ -116,10 +121,12 @@ async def show_sheet(
     errors: Sequence[Any] = (),
     num_before: int = 0,
     is_trial: bool = False,
+    changes: uuid.UUID | None = None,
 ) -> HTMLResponse:
     """The ranking page with what was placed so far. With errors it is a 422 that names each card.
 
-    `num_before`: so many tasks will be done when this page is seen. `is_trial`: the task is only tried.
+    `num_before`: so many tasks will be done when this page is seen. `is_trial`: the task is only tried. `changes`: the
+    ranking that a new one supersedes.
     """
     lease, project = sheet.lease, sheet.project
     now = datetime.now(UTC)
@@ -130,7 +137,11 @@ async def show_sheet(
         "rankings/rank.html",
         status_code=422 if errors else 200,
         project=asked(project),
-        lease={"id": lease.id, "expires_in_seconds": max(0.0, (lease.expires_at - now).total_seconds())},
+        # A change has no end and no draft on the server; on the device it is kept by the ranking that it changes.
+        lease={
+            "id": changes or lease.id,
+            "expires_in_seconds": NEVER if changes else max(0.0, (lease.expires_at - now).total_seconds()),
+        },
         prompt={"turns": [{"role": turn["role"], "html": markdown.render(turn["content"])} for turn in sheet.messages]},
         k=len(sheet.cards),
         cards=cards_of(sheet, answer, {error["field"]: error["rule"] for error in told}),
@@ -143,10 +154,17 @@ async def show_sheet(
             "num_open": max(0, waiting[project.id] - num_before),
         },
         errors=told,
-        draft_saved_at=lease.draft_saved_at,
+        draft_saved_at=None if changes else lease.draft_saved_at,
         is_trial=is_trial,
-        **(trial_addresses(project) if is_trial else addresses(lease, project)),
+        **sent_to(lease, project, is_trial=is_trial, changes=changes),
     )
+
+
+def sent_to(lease: Lease, project: Project, *, is_trial: bool, changes: uuid.UUID | None) -> dict[str, Any]:
+    """Where the page sends what."""
+    if is_trial:
+        return trial_addresses(project)
+    return change_addresses(project, changes) if changes else addresses(lease, project)
 
 
 def addresses(lease: Lease, project: Project) -> dict[str, Any]:
@@ -166,6 +184,12 @@ def trial_addresses(project: Project) -> dict[str, Any]:
     here = f"/projects/{project.slug}/try"
     nothing = dict.fromkeys(("skip_url", "draft_url", "ahead_url", "pack_url"), "")
     return {"submit_url": here, "next_url": here, **nothing}
+
+
+def change_addresses(project: Project, changes: uuid.UUID) -> dict[str, Any]:
+    """The same for a change of mind, which has but one address, and leads back to the list."""
+    nothing = dict.fromkeys(("skip_url", "draft_url", "ahead_url", "pack_url"), "")
+    return {"submit_url": f"/rankings/{changes}/change", "next_url": f"/projects/{project.slug}/mine", **nothing}
 
 
 def asked(project: Project) -> dict[str, Any]:
@@ -236,8 +260,14 @@ def read_draft(lease: Lease) -> RankingAnswer:
 
 async def count_today(session: AsyncSession, project: Project, annotator: User) -> int:
     """How many tasks this annotator ranked since midnight, UTC."""
-    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return await service.count_done_since(session, project_id=project.id, annotator_id=annotator.id, since=midnight)
+    return await service.count_done_since(
+        session, project_id=project.id, annotator_id=annotator.id, since=start_of_today()
+    )
+
+
+def start_of_today() -> datetime:
+    """Midnight, UTC."""
+    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 # For admins

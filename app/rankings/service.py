@@ -33,6 +33,10 @@ class AlreadySuperseded(Conflict):
     """This ranking was revised already. Revise the newest one instead."""
 
 
+class ChangeClosed(Conflict):
+    """This project is paused or closed: its rankings stay as they are."""
+
+
 class RankingNotFound(NotFound):
     """There is no such ranking, or it is not yours."""
 
@@ -141,6 +145,7 @@ async def revise(
     Raises:
         RankingNotFound: there is none, or it is somebody else's.
         AlreadySuperseded: it was revised in another way.
+        ChangeClosed: the project is paused or archived.
         AnswerRefused: the answer breaks a rule; it names each field.
     """
     await tasks.lock_annotator(session, annotator.id)
@@ -158,7 +163,10 @@ async def revise(
     if newer is not None:
         raise AlreadySuperseded
     lease = await tasks.get_lease(session, lease_id=old.lease_id, annotator=annotator)
-    require_fine(answer, rules_of(await tasks.project_of(session, lease), lease.display_order))
+    project = await tasks.project_of(session, lease)
+    if not is_open(project):
+        raise ChangeClosed
+    require_fine(answer, rules_of(project, lease.display_order))
     ranking = Ranking(
         project_id=old.project_id,
         task_id=old.task_id,
@@ -170,6 +178,24 @@ async def revise(
         **provenance.columns(),
     )
     return await store(session, ranking, answer, lease.display_order)
+
+
+def is_open(project: Project) -> bool:
+    """Whether rankings of this project may be changed now."""
+    return not project.is_paused and project.archived_at is None
+
+
+def require_changeable(project: Project, view: RankingView) -> None:
+    """Refuse to open a ranking that can't be changed.
+
+    Raises:
+        AlreadySuperseded: there is a newer one.
+        ChangeClosed: the project is paused or archived.
+    """
+    if view.superseded_by is not None:
+        raise AlreadySuperseded
+    if not is_open(project):
+        raise ChangeClosed
 
 
 async def store(
@@ -342,6 +368,7 @@ async def history_of(session: AsyncSession, ranking: Ranking) -> list[RankingVie
 
 
 async def views_of(session: AsyncSession, rankings: Sequence[Ranking]) -> list[RankingView]:
+    """Rankings with what belongs to them, in the same order."""
     """Rankings with what belongs to them, in the same order."""
     ids = [ranking.id for ranking in rankings]
     places = await _places_of(session, ids)

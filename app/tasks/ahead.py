@@ -58,6 +58,13 @@ async def let_go(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User)
         await service.give_back(session, [lease])
 
 
+async def give_ahead_back(session: AsyncSession, *, annotator: User, now: datetime) -> None:
+    """A break: the task that was fetched ahead and not begun goes to others; the one in hand stays."""
+    held = await service.hold_leases(session, annotator=annotator, now=now)
+    ahead = [lease for lease in held if lease.kind == LeaseKind.PRELOADED and lease.draft is None]
+    await service.give_back(session, ahead)
+
+
 async def take_pack(
     session: AsyncSession, *, project: Project, annotator: User, num: int, now: datetime, pack_id: uuid.UUID
 ) -> list[Lease]:

@@ -39,7 +39,8 @@ export function pause() {
   if (!how) return;
   count();
   lastSign = null;
-  keep();
+  // Who signed out a moment ago left nothing behind, and it stays so.
+  if (store.get(key(form.dataset.lease))) keep();
 }
 
 // Something was placed, marked or written.

@@ -68,7 +68,7 @@ const ACTIONS = {
   find: () => openFinder(),
   conversation: () => prompt.open(),
   guidelines: () => document.getElementById("guidelines").showModal(),
-  skip: () => document.getElementById("skip").showModal(),
+  skip: () => document.getElementById("skip")?.showModal(),
   keys: () => document.getElementById("keys").showModal(),
 };
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
-from playwright.async_api import BrowserContext, Error, Page, expect
+from playwright.async_api import BrowserContext, Dialog, Error, Page, expect
 from sqlalchemy import select, text
 
 from app.accounts.models import User
@@ -278,3 +278,50 @@ async def test_20_rankings_made_offline_arrive_exactly_once(open_page: OpenPage,
     assert len(rankings) == len({ranking.task_id for ranking in rankings}) == NUM_PACKED
     assert {(ranking.is_offline, ranking.is_surplus) for ranking in rankings} == {(True, False)}
     assert await num_waiting(page) == 0
+
+
+# A change of mind, and leaving
+
+
+async def test_a_ranking_is_changed_from_the_list_of_the_last_ones(open_page: OpenPage, site: Site) -> None:
+    page = await open_page(site.annotator)
+    await open_rank(page, site)
+    await fetched(page, lambda: press(page))
+    await nothing_waits(page)
+    await page.locator("details.menu summary").click()
+    await page.get_by_role("button", name="Take a break").click()
+    await page.get_by_role("link", name="Change").click()
+    assert await page.locator(".places input:checked:not([value=''])").count() == 3
+    await page.keyboard.press("3")
+    await page.keyboard.press("ArrowLeft")
+    await press(page, "")
+    await expect(page.get_by_role("heading", name="My rankings")).to_be_visible()
+    old, new = await site.rankings()
+    assert (new.supersedes_id, new.is_preloaded) == (old.id, False)
+    assert await page.locator("tbody tr").count() == 1
+
+
+async def test_who_signs_out_leaves_nothing_and_is_asked_about_what_waits(open_page: OpenPage, site: Site) -> None:
+    page = await open_page(site.annotator)
+    await open_rank(page, site)
+    await take_pack(page, 2)
+    await page.route("**/leases/*", lambda route: route.abort())
+    lease = await lease_of(page)
+    await press(page)
+    await shown_after(page, lease)
+    asked: list[str] = []
+
+    async def answer(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        await (dialog.dismiss() if len(asked) == 1 else dialog.accept())
+
+    page.on("dialog", answer)
+    await page.locator("details.menu summary").click()
+    await page.get_by_role("button", name="Sign out").click()
+    assert await num_waiting(page) == 1
+    await page.get_by_role("button", name="Sign out").click()
+    await page.wait_for_url("**/sign-in")
+    assert asked == ["1 rankings on this device were not sent yet. Sign out, and drop them?"] * 2
+    names = "[...Object.keys(localStorage), ...(await caches.keys())]"
+    kept = f"async () => {names}.filter((name) => /draft|how|pack/.test(name))"
+    assert await page.evaluate(kept) == []

@@ -70,7 +70,7 @@ def checked(html: str, name: str) -> str | None:
 
 async def test_who_is_not_signed_in_is_sent_to_sign_in(client: AsyncClient, project: Project) -> None:
     page = await client.get(f"/projects/{project.slug}/rank", headers={"Accept": "text/html"})
-    assert (page.status_code, page.headers["location"]) == (303, "/sign-in")
+    assert (page.status_code, page.headers["location"]) == (303, f"/sign-in?next=/projects/{project.slug}/rank")
 
 
 async def test_the_page_shows_the_answers_in_the_order_of_the_lease(
