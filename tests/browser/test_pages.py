@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import pytest
 from playwright.async_api import Page, expect
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from app.accounts.models import Role, User
 from app.accounts.service import create_sign_in_link, create_token
 from app.loop import service as loop
 from app.prompts.models import Split
+from app.quality.models import Review
+from app.rankings.models import Ranking
 from app.runs import service as runs
+from app.writing.models import Writing, WritingKind
 from tests.app.loop.conftest import Loop
 from tests.app.matrix import PAGE_MATRIX
 from tests.browser.conftest import PHONE, WIDE, LiveServer, OpenPage, wider_than_the_window
@@ -64,6 +67,9 @@ async def site(live_server: LiveServer) -> Site:
             await runs.add_metrics(session, run, points=CURVES)
             await runs.add_log(session, run_id=run.id, lines=[("info", "step 1"), ("warning", "slow " * 60)])
             await turned.finish(run, result)
+        task_id = (await session.scalars(select(Ranking.task_id).limit(1))).one()
+        session.add(Review(project_id=project.id, task_id=task_id, disagreement=0.7, last_number=10**9))
+        session.add(Writing(project_id=project.id, kind=WritingKind.PROMPT, author_id=admin.id))
         [open_run] = [run for run in await runs.list_runs(session, project_id=project.id) if run.state == "queued"]
     return Site(live_server, admin, open_run.id)
 
@@ -85,6 +91,8 @@ async def addresses(server: LiveServer) -> list[str]:
         "ranking_id": "select id from rankings limit 1",
         "run_id": "select id from runs where kind = 'ppo' and state = 'finished' limit 1",
         "user_id": "select annotator_id from rankings limit 1",
+        "review_id": "select id from reviews limit 1",
+        "writing_id": "select id from writings limit 1",
     }
     async with server.sessions() as session:
         gaps = {gap: str((await session.execute(text(query))).scalar_one()) for gap, query in queries.items()}
