@@ -9,7 +9,8 @@ import asyncio
 import hashlib
 import re
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -101,7 +102,7 @@ class Export:
             "not_held": EXPORTS[self.choices.format].loses(self.choices.options()),
         }
 
-    def chunks(self) -> AsyncIterator[bytes]:
+    def chunks(self) -> AsyncGenerator[bytes]:
         """The whole file."""
         if self.choices.file == "folder":
             return zipped(self._members())
@@ -113,10 +114,12 @@ class Export:
         """The first records as JSON lines, from the first batch of rows."""
         plain = self.choices.model_copy(update={"file": "jsonl", "compression": "none"})
         found: list[bytes] = []
-        async for chunk in Export(self.dataset, self.project, plain, self.sessionmaker).records(self.choices.split):
-            found += chunk.splitlines()
-            if len(found) >= limit:
-                break
+        export = Export(self.dataset, self.project, plain, self.sessionmaker)
+        async with aclosing(export.records(self.choices.split)) as chunks:
+            async for chunk in chunks:
+                found += chunk.splitlines()
+                if len(found) >= limit:
+                    break
         return found[:limit]
 
     async def count_bytes(self) -> int:
@@ -126,36 +129,47 @@ class Export:
                 return await service.count_bytes(session, self.dataset.id)
         return sum([len(chunk) async for chunk in self.chunks()])
 
-    async def _lines(self) -> AsyncIterator[bytes]:
-        """The frozen lines, in batches."""
+    async def _lines(self) -> AsyncGenerator[bytes]:
+        """The frozen lines, in batches; one is read while the one before is converted and sent."""
         position = 0
-        while position < self.dataset.num_rows:
-            async with self.sessionmaker.begin() as session:
-                lines, num_lines = await service.read_lines(session, self.dataset.id, first=position)
-            if num_lines == 0:
-                raise RuntimeError(f"dataset {self.dataset.id} ends at row {position} of {self.dataset.num_rows}")
-            position += num_lines
-            yield lines
+        waiting = asyncio.create_task(self._batch(position))
+        try:
+            while position < self.dataset.num_rows:
+                lines, num_lines = await waiting
+                if num_lines == 0:
+                    raise RuntimeError(f"dataset {self.dataset.id} ends at row {position} of {self.dataset.num_rows}")
+                position += num_lines
+                if position < self.dataset.num_rows:
+                    waiting = asyncio.create_task(self._batch(position))
+                yield lines
+        finally:
+            await put_away(waiting)
 
-    async def records(self, split: str) -> AsyncIterator[bytes]:
+    async def _batch(self, first: int) -> tuple[bytes, int]:
+        """Some lines from a row on, by a connection that is given back at once."""
+        async with self.sessionmaker.begin() as session:
+            return await service.read_lines(session, self.dataset.id, first=first)
+
+    async def records(self, split: str) -> AsyncGenerator[bytes]:
         """The lines in another form; other requests get their turn between some lines and the next."""
         options = self.choices.options()
         form = EXPORTS[self.choices.format]
         writer = make_writer(self.choices.file, form.columns(options))
         is_as_it_was = self.choices.format == "rankings" and self.choices.file in {"jsonl", "folder"}
-        async for batch in self._lines():
-            for lines in some_lines(batch):
-                rows = [(line, orjson.loads(line)) for line in lines]
-                chosen = [(line, row) for line, row in rows if split in ("all", row["split"])]
-                if is_as_it_was:
-                    yield b"".join(line + b"\n" for line, _ in chosen)
-                else:
-                    as_json = self.choices.file in {"jsonl", "folder"}
-                    yield writer.write(to_records(form, (row for _, row in chosen), options, as_json=as_json))
-                await asyncio.sleep(0)
+        as_json = self.choices.file in {"jsonl", "folder"}
+        async with aclosing(self._lines()) as batches:
+            async for batch in batches:
+                for lines in some_lines(batch):
+                    rows = [(line, orjson.loads(line)) for line in lines]
+                    chosen = [(line, row) for line, row in rows if split in ("all", row["split"])]
+                    if is_as_it_was:
+                        yield b"".join(line + b"\n" for line, _ in chosen)
+                    else:
+                        yield writer.write(to_records(form, (row for _, row in chosen), options, as_json=as_json))
+                    await asyncio.sleep(0)
         yield writer.end()
 
-    async def _members(self) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
+    async def _members(self) -> AsyncGenerator[tuple[str, AsyncGenerator[bytes]]]:
         """The files of a folder that `datasets.load_dataset` opens."""
         splits = [split for split in service.splits_of(self.dataset) if self.choices.split in ("all", split)]
         report = self.report()
@@ -167,7 +181,13 @@ class Export:
             yield f"data/{split}.jsonl", self.records(split)
 
 
-async def once(content: bytes) -> AsyncIterator[bytes]:
+async def put_away(task: asyncio.Task[Any]) -> None:
+    """End a task that nobody waits for any more."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def once(content: bytes) -> AsyncGenerator[bytes]:
     """One piece as a stream."""
     yield content
 
@@ -235,16 +255,17 @@ def in_file(wanted: tuple[str, str], size: int) -> tuple[int, int]:
     return begin, end
 
 
-async def between(chunks: AsyncIterator[bytes], begin: int, end: int) -> AsyncIterator[bytes]:
+async def between(chunks: AsyncGenerator[bytes], begin: int, end: int) -> AsyncGenerator[bytes]:
     """The bytes of a stream from `begin` on, up to and without `end`."""
     position = 0
-    async for chunk in chunks:
-        part = chunk[max(begin - position, 0) : max(end - position, 0)]
-        position += len(chunk)
-        if part:
-            yield part
-        if position >= end:
-            return
+    async with aclosing(chunks) as parts:
+        async for chunk in parts:
+            part = chunk[max(begin - position, 0) : max(end - position, 0)]
+            position += len(chunk)
+            if part:
+                yield part
+            if position >= end:
+                return
 
 
 def check_choices(choices: ExportChoices) -> ExportChoices:

@@ -36,7 +36,7 @@ from app.tasks.models import Lease, Task, TaskCompletion
 
 BATCH = 500
 # What one read of a dataset brings: many rows where they are short, few where they are long.
-ROWS_AT_ONCE = 2000
+ROWS_AT_ONCE = 1000
 BYTES_AT_ONCE = 4 * 1024 * 1024
 # Agreement is measured on so many rankings of tasks that two people or more ranked.
 MAX_JUDGEMENTS = 20_000
@@ -386,21 +386,25 @@ def card_of(dataset: Dataset, project: Project) -> dict[str, Any]:
     }
 
 
+READ_LINES = """
+select convert_to(string_agg(line || e'\\n', '' order by position), 'UTF8'), count(*) from (
+    select line, position, sum(octet_length(line)) over (order by position) - octet_length(line) as before
+    from dataset_rows where dataset_id = %s and position >= %s and position < %s
+) batch where before < %s"""
+
+
 async def read_lines(session: AsyncSession, dataset_id: uuid.UUID, *, first: int) -> tuple[bytes, int]:
     """Some whole lines from a row on, and how many they are; none after the last.
 
-    One value instead of many rows, for it is as fast as COPY (benchmarks/export.py), and a reader who stalls between
-    two batches holds no connection.
+    One value in PostgreSQL's binary form instead of many rows, which is as fast as COPY (benchmarks/export.py); and a
+    reader who stalls between two batches holds no connection.
     """
-    query = text(
-        "select string_agg(line || e'\\n', '' order by position), count(*) from ("
-        " select line, position, sum(octet_length(line)) over (order by position) - octet_length(line) as before"
-        " from dataset_rows where dataset_id = :dataset_id and position >= :first and position < :first + :rows"
-        ") batch where before < :bytes"
-    )
-    limits = {"rows": ROWS_AT_ONCE, "bytes": BYTES_AT_ONCE}
-    lines, num_lines = (await session.execute(query, {"dataset_id": dataset_id, "first": first, **limits})).one()
-    return (lines or "").encode(), num_lines
+    connection = await driver_connection(session)
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(READ_LINES, (dataset_id, first, first + ROWS_AT_ONCE, BYTES_AT_ONCE))
+        row = await cursor.fetchone()
+    assert row is not None
+    return row[0] or b"", row[1]
 
 
 async def count_bytes(session: AsyncSession, dataset_id: uuid.UUID) -> int:

@@ -7,7 +7,8 @@ import csv
 import io
 import zipfile
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -197,20 +198,18 @@ def make_writer(kind: FileKind, columns: Columns) -> Writer:
     return Parquet(columns) if kind == "parquet" else JsonLines()
 
 
-async def compressed(chunks: AsyncIterator[bytes], how: Compression) -> AsyncIterator[bytes]:
+async def compressed(chunks: AsyncGenerator[bytes], how: Compression) -> AsyncGenerator[bytes]:
     """The stream in one gzip member or zstd frame, without a clock or a name in it. In a thread: it takes its time."""
-    if how == "none":
-        async for chunk in chunks:
-            yield chunk
-        return
     squeeze: Any = zlib.compressobj(6, wbits=31) if how == "gzip" else zstandard.ZstdCompressor(3).compressobj()
-    async for chunk in chunks:
-        if part := await asyncio.to_thread(squeeze.compress, chunk):
-            yield part
-    yield squeeze.flush()
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if part := chunk if how == "none" else await asyncio.to_thread(squeeze.compress, chunk):
+                yield part
+    if how != "none":
+        yield squeeze.flush()
 
 
-async def zipped(members: AsyncIterator[tuple[str, AsyncIterator[bytes]]]) -> AsyncIterator[bytes]:
+async def zipped(members: AsyncGenerator[tuple[str, AsyncGenerator[bytes]]]) -> AsyncGenerator[bytes]:
     """A zip archive, member by member, in constant memory."""
     sink = Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:

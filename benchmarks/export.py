@@ -1,0 +1,370 @@
+"""How fast does data leave and come in, and do the annotators notice?
+
+    python benchmarks/export.py [--quick] [--json FILE] [--formats pairs,rankings,...]
+
+A database of its own, durable; one dataset of 1,000,000 rankings of four answers (--quick: 10,000), written past the
+freezing, which is measured on its own; one web process, `rankloop serve`. curl downloads each format into a file.
+
+    of_copy       bytes a second of the download / bytes a second of `copy (select line …) to '<file>'`, the server's
+                  own copy of the very SELECT that feeds the export, in the same run
+    of_rows       the same in rankings a second: what the conversion costs
+    first_byte    until the first byte is there, in seconds (curl's time_starttransfer)
+    web_mb        the most resident memory of the web process so far, in MB
+    p95_ms        of requests of 50 annotators who each take a task and rank it every 4 s meanwhile
+    import        prompts a second, from JSON lines over HTTP, and the same twice as many conversations as a corpus
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+import psycopg
+from psycopg import sql
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts import service as accounts
+from app.accounts.models import Role, Scope
+from app.datasets.service import freeze
+from app.db import standalone_session
+from app.embedded import EmbeddedPostgres
+from app.loop import service as loop
+from app.migrate import upgrade
+from app.projects.models import Project
+from app.projects.service import create_project
+
+NUM_ANNOTATORS = 50
+SECONDS_A_RANKING = 4.0
+K = 4
+DEFAULT_FORMATS = (
+    "rankings,pairs,groups,kto,sft,hh,oasst,answers,pairs-parquet,pairs-folder,pairs-gzip,pairs-zstd,answers-csv"
+)
+WORDS = [f"word{number}" for number in range(300)] + ["你好", "机器", "学习", "🙂"]
+
+
+@dataclass
+class Bench:
+    """One run: where things are, and what was measured."""
+
+    folder: Path
+    url: str
+    database: str
+    pid: int
+    token: str
+    num_rankings: int
+    project: Project
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def make_texts(num: int, num_words: int, seed: int) -> list[str]:
+    """Texts that repeat, but not soon."""
+    generator = random.Random(seed)
+    return [" ".join(generator.choices(WORDS, k=num_words)) for _ in range(num)]
+
+
+def make_line(number: int, prompts: list[str], answers: list[str]) -> str:
+    """One row as `freeze` writes it."""
+    ids = [str(uuid.UUID(int=number * 16 + answer + 1)) for answer in range(K)]
+    row = {
+        "ranking_id": str(uuid.UUID(int=number)),
+        "prompt_id": str(uuid.UUID(int=number)),
+        "split": "train" if number % 7 else "validation",
+        "language": "en",
+        "messages": [{"role": "user", "content": f"{number}: {prompts[number % len(prompts)]}"}],
+        "completions": [
+            {
+                "id": key,
+                "text": answers[(number * 5 + place) % len(answers)],
+                "version_id": None,
+                "finish_reason": "stop",
+            }
+            for place, key in enumerate(ids)
+        ],
+        "order": [[ids[2]], [ids[0]], [ids[3], ids[1]]] if number % 10 == 0 else [[key] for key in ids],
+        "annotator": f"{number % 100:016x}",
+        "labels": {},
+        "ratings": {},
+        "denied": {},
+        "rationale": "",
+        "confidence": None,
+        "all_bad": None,
+        "strength": None,
+        "display_order": ids,
+        "created_at": "2026-11-21T10:00:00+00:00",
+    }
+    return orjson.dumps(row, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def fill(database: str, project_id: uuid.UUID, num: int) -> uuid.UUID:
+    """A dataset with so many rows. Past triggers and foreign keys: its rankings do not exist."""
+    dataset_id = uuid.uuid4()
+    prompts, answers = make_texts(997, 20, 1), make_texts(4999, 40, 2)
+    with psycopg.connect(database, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("set session_replication_role = replica")
+        counts = {"train": num - num // 7, "validation": num // 7, "num_rankings": num}
+        cursor.execute(
+            "insert into datasets (id, project_id, number, counts, num_rows, sha256) values (%s, %s, 1000, %s, %s, %s)",
+            (dataset_id, project_id, json.dumps(counts), num, "0" * 64),
+        )
+        with cursor.copy("copy dataset_rows (dataset_id, position, ranking_id, line) from stdin") as copy:
+            for number in range(num):
+                copy.write_row((dataset_id, number, uuid.UUID(int=number), make_line(number, prompts, answers)))
+        cursor.execute("vacuum analyze dataset_rows")
+    return dataset_id
+
+
+# Measuring
+
+
+def bare_copy(bench: Bench, dataset_id: uuid.UUID) -> tuple[float, int]:
+    """Seconds and bytes of the server's own COPY of the lines to a file."""
+    target = bench.folder / "copy.jsonl"
+    statement = sql.SQL(
+        "copy (select line from dataset_rows where dataset_id = {} order by position) to {}"
+        " (format csv, delimiter e'\\x01', quote e'\\x02')"
+    ).format(dataset_id, str(target))
+    with psycopg.connect(bench.database, autocommit=True) as connection:
+        started = time.monotonic()
+        connection.execute(statement)
+        seconds = time.monotonic() - started
+    size = target.stat().st_size
+    target.unlink()
+    return seconds, size
+
+
+def download(bench: Bench, dataset_id: uuid.UUID, query: str) -> dict[str, float]:
+    """Fetch one file with curl."""
+    target = bench.folder / "download"
+    address = f"{bench.url}/api/v1/datasets/{dataset_id}/export?{query}"
+    command = ["curl", "-sS", "-f", "-o", str(target), "-H", f"Authorization: Bearer {bench.token}"]
+    command += ["-w", "%{time_starttransfer} %{time_total} %{size_download}", address]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    first, total, size = (float(part) for part in answer.split())
+    target.unlink()
+    return {"first_byte": first, "seconds": total, "bytes": size}
+
+
+def query_of(name: str) -> str:
+    """`pairs-gzip` as choices."""
+    form, _, way = name.partition("-")
+    kind = "compression" if way in {"gzip", "zstd"} else "file"
+    return f"format={form}" + (f"&{kind}={way}" if way else "")
+
+
+def peak_megabytes(pid: int) -> float:
+    """The most memory that the process ever had resident."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def measure_exports(bench: Bench, dataset_id: uuid.UUID, names: list[str]) -> None:
+    """Each format after a warm-up of the disk's cache, and COPY before and after, of which the faster counts."""
+    bare_copy(bench, dataset_id)
+    before = bare_copy(bench, dataset_id)
+    measured = {
+        name: download(bench, dataset_id, query_of(name)) | {"web_mb": peak_megabytes(bench.pid)} for name in names
+    }
+    seconds, size = min(before, bare_copy(bench, dataset_id))
+    copied = size / seconds
+    bench.figures["copy_mb_s"] = copied / 1e6
+    bench.figures["of_copy"] = {name: one["bytes"] / one["seconds"] / copied for name, one in measured.items()}
+    bench.figures["of_rows"] = {name: seconds / one["seconds"] for name, one in measured.items()}
+    bench.figures["exports"] = measured
+
+
+def measure_imports(bench: Bench, num: int) -> None:
+    """Prompts and a corpus over HTTP."""
+    prompts, answers = make_texts(997, 20, 3), make_texts(997, 40, 4)
+    questions = b"".join(orjson.dumps({"prompt": f"{i}: {prompts[i % 997]}"}) + b"\n" for i in range(num))
+    examples = b"".join(
+        orjson.dumps({"prompt": f"{i}: {prompts[i % 997]}", "completion": answers[i % 997]}) + b"\n" for i in range(num)
+    )
+    found = {}
+    for noun, body in (("prompts", questions), ("corpora", examples)):
+        started = time.monotonic()
+        address = f"{bench.url}/api/v1/projects/{bench.project.id}/{noun}:import"
+        answer = httpx2.post(address, content=body, headers={"Authorization": f"Bearer {bench.token}"}, timeout=600)
+        answer.raise_for_status()
+        found[noun] = num / (time.monotonic() - started)
+    bench.figures["import"] = found
+
+
+# Annotators at work
+
+
+@contextlib.contextmanager
+def annotators_at_work(bench: Bench, tokens: list[str], *, is_measured: bool = True) -> Iterator[None]:
+    """People who take a task and rank it, each every few seconds, until the block ends."""
+    stopping = threading.Event()
+    seconds: list[float] = []
+    people = [threading.Thread(target=rank, args=(bench, token, stopping, seconds), daemon=True) for token in tokens]
+    for person in people:
+        person.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        for person in people:
+            person.join()
+        if is_measured and seconds:
+            seconds.sort()
+            bench.figures["annotators"] = {
+                "requests": len(seconds),
+                "p50_ms": 1000 * seconds[len(seconds) // 2],
+                "p95_ms": 1000 * seconds[int(len(seconds) * 0.95)],
+            }
+
+
+def rank(bench: Bench, token: str, stopping: threading.Event, seconds: list[float]) -> None:
+    """One person's work."""
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx2.Client(base_url=f"{bench.url}/api/v1", headers=headers, timeout=60) as http:
+        while not stopping.wait(random.uniform(0, 2 * SECONDS_A_RANKING)):
+            started = time.monotonic()
+            task = http.post("/tasks:next", json={"project_id": str(bench.project.id)})
+            seconds.append(time.monotonic() - started)
+            if task.status_code != 200:
+                continue
+            lease = task.json()
+            order = [[answer["id"]] for answer in lease["completions"]]
+            started = time.monotonic()
+            http.post(f"/leases/{lease['lease_id']}/ranking", json={"order": order}).raise_for_status()
+            seconds.append(time.monotonic() - started)
+
+
+async def make_people(session: AsyncSession) -> tuple[str, list[str]]:
+    """An admin's token, and one for each annotator."""
+    admin = await accounts.create_user(session, name="Admin", email="admin@example.org", role=Role.ADMIN)
+    scopes = [Scope.READ, Scope.WRITE]
+    _, token = await accounts.create_token(session, user_id=admin.id, name="bench", scopes=scopes)
+    tokens = []
+    for number in range(NUM_ANNOTATORS):
+        person = await accounts.create_user(
+            session, name=f"P{number}", email=f"p{number}@example.org", role=Role.ANNOTATOR
+        )
+        made = await accounts.create_token(session, user_id=person.id, name="bench", scopes=[Scope.ANNOTATE])
+        tokens.append(made[1])
+    return token, tokens
+
+
+def give_work(bench: Bench, num_tasks: int) -> None:
+    """Tasks of four answers."""
+    answers = make_texts(997, 40, 5)
+    lines = b"".join(
+        orjson.dumps({"prompt": f"Task {i}?", "completions": [f"{k}: {answers[(i + k) % 997]}" for k in range(K)]})
+        + b"\n"
+        for i in range(num_tasks)
+    )
+    address = f"{bench.url}/api/v1/projects/{bench.project.id}/completions:import"
+    headers = {"Authorization": f"Bearer {bench.token}"}
+    httpx2.post(address, content=lines, headers=headers, timeout=600).raise_for_status()
+
+
+# All of it
+
+
+async def prepare(database: str) -> tuple[Project, str, list[str]]:
+    """Project, with its first round, and people."""
+    loop.subscribe()
+    async with standalone_session(database) as session:
+        project = await create_project(session, name="Bench", slug="bench", model_alias="pocket")
+        return (project, *await make_people(session))
+
+
+async def measure_freezing(bench: Bench) -> None:
+    """Freeze what the annotators ranked."""
+    async with standalone_session(bench.database) as session:
+        started = time.monotonic()
+        dataset = await freeze(session, project=await session.get_one(Project, bench.project.id))
+        bench.figures["freeze"] = {"rankings": dataset.num_rows, "seconds": time.monotonic() - started}
+
+
+@contextlib.contextmanager
+def web_process(folder: Path, database: str) -> Iterator[tuple[str, int]]:
+    """`rankloop serve` on a free port: its address and its process."""
+    port = random.randint(20000, 40000)
+    command = [sys.executable, "-m", "rankloop", "serve", "--port", str(port), "--data-dir", str(folder / "data")]
+    process = subprocess.Popen(command, env=os.environ | {"DATABASE_URL": database})
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            with contextlib.suppress(httpx2.TransportError):
+                httpx2.get(f"{address}/sign-in")
+                break
+            time.sleep(0.1)
+        yield address, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def run(num_rankings: int, formats: list[str], *, num_imported: int) -> dict[str, Any]:
+    """Measure everything in a folder that is removed afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="rankloop-bench-"))
+    folder.chmod(0o777)
+    try:
+        with EmbeddedPostgres(folder) as server:
+            database = server.url("postgres")
+            upgrade(database)
+            project, token, tokens = asyncio.run(prepare(database))
+            started = time.monotonic()
+            dataset_id = fill(database, project.id, num_rankings)
+            print(f"filled in {time.monotonic() - started:.0f} s", file=sys.stderr)
+            with web_process(folder, database) as (url, pid):
+                bench = Bench(folder, url, database, pid, token, num_rankings, project)
+                give_work(bench, min(num_rankings // 5, 20_000))
+                measure_exports(bench, dataset_id, formats)
+                with annotators_at_work(bench, tokens):
+                    download(bench, dataset_id, "format=pairs")
+                    time.sleep(5)
+                asyncio.run(measure_freezing(bench))
+                measure_imports(bench, num_imported)
+                bench.figures["web_mb"] = peak_megabytes(pid)
+            return {"num_rankings": num_rankings, **bench.figures}
+    finally:
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def show(figures: dict[str, Any]) -> None:
+    """The figures as a table."""
+    print(f"{'format':16}{'MB/s':>8}{'of_copy':>9}{'of_rows':>9}{'first_byte':>12}{'web_mb':>8}")
+    for name, one in figures["exports"].items():
+        speed = one["bytes"] / one["seconds"] / 1e6
+        shares = f"{figures['of_copy'][name]:9.2f}{figures['of_rows'][name]:9.2f}"
+        print(f"{name:16}{speed:8.1f}{shares}{one['first_byte']:12.3f}{one['web_mb']:8.0f}")
+    for name in ("copy_mb_s", "annotators", "freeze", "import", "web_mb"):
+        print(name, json.dumps(figures.get(name)))
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="10,000 rankings")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--formats", default=DEFAULT_FORMATS, help="which, separated by commas")
+    options = parser.parse_args()
+    num_rankings, num_imported = (10_000, 2_000) if options.quick else (1_000_000, 50_000)
+    figures = run(num_rankings, options.formats.split(","), num_imported=num_imported)
+    show(figures)
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
