@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ class Line:
 
     number: int
     value: dict[str, Any]
+    unread: Sequence[str] = ()
+    """Fields of the record it came from that nobody reads."""
 
 
 @dataclass(frozen=True)

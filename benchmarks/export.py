@@ -81,7 +81,7 @@ def make_texts(num: int, num_words: int, seed: int) -> list[str]:
 def make_line(number: int, prompts: list[str], answers: list[str]) -> str:
     """One row as `freeze` writes it."""
     ids = [str(uuid.UUID(int=number * 16 + answer + 1)) for answer in range(K)]
-    row = {
+    row: dict[str, Any] = {
         "ranking_id": str(uuid.UUID(int=number)),
         "prompt_id": str(uuid.UUID(int=number)),
         "split": "train" if number % 7 else "validation",

@@ -13,10 +13,10 @@ from app.accounts.guards import ReadCaller, ReadOrWorkerCaller, WriteCaller
 from app.corpora import service
 from app.corpora.models import CorpusKind
 from app.corpora.schemas import CorpusList, CorpusOut
-from app.ndjson import read_lines
+from app.formats.sources import FileReader
 from app.projects.guards import ApiProject
-from app.prompts.api import NDJSON_BODY, DryRun, Partial
-from app.prompts.importing import ImportRefused
+from app.prompts.api import NDJSON_BODY, DryRun, FileFormat, Partial
+from app.prompts.importing import ImportRefused, import_file
 from app.prompts.lines import ImportReport
 from app.web import SessionDep, SettingsDep, stream
 
@@ -33,11 +33,20 @@ async def import_corpus(
     name: Annotated[str, Query(max_length=200)] = "",
     partial: Partial = False,
     dry_run: DryRun = False,
+    format: FileFormat = "auto",
 ) -> ImportReport:
-    """Take a corpus: one JSON object a line, `{"text"}`, `{"messages"}` or `{"prompt", "completion"}`."""
-    lines = read_lines(request.stream(), max_bytes=settings.max_body_bytes)
-    report = await service.import_corpus(
-        session, lines, project=project, name=name, partial=partial, dry_run=dry_run, actor_id=caller.user.id
+    """Take a corpus: JSON lines of `{"text"}`, `{"messages"}` or `{"prompt", "completion"}`, or any of docs/data.md."""
+    reader = FileReader("corpus", format, settings.max_body_bytes)
+    report = await import_file(
+        service.import_corpus,
+        session,
+        request.stream(),
+        reader=reader,
+        project=project,
+        name=name,
+        partial=partial,
+        dry_run=dry_run,
+        actor_id=caller.user.id,
     )
     return ImportRefused.unless_stored(report)
 

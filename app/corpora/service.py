@@ -129,7 +129,7 @@ async def store_lines(
     """Write some lines, and note in the report what was not taken."""
     rows = []
     for number, line in batch:
-        report.note_unread(line, line.UNREAD)
+        report.note_unread_of(line, line.UNREAD)
         writer.kind = writer.kind or line.kind
         if line.kind != writer.kind:
             report.refuse(number, [("line", f"is of another kind than the lines before, which are {writer.kind}")])

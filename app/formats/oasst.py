@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from app.formats.items import Item, Misfit, Record, Turn, turn
 from app.formats.rows import RankedRow
 
 ROLES = {"user": "prompter", "assistant": "assistant"}
@@ -48,3 +49,47 @@ def message(name: str, role: str, text: str, language: str, *, parent: str | Non
         "emojis": {},
         "replies": [],
     }
+
+
+# Reading
+
+
+def from_tree(record: Record) -> Iterator[Item]:
+    """Every question of a tree with its answers: several ranked ones are a ranking, one is an answer."""
+    root = record.get("prompt")
+    if not isinstance(root, dict):
+        raise Misfit("needs `prompt`, the first message of the tree")
+    system = record.get("system")
+    start = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
+    yield from questions(root, start)
+
+
+def questions(message: dict[str, Any], before: list[Turn]) -> Iterator[Item]:
+    """This message, if it asks, and all that follows from it. Deep trees are read without recursion."""
+    waiting = [(message, before)]
+    while waiting:
+        one, path = waiting.pop()
+        here = [*path, turn(one.get("role"), one.get("text"))]
+        replies = [reply for reply in one.get("replies") or [] if isinstance(reply, dict) and not reply.get("deleted")]
+        if here[-1]["role"] == "user":
+            yield question(one, here, replies)
+        waiting.extend((reply, here) for reply in reversed(replies))
+
+
+def question(message: dict[str, Any], path: list[Turn], replies: list[dict[str, Any]]) -> Item:
+    """One question with the answers to it."""
+    item: Item = {"messages": path, "source": "Open-Assistant"}
+    if isinstance(message.get("message_id"), str):
+        item["id"] = message["message_id"][:200]
+    if isinstance(message.get("lang"), str):
+        item["lang"] = message["lang"]
+    answers = {str(reply.get("message_id", number)): reply for number, reply in enumerate(replies)}
+    item["responses"] = [
+        {"id": key, "text": turn(reply.get("role"), reply.get("text"))["content"]}
+        | ({"model": reply["model_name"]} if isinstance(reply.get("model_name"), str) else {})
+        for key, reply in answers.items()
+    ]
+    ranks = {key: reply["rank"] for key, reply in answers.items() if isinstance(reply.get("rank"), int)}
+    if len(ranks) > 1:
+        item["annotations"] = [{"annotator": "open-assistant", "ranks": ranks}]
+    return item

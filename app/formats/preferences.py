@@ -1,6 +1,6 @@
-"""Preferences as trainers read them: pairs, groups, unpaired answers, demonstrations. The columns are TRL's.
+"""Preferences as trainers read them: pairs, groups, unpaired answers, demonstrations, written and read.
 
-https://huggingface.co/docs/trl/dataset_formats
+The columns are TRL's: https://huggingface.co/docs/trl/dataset_formats
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from app.formats import items
+from app.formats.items import Item, Misfit, Turn, about, ranked, turns_of
 from app.formats.rows import RankedRow
+from app.formats.transcripts import is_transcript, read_transcript
 
 Record = dict[str, Any]
 
@@ -86,3 +89,65 @@ def demonstrations(ranking: RankedRow) -> Iterator[Record]:
             "messages": [*ranking.row["messages"], {"role": "assistant", "content": ranking.texts[key]}],
         }
         yield record | ranking.names() if ranking.options.ids else record
+
+
+# Reading
+
+
+def from_pairs(record: items.Record) -> Iterator[Item]:
+    """Two answers of which one is better, or which are tied (`tie`)."""
+    (before, better), (_, worse) = (said(record, name) for name in ("chosen", "rejected"))
+    ranks = {"chosen": 1, "rejected": 1 if record.get("tie") is True else 2}
+    asked = asked_in(record, before)
+    yield about(
+        record, ranked(asked, [("chosen", better), ("rejected", worse)], ranks, record.get("annotator", "pairs"))
+    )
+
+
+def from_groups(record: items.Record) -> Iterator[Item]:
+    """K answers with their ranks; null is an answer that nobody placed."""
+    answers = [answer_text(value) for value in items.list_of(record, "completions")]
+    ranks = items.list_of(record, "ranks")
+    if len(ranks) != len(answers) or not all(isinstance(rank, int | None) for rank in ranks):
+        raise Misfit("`ranks` must hold a whole number or null for each of `completions`")
+    named = {str(number): text for number, text in enumerate(answers)}
+    placed = {key: rank for key, rank in zip(named, ranks, strict=True) if rank is not None}
+    annotator = record.get("annotator", "groups")
+    yield about(record, ranked(asked_in(record, []), list(named.items()), placed, annotator))
+
+
+def from_completion(record: items.Record) -> Iterator[Item]:
+    """A prompt with one answer: TRL's prompt-completion, or KTO's, whose label is not read."""
+    yield about(record, {"messages": asked_in(record, []), "answer": answer_text(record.get("completion"))})
+
+
+def asked_in(record: items.Record, before: list[Turn]) -> list[Turn]:
+    """The prompt: its own field, or what stands before the last turn of the answers."""
+    prompt = record.get("prompt")
+    if isinstance(prompt, list):
+        return turns_of(prompt)
+    if before or prompt is None:
+        return before
+    if is_transcript(prompt):
+        return read_transcript(prompt)[:-1]
+    return [{"role": "user", "content": items.text_of(record, "prompt")}]
+
+
+def said(record: items.Record, name: str) -> tuple[list[Turn], str]:
+    """What stands before an answer in its field, and the answer."""
+    value = record.get(name)
+    if isinstance(value, list):
+        turns = turns_of(value)
+        if not turns or turns[-1]["role"] != "assistant":
+            raise Misfit(f"`{name}` must end with the assistant's turn")
+        return turns[:-1], turns[-1]["content"]
+    return [], answer_text(value)
+
+
+def answer_text(value: Any) -> str:
+    """An answer, as text or as a conversation of one turn."""
+    if isinstance(value, list) and len(value) == 1:
+        return turns_of(value)[0]["content"]
+    if not isinstance(value, str):
+        raise Misfit("an answer must be a string, or an array of one message")
+    return value

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
+from pydantic import AfterValidator
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import ReadCaller, WriteCaller
 from app.errors import BadRequest
-from app.ndjson import MEDIA_TYPE, read_lines, write_lines
+from app.formats.sources import FORMATS, FileReader, known_format
+from app.ndjson import MEDIA_TYPE, write_lines
 from app.projects.guards import ApiProject, find_project
 from app.prompts import service
-from app.prompts.importing import ImportRefused
+from app.prompts.importing import ImportRefused, import_file
 from app.prompts.lines import ImportReport
 from app.prompts.models import Prompt, Split
 from app.prompts.schemas import CompletionsIn, CompletionsStoredOut, PromptOut, PromptPage
@@ -30,6 +32,11 @@ NDJSON_BODY: dict[str, Any] = {
 }
 Partial = Annotated[bool, Query(description="Take the good lines where others are refused.")]
 DryRun = Annotated[bool, Query(description="Store nothing; say what would be taken.")]
+FileFormat = Annotated[
+    str,
+    AfterValidator(known_format),
+    Query(description="How the file is written; `auto` looks at it.", json_schema_extra={"enum": list(FORMATS)}),
+]
 
 
 @router.post("/projects/{project_id}/prompts:import", openapi_extra=NDJSON_BODY)
@@ -41,11 +48,19 @@ async def import_prompts(
     settings: SettingsDep,
     partial: Partial = False,
     dry_run: DryRun = False,
+    format: FileFormat = "auto",
 ) -> ImportReport:
-    """Take prompts: one JSON object a line, `{"messages": [...]}` or `{"prompt": "..."}`."""
-    lines = read_lines(request.stream(), max_bytes=settings.max_body_bytes)
-    report = await service.import_prompts(
-        session, lines, project=project, partial=partial, dry_run=dry_run, actor_id=caller.user.id
+    """Take prompts: JSON lines of `{"messages": [...]}` or `{"prompt": "..."}`, or any format of docs/data.md."""
+    reader = FileReader("prompts", format, settings.max_body_bytes)
+    report = await import_file(
+        service.import_prompts,
+        session,
+        request.stream(),
+        reader=reader,
+        project=project,
+        partial=partial,
+        dry_run=dry_run,
+        actor_id=caller.user.id,
     )
     return ImportRefused.unless_stored(report)
 
@@ -59,11 +74,19 @@ async def import_completions(
     settings: SettingsDep,
     partial: Partial = False,
     dry_run: DryRun = False,
+    format: FileFormat = "auto",
 ) -> ImportReport:
-    """Take ready answers: one JSON object a line, a prompt and its `completions` (or `responses`)."""
-    lines = read_lines(request.stream(), max_bytes=settings.max_body_bytes)
-    report = await service.import_completions(
-        session, lines, project=project, partial=partial, dry_run=dry_run, actor_id=caller.user.id
+    """Take ready answers: JSON lines of a prompt and its `completions`, or any format of docs/data.md."""
+    reader = FileReader("completions", format, settings.max_body_bytes)
+    report = await import_file(
+        service.import_completions,
+        session,
+        request.stream(),
+        reader=reader,
+        project=project,
+        partial=partial,
+        dry_run=dry_run,
+        actor_id=caller.user.id,
     )
     return ImportRefused.unless_stored(report)
 

@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.errors import Conflict, FieldError, Invalid
+from app.formats.sources import FileReader
 from app.ndjson import BadLine, Line
 from app.prompts.lines import ImportReport, explain_errors
 
@@ -48,6 +49,30 @@ class ImportRefused(Invalid):
         if not report.is_stored and not report.is_dry_run:
             raise cls.of(report)
         return report
+
+
+async def import_file(
+    take: Callable[..., Awaitable[ImportReport]],
+    session: AsyncSession,
+    chunks: AsyncIterable[bytes],
+    *,
+    reader: FileReader,
+    **options: Any,
+) -> ImportReport:
+    """Import a file of any format; the report also says how it was read.
+
+    Args:
+        take: the import of the reader's kind, which takes lines.
+
+    Raises:
+        ImportRunning: somebody else imports into this project right now.
+        Invalid: it can't be read, or there is nothing in it.
+    """
+    report = await take(session, reader.lines(chunks), **options)
+    report.format = f"{reader.format}, {reader.container}"
+    report.num_unfit = reader.num_unfit
+    report.preview = reader.preview if report.is_dry_run else []
+    return report
 
 
 async def import_lines(
@@ -100,6 +125,7 @@ async def good_batches(
         if isinstance(line, BadLine):
             report.refuse(line.number, [("line", line.rule)])
             continue
+        report.note_unread(line.unread)
         try:
             batch.append((line.number, parse(line.value)))
         except ValidationError as error:

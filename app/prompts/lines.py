@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -246,6 +245,12 @@ class ImportReport(BaseModel):
     """Prompts that now have more different answers than the 9 that a task can show."""
     num_held_out: int = 0
     """Conversations of a corpus that begin with a question of the test split, and were left out."""
+    num_unfit: int = 0
+    """Records that hold nothing of this kind, such as a question without ranks where rankings are imported."""
+    format: str = ""
+    """How the file was read."""
+    preview: list[dict[str, Any]] = []
+    """The first lines as they were read, where nothing was to be stored."""
     is_dry_run: bool = False
     is_stored: bool = False
 
@@ -255,10 +260,14 @@ class ImportReport(BaseModel):
         room = MAX_REFUSALS_SHOWN - len(self.refused)
         self.refused += [RefusedLine(line=line, field=field, rule=rule) for field, rule in errors[: max(room, 0)]]
 
-    def note_unread(self, line: BaseModel, fields: Sequence[str]) -> None:
-        """Count the fields that say something and are not read."""
-        present = Counter(field for field in fields if getattr(line, field) not in (None, "", [], {}))
-        self.unread = dict(Counter(self.unread) + present)
+    def note_unread_of(self, line: BaseModel, fields: Sequence[str]) -> None:
+        """Count those of a line's fields that say something and are not read."""
+        self.note_unread([field for field in fields if getattr(line, field) not in (None, "", [], {})])
+
+    def note_unread(self, fields: Sequence[str]) -> None:
+        """Count fields that are not read."""
+        for field in fields:
+            self.unread[field] = self.unread.get(field, 0) + 1
 
 
 def explain_errors(error: ValidationError) -> list[tuple[str, str]]:

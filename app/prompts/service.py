@@ -91,7 +91,7 @@ async def import_prompts(
 
     async def store(batch: Batch[PromptLine], report: ImportReport) -> None:
         for _, line in batch:
-            report.note_unread(line, line.UNREAD)
+            report.note_unread_of(line, line.UNREAD)
         _, num_new = await ensure_prompts(session, project, [line for _, line in batch])
         report.taken += num_new
         report.new_prompts += num_new
@@ -130,7 +130,7 @@ async def import_completions(
 
     async def store(batch: Batch[CompletionsLine], report: ImportReport) -> None:
         for _, line in batch:
-            report.note_unread(line, line.UNREAD)
+            report.note_unread_of(line, line.UNREAD)
         prompt_ids = await find_prompts(session, project, batch, report)
         answers = [
             (prompt_id, answer)

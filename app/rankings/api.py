@@ -15,9 +15,10 @@ from starlette import status
 from app.accounts.guards import AnnotateCaller, ReadCaller, WriteCaller
 from app.db import SessionMaker
 from app.errors import BadRequest
-from app.ndjson import read_lines
+from app.formats.sources import FileReader
 from app.projects.guards import ApiProject, find_project
-from app.prompts.importing import ImportRefused
+from app.prompts.api import NDJSON_BODY, DryRun, FileFormat, Partial
+from app.prompts.importing import ImportRefused, import_file
 from app.prompts.lines import ImportReport
 from app.rankings import changes, service
 from app.rankings.changes import Change
@@ -187,7 +188,7 @@ async def get_ranking(ranking_id: uuid.UUID, caller: ReadCaller, session: Sessio
 
 @router.post(
     "/projects/{project_id}/rankings:import",
-    openapi_extra={"requestBody": {"required": True, "content": {NDJSON: {"schema": {"type": "string"}}}}},
+    openapi_extra=NDJSON_BODY,
 )
 async def import_made_elsewhere(
     project: ApiProject,
@@ -195,12 +196,22 @@ async def import_made_elsewhere(
     request: Request,
     session: SessionDep,
     settings: SettingsDep,
-    partial: Annotated[bool, Query(description="Take the good lines where others are refused.")] = False,
-    dry_run: Annotated[bool, Query(description="Store nothing; say what would be taken.")] = False,
+    partial: Partial = False,
+    dry_run: DryRun = False,
+    format: FileFormat = "auto",
 ) -> ImportReport:
-    """Take rankings that were made elsewhere: one JSON object a line, a prompt with answers and orders of them."""
-    lines = read_lines(request.stream(), max_bytes=settings.max_body_bytes)
-    report = await import_rankings(
-        session, lines, project=project, partial=partial, dry_run=dry_run, actor_id=caller.user.id
+    """Take rankings that were made elsewhere: JSON lines of a prompt with answers and orders of them, or any format of
+    docs/data.md.
+    """
+    reader = FileReader("rankings", format, settings.max_body_bytes)
+    report = await import_file(
+        import_rankings,
+        session,
+        request.stream(),
+        reader=reader,
+        project=project,
+        partial=partial,
+        dry_run=dry_run,
+        actor_id=caller.user.id,
     )
     return ImportRefused.unless_stored(report)

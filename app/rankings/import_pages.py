@@ -7,21 +7,24 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from app.accounts.guards import Trainer
 from app.corpora.service import import_corpus
 from app.errors import FieldError, RankloopError
-from app.ndjson import read_lines, read_upload
+from app.formats.imports import TITLES, Kind
+from app.formats.sources import FORMATS, FileReader
+from app.ndjson import read_upload
 from app.projects.guards import PageProject
 from app.projects.models import Project
+from app.prompts.importing import import_file
 from app.prompts.lines import ImportReport
 from app.prompts.service import import_completions, import_prompts
 from app.rankings.importing import import_rankings
-from app.web import SessionDep, SettingsDep, render
+from app.web import SessionDep, SettingsDep, render, words
 
 router = APIRouter()
-IMPORTS: dict[str, Callable[..., Awaitable[ImportReport]]] = {
+IMPORTS: dict[Kind, Callable[..., Awaitable[ImportReport]]] = {
     "prompts": import_prompts,
     "completions": import_completions,
     "rankings": import_rankings,
@@ -51,16 +54,25 @@ async def take_import(
             return refused(request, project, "prompts", text, "kind", f"must be one of {', '.join(IMPORTS)}")
         if uploaded is None and not text.strip():
             return refused(request, project, kind, text, "file", "choose a file, or paste lines below")
-        lines = read_lines(read_upload(uploaded) if uploaded else pasted(text), max_bytes=settings.max_body_bytes)
+        reader = FileReader(kind, format_of(form, uploaded), settings.max_body_bytes)
         choices: dict[str, Any] = {"partial": "partial" in form, "dry_run": "dry_run" in form}
         if kind == "corpus" and uploaded is not None:
             choices["name"] = (uploaded.filename or "")[:200]
         try:
-            report = await IMPORTS[kind](session, lines, project=project, actor_id=user.id, **choices)
+            chunks = read_upload(uploaded) if uploaded else pasted(text)
+            options = {"project": project, "actor_id": user.id, **choices}
+            report = await import_file(IMPORTS[kind], session, chunks, reader=reader, **options)
         except RankloopError as error:
             return refused(request, project, kind, text, "file", error_words(error), status=error.status)
     status = 200 if report.is_stored or report.is_dry_run else 422
     return render_form(request, project, status_code=status, kind=kind, text=text, report=report)
+
+
+def format_of(form: FormData, uploaded: UploadFile | None) -> str:
+    """What was chosen; a file that is named as plain text is that, unless something else was chosen."""
+    chosen = str(form.get("format", "auto"))
+    is_text = uploaded is not None and (uploaded.filename or "").lower().endswith(".txt")
+    return "text" if chosen == "auto" and is_text else chosen if chosen in FORMATS else "auto"
 
 
 async def pasted(text: str) -> AsyncIterator[bytes]:
@@ -83,5 +95,7 @@ def refused(
 
 def render_form(request: Request, project: Project, *, status_code: int = 200, **context: Any) -> HTMLResponse:
     """The form with what was typed, and the report on it."""
-    values = {"text": "", "report": None, "errors": []} | context
+    _ = words(request)["_"]
+    formats = [("auto", _("find out"))] + [(name, _(title)) for name, title in TITLES.items()]
+    values = {"text": "", "report": None, "errors": [], "format": "auto", "formats": formats} | context
     return render(request, "prompts/import.html", status_code=status_code, here="prompts", project=project, **values)

@@ -143,7 +143,7 @@ async def without_our_own(
     ours = set(await session.scalars(select(Ranking.id).where(Ranking.project_id == project.id, Ranking.id.in_(named))))
     report.duplicates += sum(line.known_as() in ours for _, line in batch)
     for _, line in batch:
-        report.note_unread(line, line.UNREAD)
+        report.note_unread_of(line, line.UNREAD)
     return [line for _, line in batch if line.known_as() not in ours]
 
 
