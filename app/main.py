@@ -66,7 +66,7 @@ API = "/api/v1"
 # the attacker's choice (BREACH), again and again at the same place; no page of ours has one: forms are guarded by where
 # they come from and hold no token, the session is in a cookie alone, which no other site's request brings along
 # (SameSite), and a link or token is shown once, in the answer to a POST. JSON may hold anything: it stays as it is.
-NOT_COMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/*")
+NOT_COMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/*", "text/csv")
 DOMAINS = [
     accounts_api,
     registry_api,

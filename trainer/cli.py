@@ -10,9 +10,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
-from functools import partial as partial_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, Self
 
 import typer
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 model_cli = typer.Typer(help="Models: fetch a base model, export a trained version.", no_args_is_help=True)
 train_cli = typer.Typer(help="Train on files, without a server.", no_args_is_help=True)
 
+CHUNK_BYTES = 256 * 1024
 PATIENCE_SECONDS = 5.0
 """How long a person waits for a Rankloop that does not answer."""
 
@@ -58,6 +58,7 @@ def register(cli: typer.Typer) -> None:
     cli.command()(worker)
     cli.command()(sample)
     cli.command("import")(import_file)
+    cli.command("export")(export_file)
     # Imported here, because it needs what the commands share.
     from trainer import alternatives_cli
 
@@ -94,8 +95,9 @@ def worker(
 
 def import_file(
     kind: Annotated[ImportKind, typer.Argument(help="What the file holds.")],
-    file: Annotated[Path, typer.Argument(help="JSON lines, one object a line.")],
+    file: Annotated[Path, typer.Argument(help="JSON lines, a JSON array, CSV, Parquet or text; docs/data.md.")],
     project: Annotated[str, typer.Option(help="Short name or id of the project.")],
+    format: Annotated[str, typer.Option(help="How it is written; `auto` looks at it.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Store nothing; say what would be taken.")] = False,
     partial: Annotated[bool, typer.Option("--partial", help="Take the good lines where others are refused.")] = False,
     url: UrlOption = None,
@@ -106,23 +108,71 @@ def import_file(
     from trainer.client import ApiError, Client, Retries
 
     settings = settings_with(url, token)
+    noun = "corpora" if kind == ImportKind.CORPUS else kind.value
+    name = file.name if kind == ImportKind.CORPUS else ""
+    written = "text" if format == "auto" and file.suffix == ".txt" else format
     with one_line_errors(), Client(settings.url, settings.token, retries=Retries(PATIENCE_SECONDS)) as client:
-        senders: dict[ImportKind, Callable[..., dict[str, Any]]] = {
-            ImportKind.PROMPTS: client.import_prompts,
-            ImportKind.COMPLETIONS: client.import_completions,
-            ImportKind.RANKINGS: client.import_rankings,
-            ImportKind.CORPUS: partial_of(client.import_corpus, name=file.name),
-        }
         try:
-            with file.open("rb") as lines:
-                report = senders[kind](project, lines, dry_run=dry_run, partial=partial)
+            size = file.stat().st_size
+            with file.open("rb") as stream, bar_of_bytes(size) as bar:
+                chunks = pieces(stream, bar.update)
+                report = client.import_file(
+                    project, noun, chunks, name=name, format=written, dry_run=dry_run, partial=partial
+                )
         except ApiError as error:
             for problem in error.errors:
                 typer.echo(f"{problem['field']}: {problem['rule']}", err=True)
             raise
     for refused in report["refused"]:
         typer.echo(f"line {refused['line']}: {refused['field']}: {refused['rule']}", err=True)
-    show({name: value for name, value in report.items() if name != "refused"}, json_file)
+    show({name: value for name, value in report.items() if name not in ("refused", "preview")}, json_file)
+
+
+def bar_of_bytes(total: int | None) -> Any:
+    """A bar that counts bytes, on a terminal only."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None)
+
+
+def pieces(stream: BinaryIO, progress: Callable[[int], object]) -> Iterator[bytes]:
+    """A file in pieces; `progress` is told of each."""
+    while piece := stream.read(CHUNK_BYTES):
+        yield piece
+        progress(len(piece))
+
+
+def export_file(
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    project: Annotated[str, typer.Option(help="Short name or id of the project.")],
+    dataset: Annotated[int | None, typer.Option(help="Number of the dataset; default: the newest.")] = None,
+    format: Annotated[str, typer.Option(help="What a record is: rankings, pairs, groups, kto, sft, hh …")] = "rankings",
+    file: Annotated[str, typer.Option(help="jsonl, csv, parquet, or folder (a zip for `load_dataset`).")] = "jsonl",
+    choices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Another choice of docs/data.md: split, style, ties, margin …"
+        ),
+    ] = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Write a dataset as a file that trainers read, and say what its format can't hold."""
+    from trainer.client import Client, Retries
+
+    settings = settings_with(url, token)
+    with one_line_errors(), Client(settings.url, settings.token, retries=Retries(PATIENCE_SECONDS)) as client:
+        found = next((one for one in client.list_datasets(project) if dataset in (None, one["number"])), None)
+        if found is None:
+            refuse(f"{project} has no dataset {'yet' if dataset is None else dataset}.")
+        chosen = {"format": format, "file": file, **dict(choice.partition("=")[::2] for choice in choices or [])}
+        report = client.export_report(found["id"], **chosen)
+        with bar_of_bytes(None) as bar:
+            client.export_dataset(found["id"], out, progress=bar.update, **chosen)
+    for sentence in report["not_held"]:
+        typer.echo(sentence, err=True)
+    show({"file": str(out), "dataset": found["number"], "num_bytes": out.stat().st_size, **report["counts"]}, json_file)
 
 
 def sample(

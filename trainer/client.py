@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NotRequired, Self, TypedDict, cast
 
@@ -190,6 +190,31 @@ class Client:
         """Import rankings that were made elsewhere; as `import_prompts`."""
         return self._import(project_id, "rankings", lines, options)
 
+    def import_file(
+        self,
+        project_id: str,
+        kind: str,
+        chunks: Iterable[bytes],
+        *,
+        name: str = "",
+        format: str = "auto",
+        **options: bool,
+    ) -> Json:
+        """Stream a file of any format (docs/data.md). Kinds: `prompts`, `completions`, `rankings`, `corpora`."""
+        params = {key: "true" for key, value in options.items() if value} | {"format": format}
+        headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": str(uuid.uuid4())}
+        path = f"/projects/{project_id}/{kind}:import"
+        sent = self.transport.send(
+            "POST",
+            path,
+            content=chunks,
+            params=params | ({"name": name} if name else {}),
+            headers=headers,
+            is_idempotent=False,
+            patience=0,
+        )
+        return _object(sent)
+
     def import_corpus(self, project_id: str, lines: Iterable[str | bytes], *, name: str = "", **options: bool) -> Json:
         """Import texts or conversations to learn from, as one corpus; as `import_prompts`."""
         return self._import(project_id, "corpora", lines, options, name=name)
@@ -259,9 +284,21 @@ class Client:
         """Freeze a project's current rankings."""
         return self._create("/datasets", fields)
 
-    def export_dataset(self, dataset_id: str, target: Path) -> None:
-        """Write a dataset's exact bytes (JSON lines) to `target`, which appears only when it is complete."""
-        self.transport.download(f"/datasets/{dataset_id}/export", target, params={"format": "jsonl"})
+    def export_dataset(
+        self,
+        dataset_id: str,
+        target: Path,
+        *,
+        progress: Callable[[int], object] | None = None,
+        **choices: str,
+    ) -> None:
+        """Write a dataset to `target`, which appears only when it is complete: its exact lines, or another `format`,
+        `file`, `split` … (docs/data.md). A broken download goes on where it broke."""
+        self.transport.download(f"/datasets/{dataset_id}/export", target, params=choices, progress=progress)
+
+    def export_report(self, dataset_id: str, **choices: str) -> Json:
+        """What such a file holds, and what its format can't hold."""
+        return _object(self.transport.send("GET", f"/datasets/{dataset_id}/report", params=choices))
 
     def list_runs(self, project_id: str) -> list[Json]:
         """A project's runs, newest first."""

@@ -9,7 +9,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +94,7 @@ class Transport:
         path: str,
         *,
         json: object = None,
-        content: bytes | None = None,
+        content: bytes | Iterable[bytes] | None = None,
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         is_idempotent: bool = True,
@@ -151,22 +151,18 @@ class Transport:
         sha256: str | None = None,
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> None:
-        """Fetch to a file beside `target`, check it, rename it. Twice the wrong hash: DamagedDownload."""
+        """Fetch to a file beside `target`, check it, rename it. What broke goes on where it broke, as far as the server
+        can. Twice the wrong hash: DamagedDownload. `progress` is told how many bytes came."""
         target.parent.mkdir(parents=True, exist_ok=True)
         attempts = _Attempts(self)
-        num_damaged = 0
-        while num_damaged < 2:
+        for _ in range(2):
             with _file_beside(target) as temporary:
-                try:
-                    digest = self._fetch(path, temporary, params, headers, attempts)
-                except httpx2.TransportError as error:
-                    attempts.failed(error)
-                    continue
-                if sha256 in (None, digest):
+                self._fetch(path, temporary, params, dict(headers or {}), attempts, progress)
+                if sha256 is None or sha256 == _sha256_of(temporary):
                     temporary.replace(target)
                     return
-                num_damaged += 1
         raise DamagedDownload(f"{path}: the file that arrives does not have the SHA-256 that Rankloop names for it.")
 
     def _fetch(
@@ -174,18 +170,28 @@ class Transport:
         path: str,
         temporary: Path,
         params: Mapping[str, str] | None,
-        headers: Mapping[str, str] | None,
+        headers: Mapping[str, str],
         attempts: _Attempts,
-    ) -> str:
-        digest = hashlib.sha256()
-        with self._open(path, params, headers, attempts) as response, temporary.open("wb") as stream:
-            for part in response.iter_bytes():
-                digest.update(part)
-                stream.write(part)
-                attempts.succeeded()
-            stream.flush()
-            os.fsync(stream.fileno())
-        return digest.hexdigest()
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        etag = ""
+        while True:
+            size = temporary.stat().st_size
+            resume = {"Range": f"bytes={size}-", "If-Range": etag} if etag and size else {}
+            try:
+                with self._open(path, params, {**headers, **resume}, attempts) as response:
+                    etag = response.headers.get("ETag", "")
+                    with temporary.open("ab" if response.status_code == 206 else "wb") as stream:
+                        for part in response.iter_bytes():
+                            stream.write(part)
+                            attempts.succeeded()
+                            if progress is not None:
+                                progress(len(part))
+                        stream.flush()
+                        os.fsync(stream.fileno())
+                return
+            except httpx2.TransportError as error:
+                attempts.failed(error)
 
     @contextmanager
     def _open(
@@ -198,7 +204,7 @@ class Transport:
         """A stream that has begun well."""
         while True:
             with self._http.stream("GET", path, params=params, headers=headers) as response:
-                if response.status_code == 200:
+                if response.status_code in (200, 206):
                     yield response
                     return
                 response.read()
@@ -278,6 +284,11 @@ def _lines(response: httpx2.Response) -> Iterator[bytes]:
         yield from (line for line in complete if line)
     if rest:
         yield rest
+
+
+def _sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

@@ -106,6 +106,15 @@ async def report_export(
     return ExportReport.model_validate(export.report())
 
 
+@router.get("/datasets/{dataset_id}/diff")
+async def compare_datasets(
+    dataset_id: uuid.UUID, other: uuid.UUID, caller: ReadCaller, session: SessionDep
+) -> dict[str, Any]:
+    """Which rankings two datasets share: how many, and the first rows that only one of them has."""
+    one, with_ = await reachable(session, dataset_id, caller), await reachable(session, other, caller)
+    return await service.compare(session, one, with_)
+
+
 @router.get("/datasets/{dataset_id}/card")
 async def get_card(dataset_id: uuid.UUID, caller: ReadCaller, session: SessionDep) -> dict[str, Any]:
     """Who ranked, how, how well they agree, which biases show, under which licence."""

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from sqlalchemy import ColumnElement, and_, or_, select
 
-from app.prompts.lines import Label, Language
+from app.errors import FieldError, Invalid
+from app.prompts.lines import Label, Language, explain_errors
 from app.prompts.models import Completion, Prompt, Split
 from app.rankings.models import Ranking
 from app.registry.models import Version
 from app.tasks.models import Task, TaskCompletion
 
+PEOPLE = ("annotators", "annotator_names")
 LEARNED_FROM = (Split.TRAIN, Split.VALIDATION)
+
+
+class Form(Protocol):
+    """What was sent by a form: a name may come several times."""
+
+    def get(self, name: str, default: Any, /) -> Any:
+        """One value."""
+        ...
+
+    def getlist(self, name: str, /) -> Sequence[Any]:
+        """All of them."""
+        ...
+
+
 Round = Annotated[int, Field(ge=1, lt=2**31)] | Literal["imported"]
 VersionNumber = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -50,6 +66,25 @@ class DatasetFilter(BaseModel):
         if self.since and self.until and self.since > self.until:
             raise ValueError("the first day is after the last one")
         return self
+
+    @classmethod
+    def of_form(cls, form: Form) -> DatasetFilter:
+        """What a form says: boxes that share a name, and lists with commas.
+
+        Raises:
+            Invalid: a field can't be understood.
+        """
+        values: dict[str, Any] = {
+            name: form.getlist(name) for name in ("splits", "sources", *PEOPLE) if form.getlist(name)
+        }
+        for name in ("rounds", "languages", "versions"):
+            values[name] = [part.strip() for part in str(form.get(name, "")).split(",") if part.strip()]
+        values |= {name: form.get(name, "") for name in ("since", "until") if form.get(name, "")}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            found = {field.partition(".")[0]: rule for field, rule in explain_errors(error)}
+            raise Invalid(errors=[FieldError(field, rule) for field, rule in found.items()]) from error
 
     def chosen(self) -> dict[str, Any]:
         """What was chosen, as it is stored: the fields that say something."""

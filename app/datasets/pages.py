@@ -7,14 +7,18 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import Trainer
 from app.corpora.service import list_corpora
 from app.datasets import service
 from app.datasets.exporting import Export, check_choices, download
+from app.datasets.filters import PEOPLE, DatasetFilter, Form
 from app.datasets.schemas import ExportChoices
+from app.errors import FieldError, Invalid
 from app.formats.exports import EXPORTS
 from app.projects.guards import PageProject
+from app.projects.models import Project
 from app.web import SessionDep, render, see_other, words
 
 router = APIRouter()
@@ -37,11 +41,76 @@ async def list_datasets(request: Request, project: PageProject, user: Trainer, s
     )
 
 
-@router.post("/projects/{slug}/datasets")
-async def freeze_dataset(project: PageProject, user: Trainer, session: SessionDep) -> RedirectResponse:
-    """Freeze the current rankings."""
-    dataset = await service.freeze(session, project=project, created_by=user.id)
+@router.get("/projects/{slug}/datasets/new")
+async def show_new(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
+    """Choose rankings, and see how many they are."""
+    return await render_new(request, project, session, request.query_params)
+
+
+@router.post("/projects/{slug}/datasets", response_class=RedirectResponse)
+async def freeze_dataset(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> Response:
+    """Freeze the current rankings, all or those chosen."""
+    async with request.form() as form:
+        name, licence = (str(form.get(field, ""))[:200] for field in ("name", "licence"))
+        try:
+            chosen = DatasetFilter.of_form(form)
+            dataset = await service.freeze(
+                session, project=project, chosen=chosen, name=name, licence=licence, created_by=user.id
+            )
+        except Invalid:
+            return await render_new(request, project, session, form)
     return see_other(f"/projects/{project.slug}/datasets/{dataset.number}")
+
+
+async def render_new(request: Request, project: Project, session: AsyncSession, form: Form) -> HTMLResponse:
+    """The form with what was typed, and what that would choose."""
+    errors: list[FieldError] = []
+    found = None
+    try:
+        found = await service.count_chosen(session, project.id, DatasetFilter.of_form(form))
+    except Invalid as error:
+        errors = error.errors
+    people = await service.list_people(session, project.id)
+    several = {name: list(form.getlist(name)) for name in ("splits", "sources", *PEOPLE)}
+    single = ("name", "licence", "rounds", "languages", "versions", "since", "until")
+    typed = {name: str(form.get(name, "")) for name in single} | several
+    return render(
+        request,
+        "datasets/new.html",
+        status_code=422 if errors else 200,
+        here="datasets",
+        project=project,
+        chosen=typed | {"splits": several["splits"] or ["train", "validation"]},
+        errors=errors,
+        found=found,
+        people=[row for row in people if row[0] is not None],
+        outsiders=[row[1:] for row in people if row[0] is None],
+    )
+
+
+@router.get("/projects/{slug}/datasets/{number:int}/diff")
+async def compare_datasets(
+    number: int,
+    request: Request,
+    project: PageProject,
+    user: Trainer,
+    session: SessionDep,
+    other: Annotated[int | None, Query(ge=1, lt=2**31)] = None,
+) -> HTMLResponse:
+    """What one dataset holds and another one does not."""
+    one = await service.get_dataset_by_number(session, project.id, number)
+    with_ = None if other is None else await service.get_dataset_by_number(session, project.id, other)
+    others = [item for item in await service.list_datasets(session, project.id, limit=LIST_SIZE) if item.id != one.id]
+    return render(
+        request,
+        "datasets/diff.html",
+        here="datasets",
+        project=project,
+        one=one,
+        other=with_,
+        datasets=[(item.number, f"d{item.number} {item.name}".strip()) for item in others],
+        difference=await service.compare(session, one, with_) if with_ else None,
+    )
 
 
 @router.get("/projects/{slug}/datasets/{number:int}")
@@ -58,6 +127,7 @@ async def show_dataset(
         dataset=dataset,
         rows=await service.first_rows(session, dataset.id),
         versions=await service.versions_of_dataset(session, dataset.id),
+        card=service.card_of(dataset, project),
     )
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import orjson
 from psycopg import AsyncConnection
-from sqlalchemy import Select, bindparam, func, select, text
+from sqlalchemy import Select, String, and_, bindparam, cast, func, select, text
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from app.accounts.models import User
 from app.accounts.service import audit
 from app.datasets.cards import Contents, task_of
 from app.datasets.filters import LEARNED_FROM, DatasetFilter
@@ -35,6 +36,7 @@ from app.registry.models import Version
 from app.tasks.models import Lease, Task, TaskCompletion
 
 BATCH = 500
+PREVIEW_SIZE = 10
 # What one read of a dataset brings: many rows where they are short, few where they are long.
 ROWS_AT_ONCE = 1000
 BYTES_AT_ONCE = 4 * 1024 * 1024
@@ -339,6 +341,66 @@ async def count_new_rankings(session: AsyncSession, project_id: uuid.UUID) -> in
     is_held = select(DatasetRow.ranking_id).where(DatasetRow.ranking_id == Ranking.id).exists()
     current = current_rankings(project_id).with_only_columns(Ranking.id).order_by(None).where(~is_held)
     return await session.scalar(select(func.count()).select_from(current.subquery())) or 0
+
+
+async def count_chosen(session: AsyncSession, project_id: uuid.UUID, chosen: DatasetFilter) -> dict[str, Any]:
+    """What a dataset would hold: `num_rankings`, `num_prompts`, `num_annotators`, `by_split`, and its first `rows`."""
+    who = func.coalesce(cast(Ranking.annotator_id, String), Ranking.annotator_name, cast(Ranking.id, String))
+    query = current_rankings(project_id, chosen).order_by(None)
+    columns = (func.count(), func.count(Task.prompt_id.distinct()), func.count(who.distinct()))
+    num_rankings, num_prompts, num_annotators = (await session.execute(query.with_only_columns(*columns))).one()
+    splits = await session.execute(query.with_only_columns(Prompt.split, func.count()).group_by(Prompt.split))
+    first = current_rankings(project_id, chosen).limit(PREVIEW_SIZE)
+    shown = first.with_only_columns(Ranking.id, Prompt.messages, Prompt.split, Prompt.language)
+    return {
+        "num_rankings": num_rankings,
+        "num_prompts": num_prompts,
+        "num_annotators": num_annotators,
+        "by_split": dict(splits.all()),
+        "rows": (await session.execute(shown)).all(),
+    }
+
+
+async def list_people(session: AsyncSession, project_id: uuid.UUID) -> list[Any]:
+    """Who ranked most: rows (id or None, name, how many rankings), at most 50."""
+    counted = func.count()
+    query = (
+        select(Ranking.annotator_id, func.coalesce(User.name, Ranking.annotator_name), counted)
+        .outerjoin(User, User.id == Ranking.annotator_id)
+        .where(Ranking.project_id == project_id, func.coalesce(User.name, Ranking.annotator_name).is_not(None))
+        .group_by(Ranking.annotator_id, func.coalesce(User.name, Ranking.annotator_name))
+        .order_by(counted.desc())
+        .limit(50)
+    )
+    return list((await session.execute(query)).all())
+
+
+async def compare(session: AsyncSession, one: Dataset, other: Dataset) -> dict[str, Any]:
+    """Which rankings two datasets share: `both`, `only_one`, `only_other`, and the first rows of each side alone."""
+    theirs = aliased(DatasetRow)
+    both = (
+        select(func.count())
+        .select_from(DatasetRow)
+        .join(theirs, and_(theirs.ranking_id == DatasetRow.ranking_id, theirs.dataset_id == other.id))
+        .where(DatasetRow.dataset_id == one.id)
+    )
+    num_both = await session.scalar(both) or 0
+    return {
+        "both": num_both,
+        "only_one": one.num_rows - num_both,
+        "only_other": other.num_rows - num_both,
+        "of_one": await rows_alone(session, one, other),
+        "of_other": await rows_alone(session, other, one),
+    }
+
+
+async def rows_alone(session: AsyncSession, one: Dataset, other: Dataset) -> list[dict[str, Any]]:
+    """The first rows of a dataset whose rankings another one does not hold."""
+    theirs = aliased(DatasetRow)
+    is_there = select(theirs.position).where(theirs.dataset_id == other.id, theirs.ranking_id == DatasetRow.ranking_id)
+    query = select(DatasetRow.line).where(DatasetRow.dataset_id == one.id, ~is_there.exists())
+    lines = await session.scalars(query.order_by(DatasetRow.position).limit(PREVIEW_SIZE))
+    return [orjson.loads(line) for line in lines]
 
 
 async def versions_of_dataset(session: AsyncSession, dataset_id: uuid.UUID) -> Sequence[Version]:

@@ -90,3 +90,19 @@ def test_a_project_that_does_not_exist_is_said(house: House, tmp_path: Path) -> 
     result = run_rankloop(house, "import", "prompts", str(tmp_path / "prompts.jsonl"), *address(house))
     assert result.exit_code == 1
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_dataset_is_exported_in_a_trainers_form(house: House, tmp_path: Path) -> None:
+    project = house.make_project()
+    line = {"prompt": "2 + 2?", "completions": ["4", "5", "6"], "order": [["0"], ["1", "2"]]}
+    (tmp_path / "rankings.jsonl").write_text(json.dumps(line) + "\n")
+    result = run_rankloop(house, "import", "rankings", str(tmp_path / "rankings.jsonl"), *address(house))
+    assert result.exit_code == 0, result.output
+    assert run_rankloop(house, "export", str(tmp_path / "none"), *address(house)).exit_code == 1
+    house.admin.create_dataset(project_id=project["id"])
+    out = tmp_path / "pairs.jsonl"
+    result = run_rankloop(house, "export", str(out), *address(house), "--format", "pairs", "--set", "style=standard")
+    assert result.exit_code == 0, result.output
+    assert "Ties are left out." in result.output
+    pairs = [json.loads(row) for row in out.read_text().splitlines()]
+    assert pairs == [{"prompt": "2 + 2?", "chosen": "4", "rejected": other} for other in ("5", "6")]
