@@ -182,7 +182,7 @@ def share_of_the_optimum(folder: Path, seed: int, beta: float) -> float:
     """(J - J_ref) / (J* - J_ref) over every answer: J = E[r] - beta KL; J* = beta log E_ref[exp(r/beta)]."""
     base = save_base(folder, seed)
     config = make_config(
-        num_episodes=256 * 28,
+        num_episodes=256 * 40,
         episodes_per_batch=256,
         minibatch_size=64,
         num_epochs=2,
