@@ -378,10 +378,14 @@ class Client:
         number = self.get_run(run.claim["id"])["result"]["version"]["number"]
         return next(item for item in self.list_versions(project_id) if item["number"] == number)
 
+    def create_webhook(self, project_id: str, *, url: str, events: Sequence[str], every: int | None = None) -> Json:
+        """Tell an address of a project's events from now on. `secret` is in this answer and never again."""
+        return self._create(f"/projects/{project_id}/webhooks", {"url": url, "events": list(events), "every": every})
+
     def changes(self, project_id: str, since: str | None = None) -> Iterator[Json]:
         """What happened to a project's rankings after the change whose `cursor` was `since`; all of it without one."""
         path = f"/projects/{project_id}/changes"
-        return self.transport.ndjson(path, params=_given(since=since), headers={})
+        return self.transport.ndjson(path, params=_given(since=since), headers={"Accept": "application/x-ndjson"})
 
     def promote_version(self, version_id: str, reason: str) -> Json:
         """Make a version the live one of its kind."""
