@@ -107,6 +107,7 @@ def task_of(project: Project) -> dict[str, Any]:
         "guidelines": project.guidelines,
         "k": project.k,
         "overlap": project.overlap,
+        "overlap_share": project.overlap_share,
         "ties_allowed": project.ties_allowed,
         "partial_allowed": project.partial_allowed,
         "labels": project.labels,

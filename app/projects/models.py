@@ -36,6 +36,7 @@ class Project(Base):
     __table_args__ = (
         CheckConstraint("k between 2 and 9", name="k"),
         CheckConstraint("overlap between 1 and 100", name="overlap"),
+        CheckConstraint("overlap_share between 0 and 1", name="overlap_share"),
         CheckConstraint("lease_minutes between 1 and 1440", name="lease_minutes"),
         CheckConstraint("rationale in ('off', 'optional', 'required')", name="rationale"),
         CheckConstraint("min_rationale between 0 and 2000", name="min_rationale"),
@@ -72,6 +73,8 @@ class Project(Base):
     # Whether an order is looked at once more before it is sent.
     has_review_step: Mapped[FalseByDefault]
     overlap: Mapped[int] = mapped_column(server_default="1", default=1)
+    # Of its tasks, how many `overlap` holds for; the others are ranked once.
+    overlap_share: Mapped[float] = mapped_column(server_default="1", default=1.0)
     lease_minutes: Mapped[int] = mapped_column(server_default="60", default=60)
     # {"temperature", "top_p", "max_new_tokens", "seed"}
     sampling: Mapped[dict[str, Any]] = mapped_column(JSONB)

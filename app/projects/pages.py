@@ -78,6 +78,11 @@ def keys_of(project: Project) -> set[str]:
     return {label["key"] for label in project.labels}
 
 
+def rankings_a_task(project: Project) -> float:
+    """How many rankings a new task takes on average."""
+    return 1 + project.overlap_share * (project.overlap - 1)
+
+
 def render_form(
     request: Request,
     values: Values,
@@ -95,6 +100,7 @@ def render_form(
         status_code=error.status if error else 200,
         project=project,
         values=values | {"labels": labels},
+        cost=rankings_a_task(project) if project else None,
         stored_keys=keys_of(project) if project else set(),
         errors=[FieldError(field_of(item), item.rule) for item in told(request, error)] if error else [],
         aliases=BUILT_IN_MODELS,

@@ -103,6 +103,7 @@ class ProjectSettings(BaseModel):
     writes_prompts: bool = False
     allows_self_review: bool = False
     overlap: int = Field(1, ge=1, le=100)
+    overlap_share: float = Field(1, ge=0, le=1)
     lease_minutes: int = Field(60, ge=1, le=1440)
     sampling: Sampling = Sampling()
     training: Training = Training()
@@ -145,6 +146,7 @@ class ProjectOut(BaseModel):
     writes_prompts: bool
     allows_self_review: bool
     overlap: int
+    overlap_share: float
     lease_minutes: int
     sampling: Sampling
     training: Training

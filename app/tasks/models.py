@@ -57,6 +57,8 @@ class Task(Base):
     round: Mapped[int | None]
     priority: Mapped[ZeroByDefault]
     overlap: Mapped[int]
+    # Left out of the share of tasks that several people rank: a new N of its project does not hold for it.
+    is_single: Mapped[FalseByDefault]
     # Open leases and current rankings; written by triggers alone.
     num_taken: Mapped[ZeroByDefault]
     withdrawn_at: Mapped[datetime | None]

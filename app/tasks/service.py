@@ -7,6 +7,7 @@ belongs to somebody else (overdue leases, waiting tasks) is locked with SKIP LOC
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import secrets
 import uuid
@@ -92,16 +93,20 @@ async def create_task(
 ) -> Task:
     """Let completions of one prompt wait to be ranked. `priority` is the round by default: the newest come first.
 
+    Without an `overlap` of its own, the task is ranked by as many people as its project says: by N, or by one.
+
     Raises:
         Invalid: not 2 to 9 completions, two with the same text, or one that answers another prompt.
     """
     await _check_completions(session, project=project, prompt_id=prompt_id, completion_ids=completion_ids)
+    is_single = overlap is None and not is_for_several(project, completion_ids)
     task = Task(
         project_id=project.id,
         prompt_id=prompt_id,
         run_id=run_id,
         round=round,
-        overlap=overlap or project.overlap,
+        overlap=overlap or (1 if is_single else project.overlap),
+        is_single=is_single,
         priority=(round or 0) if priority is None else priority,
     )
     session.add(task)
@@ -112,6 +117,13 @@ async def create_task(
     )
     await session.flush()
     return task
+
+
+def is_for_several(project: Project, completion_ids: Sequence[uuid.UUID]) -> bool:
+    """Whether these answers are in the share of tasks that `overlap` people rank: by a seeded hash, so always alike."""
+    told = "|".join([str(project.seed), *sorted(map(str, completion_ids))])
+    digest = hashlib.sha256(told.encode()).digest()
+    return int.from_bytes(digest[:8]) < project.overlap_share * 2**64
 
 
 async def _check_completions(

@@ -181,3 +181,14 @@ async def test_a_new_project_that_is_refused_keeps_its_rows(client: AsyncClient,
     assert "Use at most 60 of a-z, 0-9 and -" in page.text
     page = await client.post("/projects", data=fields_of(page.text) | {"slug": "tone"})
     assert (page.status_code, page.headers["location"]) == (303, "/projects/tone/prompts/import")
+
+
+async def test_the_form_says_what_overlap_for_a_share_costs(
+    client: AsyncClient, session: AsyncSession, project: Project
+) -> None:
+    answer = await send(client, await open_form(client), overlap="3", overlap_share="0.3")
+    page = (await client.get(answer.headers["location"])).text
+    await session.refresh(project)
+    assert (project.overlap, project.overlap_share) == (3, 0.3)
+    assert "1,600 rankings for 1,000 tasks" in page
+    assert "overlap_share" in (await send(client, await open_form(client), overlap_share="1.5")).text

@@ -190,9 +190,10 @@ async def test_a_higher_overlap_holds_at_once_for_tasks_that_were_made_here(
     run = await make_run(session, project)
     made = await make_task(session, await make_prompt(session, project), run_id=run.id)
     special = await make_task(session, await make_prompt(session, project), run_id=run.id, overlap=7)
+    single = await make_task(session, await make_prompt(session, project), run_id=run.id, is_single=True)
     imported = await make_task(session, await make_prompt(session, project))
     await update_project(session, project=project, changes={"overlap": 3})
-    for task, overlap in ((made, 3), (special, 7), (imported, 1)):
+    for task, overlap in ((made, 3), (special, 7), (single, 1), (imported, 1)):
         await session.refresh(task)
         assert task.overlap == overlap
 

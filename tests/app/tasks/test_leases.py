@@ -313,6 +313,33 @@ async def test_a_task_holds_its_completions_in_order(session: AsyncSession, proj
     assert (task.overlap, task.num_taken) == (project.overlap, 0)
 
 
+def test_a_share_of_the_tasks_is_ranked_by_several() -> None:
+    groups = [[uuid.UUID(int=2 * number), uuid.UUID(int=2 * number + 1)] for number in range(4000)]
+    for share in (0, 0.3, 1):
+        project = Project(seed=17, overlap_share=share)
+        chosen = [service.is_for_several(project, ids) for ids in groups]
+        # Four standard deviations of 4,000 draws at 0.3; none or all at the ends.
+        assert sum(chosen) == pytest.approx(share * 4000, abs=116 if 0 < share < 1 else 0)
+        assert chosen == [service.is_for_several(project, ids[::-1]) for ids in groups]
+    other = Project(seed=18, overlap_share=0.3)
+    assert [service.is_for_several(other, ids) for ids in groups[:100]] != [
+        service.is_for_several(Project(seed=17, overlap_share=0.3), ids) for ids in groups[:100]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "asked", "overlap", "is_single"), [(0, None, 1, True), (1, None, 3, False), (0, 2, 2, False)]
+)
+async def test_who_is_not_in_the_share_is_ranked_once(
+    session: AsyncSession, share: float, asked: int | None, overlap: int, is_single: bool
+) -> None:
+    project = await make_project(session, overlap=3, overlap_share=share)
+    prompt = await make_prompt(session, project)
+    ids = [(await make_completion(session, prompt)).id for _ in range(2)]
+    task = await service.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids, overlap=asked)
+    assert (task.overlap, task.is_single) == (overlap, is_single)
+
+
 async def test_an_answer_is_compared_with_itself_by_nobody(session: AsyncSession, project: Project) -> None:
     prompt = await make_prompt(session, project)
     completion = await make_completion(session, prompt)
