@@ -1,8 +1,7 @@
-"""Prompts for admins: the list, and one prompt with its answers. Imports are in `app.rankings.import_pages`."""
+"""Prompts for admins: the list. One prompt is in `app.tasks.pages`, imports are in `app.rankings.import_pages`."""
 
 from __future__ import annotations
 
-import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -41,20 +40,4 @@ async def list_prompts(
         split=split,
         next_url=more,
         is_first=after == 0,
-    )
-
-
-# The convertor lets `/prompts/import` through to its own page.
-@router.get("/projects/{slug}/prompts/{prompt_id:uuid}")
-async def show_prompt(
-    prompt_id: uuid.UUID, request: Request, project: PageProject, user: Trainer, session: SessionDep
-) -> HTMLResponse:
-    """One prompt with its answers."""
-    return render(
-        request,
-        "prompts/show.html",
-        here="prompts",
-        project=project,
-        prompt=await service.get_prompt(session, prompt_id, project_id=project.id),
-        completions=await service.list_completions(session, prompt_id),
     )

@@ -231,6 +231,7 @@ async def settle(
     review = await get_review(session, project, review_id, for_update=True)
     if review.state != ReviewState.OPEN:
         raise ReviewSettled
+    task = await reopen(session, review.task_id, reviewer)
     await reject(session, review, rejected_ids, reviewer=reviewer, reason=reason)
     if answer is not None:
         await correct(session, project, review.task_id, reviewer=reviewer, answer=answer)
@@ -238,11 +239,21 @@ async def settle(
     review.state, review.reason = state, reason
     review.settled_at, review.settled_by = datetime.now(UTC), reviewer.id
     review.last_number = (await newest_numbers(session, [review.task_id]))[review.task_id]
+    task.settled_number = review.last_number
     await session.flush()
     await audit(
         session, actor_id=reviewer.id, action=f"review.{state}", subject=str(review.id), rejected=len(rejected_ids)
     )
     return review
+
+
+async def reopen(session: AsyncSession, task_id: uuid.UUID, reviewer: User) -> Task:
+    """The task, locked, so that no annotator changes what is decided about; open to the reviewer's own new order."""
+    await tasks.lock_annotator(session, reviewer.id)
+    task = await tasks.lock_task(session, task_id)
+    task.settled_number = None
+    await session.flush()
+    return task
 
 
 async def reject(

@@ -44,6 +44,7 @@ async def show_own_work(
         project=project,
         work=work,
         is_open=service.is_open(project),
+        reviewed=await own.reviewed_among(session, shown),
         views=shown,
         prompts=await lists.prompts_of_tasks(session, [view.ranking.task_id for view in shown]),
         next_url=f"?before={shown[-1].ranking.number}" if len(views) > PAGE_SIZE else None,
@@ -67,7 +68,8 @@ async def show_change(
     lease = await tasks.get_lease(session, lease_id=view.ranking.lease_id or uuid.UUID(int=0), annotator=annotator)
     sheet = await tasks.get_sheet(session, lease)
     try:
-        service.require_changeable(sheet.project, view)
+        task = await tasks.get_task(session, project_id=sheet.project.id, task_id=view.ranking.task_id)
+        service.require_changeable(sheet.project, task, view)
     except Conflict as closed:
         closed.onward = f"/projects/{sheet.project.slug}/mine"
         raise

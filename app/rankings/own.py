@@ -15,6 +15,7 @@ from app.accounts.models import User
 from app.rankings.answers import RankingAnswer
 from app.rankings.models import Ranking
 from app.rankings.service import RankingNotFound, RankingView, views_of
+from app.tasks.models import Task
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ async def list_own(
     if before is not None:
         query = query.where(Ranking.number < before)
     return await views_of(session, (await session.scalars(query.order_by(Ranking.number.desc()).limit(limit))).all())
+
+
+async def reviewed_among(session: AsyncSession, views: Sequence[RankingView]) -> set[uuid.UUID]:
+    """Which of these rankings a reviewer has decided about."""
+    ids = [view.ranking.id for view in views]
+    query = select(Ranking.id).join(Task, Task.id == Ranking.task_id)
+    return set(await session.scalars(query.where(Ranking.id.in_(ids), Ranking.number <= Task.settled_number)))
 
 
 async def find_own(session: AsyncSession, *, ranking_id: uuid.UUID, annotator: User) -> RankingView:

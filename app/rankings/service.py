@@ -33,6 +33,10 @@ class AlreadySuperseded(Conflict):
     """This ranking was revised already. Revise the newest one instead."""
 
 
+class RankingSettled(Conflict):
+    """A reviewer has decided about this task: its rankings stay as they are."""
+
+
 class ChangeClosed(Conflict):
     """This project is paused or closed: its rankings stay as they are."""
 
@@ -146,6 +150,7 @@ async def revise(
         RankingNotFound: there is none, or it is somebody else's.
         AlreadySuperseded: it was revised in another way.
         ChangeClosed: the project is paused or archived.
+        RankingSettled: a reviewer has decided about it.
         AnswerRefused: the answer breaks a rule; it names each field.
     """
     await tasks.lock_annotator(session, annotator.id)
@@ -166,6 +171,8 @@ async def revise(
     project = await tasks.project_of(session, lease)
     if not is_open(project):
         raise ChangeClosed
+    if is_reviewed(await tasks.lock_task(session, old.task_id), old):
+        raise RankingSettled
     require_fine(answer, rules_of(project, lease.display_order))
     ranking = Ranking(
         project_id=old.project_id,
@@ -185,17 +192,25 @@ def is_open(project: Project) -> bool:
     return not project.is_paused and project.archived_at is None
 
 
-def require_changeable(project: Project, view: RankingView) -> None:
+def is_reviewed(task: Task, ranking: Ranking) -> bool:
+    """Whether a reviewer has decided about this ranking of the task."""
+    return ranking.number <= (task.settled_number or 0)
+
+
+def require_changeable(project: Project, task: Task, view: RankingView) -> None:
     """Refuse to open a ranking that can't be changed.
 
     Raises:
         AlreadySuperseded: there is a newer one.
         ChangeClosed: the project is paused or archived.
+        RankingSettled: a reviewer has decided about it.
     """
     if view.superseded_by is not None:
         raise AlreadySuperseded
     if not is_open(project):
         raise ChangeClosed
+    if is_reviewed(task, view.ranking):
+        raise RankingSettled
 
 
 async def store(

@@ -34,10 +34,10 @@ async def next_task(body: NextTaskIn, caller: AnnotateCaller, session: SessionDe
 async def release_lease(
     lease_id: uuid.UUID, caller: AnnotateCaller, session: SessionDep, body: ReleaseIn | None = None
 ) -> None:
-    """Skip: someone else gets the task, and the caller not again. Twice is harmless."""
+    """Skip: someone else gets the task, and the caller not again. Twice is harmless. A broken one is a report."""
     await require_reach(session, lease_id, caller)
-    reason = body.reason if body else None
-    await service.release_lease(session, lease_id=lease_id, annotator=caller.user, reason=reason)
+    body = body or ReleaseIn()
+    await service.release_lease(session, lease_id=lease_id, annotator=caller.user, reason=body.reason, kind=body.kind)
 
 
 @router.post("/leases/{lease_id}:extend")

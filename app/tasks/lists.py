@@ -28,6 +28,11 @@ async def list_completions(session: AsyncSession, task_id: uuid.UUID) -> Sequenc
     return [(completion, version) for completion, version in rows]
 
 
+async def tasks_of_prompt(session: AsyncSession, prompt_id: uuid.UUID) -> Sequence[Task]:
+    """The tasks that compare answers to a prompt, oldest first."""
+    return (await session.scalars(select(Task).where(Task.prompt_id == prompt_id).order_by(Task.number))).all()
+
+
 async def prompts_of_tasks(session: AsyncSession, task_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Prompt]:
     """The prompts of tasks, by task."""
     rows = await session.execute(

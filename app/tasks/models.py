@@ -31,6 +31,16 @@ class LeaseKind(StrEnum):
     OFFLINE = "offline"  # one of a pack that a device took along
 
 
+class SkipKind(StrEnum):
+    """Why an annotator gave a task back for good."""
+
+    LANGUAGE = "language"
+    SAME = "same"
+    HARMFUL = "harmful"
+    BROKEN = "broken"  # a report: an admin looks at the prompt
+    OTHER = "other"  # said in words
+
+
 class Task(Base):
     """2..9 completions of one prompt that wait for `overlap` rankings."""
 
@@ -56,6 +66,8 @@ class Task(Base):
     # Written by `loop`.
     round: Mapped[int | None]
     priority: Mapped[ZeroByDefault]
+    # Written by `quality`: a reviewer has decided about the rankings up to this one, and they are changed no more.
+    settled_number: Mapped[int | None] = mapped_column(BigInteger)
     overlap: Mapped[int]
     # Left out of the share of tasks that several people rank: a new N of its project does not hold for it.
     is_single: Mapped[FalseByDefault]
@@ -102,6 +114,13 @@ class Lease(Base):
         CheckConstraint("state in ('open', 'answered', 'released', 'expired')", name="state"),
         CheckConstraint("kind in ('active', 'preloaded', 'offline')", name="kind"),
         CheckConstraint("kind <> 'offline' or pack_id is not null", name="pack"),
+        CheckConstraint("skip_kind in ('language', 'same', 'harmful', 'broken', 'other')", name="skip_kind"),
+        CheckConstraint("skip_kind <> 'other' or skip_reason <> ''", name="skip_reason"),
+        Index(
+            "ix_leases_reports",
+            "task_id",
+            postgresql_where=text("skip_kind = 'broken' and report_closed_at is null"),
+        ),
     )
 
     id: Mapped[UuidKey]
@@ -117,6 +136,8 @@ class Lease(Base):
     seed: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[Created]
     expires_at: Mapped[datetime]
+    skip_kind: Mapped[str | None]
     skip_reason: Mapped[str | None]
+    report_closed_at: Mapped[datetime | None]
     draft: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     draft_saved_at: Mapped[datetime | None]

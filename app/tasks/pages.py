@@ -1,4 +1,4 @@
-"""What the ranking page sends besides its answer (skip, draft), and the admins' list of tasks."""
+"""What the ranking page sends besides its answer (skip, draft), the admins' list of tasks, and what was reported."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from starlette import status
 
 from app.accounts.guards import Admin, Annotator, Trainer
 from app.projects.guards import PageProject
-from app.tasks import ahead, drafts, lists, service
+from app.prompts import service as prompts
+from app.tasks import ahead, drafts, lists, reports, service
 from app.tasks.guards import SamePerson
+from app.tasks.models import SkipKind
 from app.tasks.schemas import DraftIn, DraftOut
 from app.web import SessionDep, render, see_other
 
@@ -27,9 +29,10 @@ async def skip_task(
     annotator: Annotator,
     session: SessionDep,
     reason: Annotated[str, Form(max_length=service.MAX_REASON_LENGTH)] = "",
+    kind: Annotated[SkipKind | None, Form()] = None,
 ) -> RedirectResponse:
     """Give a task back for good, and go on to the next one."""
-    lease = await service.release_lease(session, lease_id=lease_id, annotator=annotator, reason=reason)
+    lease = await service.release_lease(session, lease_id=lease_id, annotator=annotator, reason=reason, kind=kind)
     project = await service.project_of(session, lease)
     return see_other(f"/projects/{project.slug}/rank")
 
@@ -72,10 +75,56 @@ async def list_tasks(
         rows=rows[:PAGE_SIZE],
         num_all=num_all,
         num_waiting=num_waiting,
+        num_reports=await reports.count_reports(session, project_id=project.id),
         state=state,
         next_url=following,
         is_first=after is None,
     )
+
+
+# The convertor lets `/prompts/import` through to its own page.
+@router.get("/projects/{slug}/prompts/{prompt_id:uuid}")
+async def show_prompt(
+    prompt_id: uuid.UUID, request: Request, project: PageProject, user: Trainer, session: SessionDep
+) -> HTMLResponse:
+    """One prompt with its answers, its tasks, and what was reported of it."""
+    return render(
+        request,
+        "prompts/show.html",
+        here="prompts",
+        project=project,
+        prompt=await prompts.get_prompt(session, prompt_id, project_id=project.id),
+        completions=await prompts.list_completions(session, prompt_id),
+        tasks=await lists.tasks_of_prompt(session, prompt_id),
+        reports=await reports.list_reports(session, project_id=project.id, prompt_id=prompt_id),
+    )
+
+
+@router.get("/projects/{slug}/reports")
+async def list_reports(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
+    """What annotators reported of broken prompts."""
+    found = await reports.list_reports(session, project_id=project.id)
+    return render(request, "tasks/reports.html", here="tasks", project=project, reports=found)
+
+
+@router.post("/projects/{slug}/reports/{prompt_id}")
+async def settle_reports(
+    prompt_id: uuid.UUID,
+    project: PageProject,
+    user: Admin,
+    session: SessionDep,
+    is_broken: Annotated[bool, Form()],
+) -> RedirectResponse:
+    """Withdraw the tasks of a prompt that was reported, or say that nothing is wrong with it."""
+    await reports.settle_reports(
+        session,
+        project_id=project.id,
+        prompt_id=prompt_id,
+        is_broken=is_broken,
+        actor_id=user.id,
+        now=datetime.now(UTC),
+    )
+    return see_other(f"/projects/{project.slug}/reports")
 
 
 @router.post("/projects/{slug}/tasks/{task_id}/withdraw")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.tasks.lists import TaskRow
-from app.tasks.models import Lease
+from app.tasks.models import Lease, SkipKind
 from app.tasks.service import MAX_REASON_LENGTH, Sheet
 
 Key = Annotated[str, StringConstraints(max_length=60)]
@@ -71,6 +71,7 @@ class ReleaseIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    kind: SkipKind | None = None
     reason: Annotated[str, StringConstraints(max_length=MAX_REASON_LENGTH)] | None = None
 
 

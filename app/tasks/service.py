@@ -24,7 +24,7 @@ from app.accounts.service import audit
 from app.errors import Conflict, Invalid, NotFound, Unavailable
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
-from app.tasks.models import Lease, LeaseKind, LeaseState, Task, TaskCompletion
+from app.tasks.models import Lease, LeaseKind, LeaseState, SkipKind, Task, TaskCompletion
 
 MIN_COMPLETIONS = 2
 MAX_COMPLETIONS = 9
@@ -418,21 +418,28 @@ async def lock_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: U
 
 
 async def release_lease(
-    session: AsyncSession, *, lease_id: uuid.UUID, annotator: User, reason: str | None = None
+    session: AsyncSession,
+    *,
+    lease_id: uuid.UUID,
+    annotator: User,
+    reason: str | None = None,
+    kind: SkipKind | None = None,
 ) -> Lease:
-    """Skip: someone else gets the task, and this annotator not again. Twice is harmless.
+    """Skip: someone else gets the task, and this annotator not again. Twice is harmless. A broken one is a report.
 
     Raises:
         LeaseNotFound: it is not this annotator's.
         LeaseAnswered: it was ranked already.
-        Invalid: the reason is too long, or no plain text.
+        Invalid: the reason is too long, or no plain text, or missing where it is none of the list.
     """
     lease = await lock_lease(session, lease_id=lease_id, annotator=annotator)
     if lease.state == LeaseState.ANSWERED:
         raise LeaseAnswered
     if lease.state != LeaseState.RELEASED:
-        lease.state = LeaseState.RELEASED
-        lease.skip_reason = check_text("reason", reason or "", MAX_REASON_LENGTH) or None
+        words = check_text("reason", reason or "", MAX_REASON_LENGTH)
+        if kind == SkipKind.OTHER and not words:
+            raise Invalid.field("reason", "say in your words why you skip this task")
+        lease.state, lease.skip_kind, lease.skip_reason = LeaseState.RELEASED, kind, words or None
         await session.flush()
     return lease
 

@@ -22,6 +22,7 @@ export function listen() {
     submit();
   });
   document.addEventListener("submit", (event) => event.target.matches("[data-skip]") && forget(form.dataset.lease));
+  document.addEventListener("change", ({ target }) => { if (target.name === "kind") target.form.reason.required = target.value === "other"; });
   window.addEventListener("pageshow", (event) => event.persisted && location.reload());
   outbox.listen(form.dataset.person);
   outbox.onNews(hear);

@@ -83,6 +83,8 @@ PAGE_MATRIX = {
     "POST /writings/{writing_id}": "annotator",
     "POST /writings/{writing_id}/review": "reviewer",
     "POST /leases/{lease_id}/write": "annotator",
+    "GET /projects/{slug}/reports": "trainer",
+    "POST /projects/{slug}/reports/{prompt_id}": "admin",
     "GET /projects/{slug}/tasks": "trainer",
     "GET /projects/{slug}/tasks/{task_id}": "trainer",
     "POST /projects/{slug}/tasks/{task_id}/withdraw": "admin",

@@ -6,10 +6,12 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pytest
 from playwright.async_api import Page, expect
 from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, User
 from app.accounts.service import create_sign_in_link, create_token
@@ -18,6 +20,7 @@ from app.prompts.models import Split
 from app.quality.models import Review
 from app.rankings.models import Ranking
 from app.runs import service as runs
+from app.tasks.models import Lease, LeaseState, SkipKind, TaskCompletion
 from app.writing.models import Writing, WritingKind
 from tests.app.loop.conftest import Loop
 from tests.app.matrix import PAGE_MATRIX
@@ -69,9 +72,20 @@ async def site(live_server: LiveServer) -> Site:
             await turned.finish(run, result)
         task_id = (await session.scalars(select(Ranking.task_id).limit(1))).one()
         session.add(Review(project_id=project.id, task_id=task_id, disagreement=0.7, last_number=10**9))
+        await report(session, task_id)
         session.add(Writing(project_id=project.id, kind=WritingKind.PROMPT, author_id=admin.id))
         [open_run] = [run for run in await runs.list_runs(session, project_id=project.id) if run.state == "queued"]
     return Site(live_server, admin, open_run.id)
+
+
+async def report(session: AsyncSession, task_id: uuid.UUID) -> None:
+    """Somebody calls the prompt of a task broken."""
+    order = list(await session.scalars(select(TaskCompletion.completion_id).where(TaskCompletion.task_id == task_id)))
+    skipped = {"state": LeaseState.RELEASED, "skip_kind": SkipKind.BROKEN, "skip_reason": "Its question is missing."}
+    person, until = await make_user(session, name="Bo"), datetime.now(UTC)
+    session.add(
+        Lease(task_id=task_id, annotator_id=person.id, display_order=order, seed=1, expires_at=until, **skipped)
+    )
 
 
 async def check(page: Page, axe: AxeRun) -> None:

@@ -260,12 +260,15 @@ async def test_skipping_leads_to_another_task(open_page: OpenPage, site: Site) -
     await page.goto(site.address)
     lease = await page.locator("#rank").get_attribute("data-lease")
     await page.keyboard.press("s")
-    await page.get_by_label("Why?").fill("too long")
+    await page.get_by_label("Something else").check()
+    await page.get_by_role("button", name="Skip this task").click()
+    await expect(page.locator("#skip")).to_be_visible()
+    await page.get_by_label("In your words").fill("too long")
     await page.get_by_role("button", name="Skip this task").click()
     await other_task(page, lease)
     async with site.server.sessions() as session:
         skipped = await session.get_one(Lease, lease)
-    assert (skipped.state, skipped.skip_reason) == ("released", "too long")
+    assert (skipped.state, skipped.skip_kind, skipped.skip_reason) == ("released", "other", "too long")
 
 
 async def test_the_page_works_without_javascript(open_page: OpenPage, site: Site) -> None:

@@ -19,6 +19,7 @@ from app.errors import Invalid
 from app.projects.models import Project
 from app.quality import reading, reviews, watch
 from app.quality.models import Rejection, Review, ReviewState
+from app.rankings import service
 from app.rankings.answers import RankingAnswer
 from app.rankings.models import Ranking
 from app.rankings.service import AnswerRefused
@@ -183,6 +184,36 @@ async def test_of_two_reviewers_at_once_one_is_told(fresh_database_url: str) -> 
 
     assert sorted(await asyncio.gather(*(settle(person) for person in people))) == [False, True]
     await engine.dispose()
+
+
+async def test_what_was_settled_is_changed_by_nobody_but_the_next_review(session: AsyncSession) -> None:
+    project, task, (old, *_) = await divided(session)
+    review = await open_review(session, project)
+    ada = await session.get_one(User, old.annotator_id)
+    reviewer = await make_user(session)
+    order = await completion_ids_of(session, task)
+    two, one = (RankingAnswer(places=dict(zip(order, places, strict=True))) for places in ([2, 2, 1], [1, 1, 1]))
+    changed = await service.revise(session, ranking_id=old.id, annotator=ada, answer=two)
+    await reviews.settle(session, project, review.id, reviewer=reviewer, answer=two)
+    with pytest.raises(service.RankingSettled):
+        await service.revise(session, ranking_id=changed.id, annotator=ada, answer=one)
+    with pytest.raises(IntegrityError, match="was settled by a reviewer"):
+        async with session.begin_nested():
+            await session.execute(
+                text(
+                    "insert into rankings (project_id, task_id, annotator_id, lease_id, source,"
+                    " body_hash, supersedes_id)"
+                    " select project_id, task_id, annotator_id, lease_id, source, ''::bytea, id from rankings"
+                    " where id = :id"
+                ),
+                {"id": changed.id},
+            )
+    # When the task waits again, whoever reviews it may think again.
+    again = Review(project_id=project.id, task_id=task.id, disagreement=0.7, last_number=0)
+    session.add(again)
+    await session.flush()
+    await reviews.settle(session, project, again.id, reviewer=reviewer, answer=one)
+    assert (await session.get_one(Task, task.id)).settled_number == again.last_number
 
 
 # Pages

@@ -15,7 +15,7 @@ from app.accounts.models import Role, User
 from app.projects.models import Project
 from app.rankings import own
 from app.rankings.models import Ranking
-from app.tasks.models import Lease, LeaseState
+from app.tasks.models import Lease, LeaseState, Task
 from tests.factories import make_project, make_prompt, make_ranking, make_task, make_user, sign_in
 
 PAGE = {"Accept": "text/html"}
@@ -77,6 +77,23 @@ async def test_a_change_supersedes_and_keeps_the_history(
     listed = await client.get(answer.headers["location"])
     assert f"/rankings/{new.id}/change" in listed.text
     assert f"/rankings/{old.id}/change" not in listed.text
+
+
+async def test_what_a_reviewer_settled_is_changed_no_more(
+    client: AsyncClient, session: AsyncSession, project: Project, ranking: Ranking
+) -> None:
+    task = await session.get_one(Task, ranking.task_id)
+    task.settled_number = ranking.number
+    await session.commit()
+    for answer in (
+        await change(client, session, ranking, "321"),
+        await client.get(f"/rankings/{ranking.id}/change", headers=PAGE),
+    ):
+        assert answer.status_code == 409
+        assert "A reviewer has decided about this task" in answer.text
+    listed = await client.get(f"/projects/{project.slug}/mine", headers=PAGE)
+    assert "reviewed" in listed.text
+    assert f"/rankings/{ranking.id}/change" not in listed.text
 
 
 async def test_a_second_change_of_the_old_one_leads_to_the_list(
