@@ -38,6 +38,7 @@ from app.projects import pages as projects_pages
 from app.prompts import api as prompts_api
 from app.prompts import pages as prompts_pages
 from app.quality import api as quality_api
+from app.quality import gold_pages
 from app.quality import pages as quality_pages
 from app.quality import watch as quality_watch
 from app.rankings import ahead_pages, import_pages, mine_pages, try_pages
@@ -97,6 +98,7 @@ PAGES = [
     try_pages,
     writing_pages,
     quality_pages,
+    gold_pages,
     datasets_pages,
     loop_pages,
     webhooks_pages,

@@ -179,6 +179,7 @@ def current_rankings(project_id: uuid.UUID, chosen: DatasetFilter | None = None)
             ~select(newer.id).where(newer.supersedes_id == Ranking.id).exists(),
             ~is_rejected(),
             Task.withdrawn_at.is_(None),
+            ~Task.is_gold,
             Prompt.withdrawn_at.is_(None),
             Prompt.split.in_(LEARNED_FROM),
             *conditions,

@@ -127,7 +127,7 @@ async def ranking_step(session: AsyncSession, project: Project, now: Round, base
 
 async def num_ranked_places(session: AsyncSession, project: Project, now: Round) -> tuple[int, int]:
     """Rankings that this round's tasks have, and those that they want."""
-    in_round = (Task.project_id == project.id, Task.round == now.number, Task.withdrawn_at.is_(None))
+    in_round = (Task.project_id == project.id, Task.round == now.number, Task.withdrawn_at.is_(None), ~Task.is_gold)
     wanted = await session.scalar(select(func.coalesce(func.sum(Task.overlap), 0)).where(*in_round))
     done = await session.scalar(
         select(func.count()).select_from(Ranking).join(Task).where(*in_round, rankings.is_current())

@@ -104,6 +104,7 @@ class ProjectSettings(BaseModel):
     allows_self_review: bool = False
     overlap: int = Field(1, ge=1, le=100)
     overlap_share: float = Field(1, ge=0, le=1)
+    gold_share: float = Field(0, ge=0, le=0.5)
     lease_minutes: int = Field(60, ge=1, le=1440)
     sampling: Sampling = Sampling()
     training: Training = Training()
@@ -147,6 +148,7 @@ class ProjectOut(BaseModel):
     allows_self_review: bool
     overlap: int
     overlap_share: float
+    gold_share: float
     lease_minutes: int
     sampling: Sampling
     training: Training

@@ -1,4 +1,6 @@
-"""Tables of quality: what was measured of annotators, flags that checks raised, disagreements that reviewers settle."""
+"""Tables of quality: what was measured of annotators, flags that checks raised, disagreements that reviewers settle,
+and orders that are known.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import uuid
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, Created, EmptyObject, ProjectId, UserId, UuidKey
@@ -113,3 +115,17 @@ class Rejection(Base):
     rejected_by: Mapped[UserId | None]
     reason: Mapped[str]
     rejected_at: Mapped[Created]
+
+
+class GoldOrder(Base):
+    """The known order of a gold task. Triggers hold it to the answers of its task, and keep `tasks.is_gold` with it."""
+
+    __tablename__ = "gold_orders"
+    __table_args__ = (CheckConstraint("1 <= all (places) and 9 >= all (places)", name="places"),)
+
+    task_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
+    # Of the task's answers, in its order; 1 is best, two with the same place are tied.
+    places: Mapped[list[int]] = mapped_column(ARRAY(Integer))
+    why: Mapped[str] = mapped_column(server_default="", default="")
+    marked_by: Mapped[UserId | None]
+    marked_at: Mapped[Created]

@@ -13,7 +13,7 @@ from app.accounts.guards import Admin, Annotator, Reviewer
 from app.errors import Invalid
 from app.plots import Whisker, whiskers
 from app.projects.guards import PageProject
-from app.quality import reviews, service
+from app.quality import gold, reviews, service
 from app.quality.agreement import Agreement, Estimate
 from app.quality.bias import Lean, as_csv
 from app.quality.detectors import threshold
@@ -72,7 +72,8 @@ async def list_annotators(
     after: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> HTMLResponse:
     """Everybody who ranked, those with flags first. Whoever has new rankings is measured now, some people at a time."""
-    num_measured = await service.measure_people(session, project)
+    known = await gold.known_orders(session, project)
+    num_measured = await service.measure_people(session, project, gold=known)
     rows = await service.list_people(session, project, limit=PAGE_SIZE + 1, offset=after)
     return render(
         request,
@@ -93,13 +94,14 @@ async def show_annotator(
     """One annotator as of now, with every flag that was ever raised."""
     person = await service.get_person(session, project, user_id)
     flags = await service.flags_of_people(session, project, [person.id])
+    known = await gold.known_orders(session, project)
     return render(
         request,
         "quality/annotator.html",
         here="quality",
         project=project,
         person=person,
-        portrait=await service.person_view(session, project, person),
+        portrait=await service.person_view(session, project, person, known),
         flags=flags.get(person.id, []),
         threshold=threshold(),
     )
@@ -246,6 +248,6 @@ def read_id(text: str) -> uuid.UUID:
 @router.get("/projects/{slug}/my-work")
 async def show_my_work(request: Request, project: PageProject, user: Annotator, session: SessionDep) -> HTMLResponse:
     """What an annotator's own rankings look like to those who run the project."""
-    portrait = await service.person_view(session, project, user)
+    portrait = await gold.own_view(session, project, user)
     overview = await service.overview(session, project) if portrait else None
     return render(request, "quality/my_work.html", project=project, portrait=portrait, overview=overview)

@@ -17,7 +17,7 @@ from app.accounts.models import User
 from app.prompts.models import Completion, Prompt
 from app.quality.orders import Judgement
 from app.rankings.models import Ranking, RankingPlace
-from app.rankings.service import is_current
+from app.rankings.service import is_counted, is_current
 from app.tasks.models import Lease, Task, TaskCompletion
 
 SCANNED = 20_000
@@ -28,21 +28,23 @@ PER_PERSON = 200
 """The newest rankings of one person: the window of all that is said of them."""
 
 
-async def newest(session: AsyncSession, project_id: uuid.UUID, *, limit: int = NEWEST) -> list[Judgement]:
-    """The newest current rankings of a project, oldest first."""
-    query = select(Ranking.id).where(Ranking.project_id == project_id, is_current())
+async def newest(
+    session: AsyncSession, project_id: uuid.UUID, *, limit: int = NEWEST, with_gold: bool = False
+) -> list[Judgement]:
+    """The newest current rankings of a project, oldest first; of gold tasks only where they are asked for."""
+    query = select(Ranking.id).where(Ranking.project_id == project_id, is_current() if with_gold else is_counted())
     ids = (await session.scalars(query.order_by(Ranking.number.desc()).limit(limit))).all()
     return await judgements(session, ids)
 
 
 async def overlapping(session: AsyncSession, project_id: uuid.UUID, *, limit: int = OVERLAPPING) -> list[Judgement]:
-    """The newest current rankings of tasks that more than one person ranked, oldest first."""
+    """The newest current rankings of tasks that more than one person ranked, oldest first; without gold."""
     recent = (
         select(Ranking.id, Ranking.number, func.count().over(partition_by=Ranking.task_id).label("num"))
         .where(
             Ranking.id.in_(
                 select(Ranking.id)
-                .where(Ranking.project_id == project_id, is_current())
+                .where(Ranking.project_id == project_id, is_counted())
                 .order_by(Ranking.number.desc())
                 .limit(SCANNED)
             )
@@ -66,6 +68,16 @@ async def of_people(session: AsyncSession, project_id: uuid.UUID, people: Sequen
     query = select(theirs.c.id).select_from(User).join(theirs, true()).where(User.id.in_(people))
     ids = (await session.scalars(query)).all()
     return await judgements(session, ids)
+
+
+async def of_tasks(session: AsyncSession, task_ids: Sequence[uuid.UUID]) -> dict[Hashable, list[Judgement]]:
+    """The newest current rankings of these tasks, by task."""
+    query = select(Ranking.id).where(Ranking.task_id == any_(of_ids(task_ids)), is_current())
+    ids = (await session.scalars(query.order_by(Ranking.number.desc()).limit(OVERLAPPING))).all()
+    found: dict[Hashable, list[Judgement]] = {}
+    for judgement in await judgements(session, ids):
+        found.setdefault(judgement.task, []).append(judgement)
+    return found
 
 
 async def beside(

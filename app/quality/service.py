@@ -116,7 +116,7 @@ async def names_of(session: AsyncSession, project: Project, judgements: Sequence
 
 async def usual_in(session: AsyncSession, project: Project, gold: Gold = NO_GOLD) -> Crowd:
     """What is usual in a project: from its newest rankings, and from those that overlap."""
-    rows = [*await reading.newest(session, project.id), *await reading.overlapping(session, project.id)]
+    rows = [*await reading.newest(session, project.id, with_gold=True), *await reading.overlapping(session, project.id)]
     unique = {judgement.key: judgement for judgement in rows}
     return await asyncio.to_thread(lambda: crowd_of(read(list(unique.values()), gold)))
 

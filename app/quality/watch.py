@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import SessionMaker
 from app.projects.models import Project
-from app.quality import reviews, service
+from app.quality import gold, reviews, service
 
 log = logging.getLogger(__name__)
 EVERY_SECONDS = 60
@@ -45,7 +45,8 @@ async def look_at(session: AsyncSession, project: Project) -> int:
     lock = func.pg_try_advisory_xact_lock(LOCK, func.hashtext(str(project.id)))
     if not await session.scalar(select(lock)):
         return 0
-    num_measured = await service.measure_people(session, project)
+    known = await gold.known_orders(session, project)
+    num_measured = await service.measure_people(session, project, gold=known)
     if num_measured:
         await reviews.fill_queue(session, project)
     return num_measured

@@ -127,7 +127,8 @@ async def submit_or_repeat(
 
 async def _close_lease(session: AsyncSession, lease: Lease, task: Task) -> bool:
     """Settle the place of a lease that was answered; returns whether its ranking is surplus."""
-    has_place = lease.state == LeaseState.OPEN or (task.num_taken < task.overlap and task.withdrawn_at is None)
+    is_free = task.is_gold or task.num_taken < task.overlap
+    has_place = lease.state == LeaseState.OPEN or (is_free and task.withdrawn_at is None)
     # A surplus answer takes no place, and its annotator does not get the task again: that is a released lease.
     lease.state = LeaseState.ANSWERED if has_place else LeaseState.RELEASED
     lease.draft = None
@@ -316,6 +317,16 @@ def is_current() -> ColumnElement[bool]:
     return and_(~Ranking.is_surplus, ~exists().where(newer.supersedes_id == Ranking.id))
 
 
+def is_counted() -> ColumnElement[bool]:
+    """Rankings that are learned from: current ones, but not of gold tasks."""
+    return and_(is_current(), ~is_of_gold())
+
+
+def is_of_gold() -> ColumnElement[bool]:
+    """Rankings of tasks whose order is known."""
+    return exists().where(Task.id == Ranking.task_id, Task.is_gold)
+
+
 async def get_ranking(session: AsyncSession, ranking_id: uuid.UUID) -> RankingView:
     """One ranking.
 
@@ -363,11 +374,11 @@ def is_settled(transaction_id: InstrumentedAttribute[int]) -> ColumnElement[bool
 async def follow_rankings(
     session: AsyncSession, *, project_id: uuid.UUID, after: tuple[int, int] | None = None, limit: int = 500
 ) -> list[RankingView]:
-    """A project's rankings in the order of the stream, those after the cursor `(transaction, number)`.
+    """A project's rankings in the order of the stream, those after the cursor `(transaction, number)`; none of gold.
 
     What is not settled yet comes with a later page: nothing is ever skipped.
     """
-    query = select(Ranking).where(Ranking.project_id == project_id, is_settled(Ranking.transaction_id))
+    query = select(Ranking).where(Ranking.project_id == project_id, is_settled(Ranking.transaction_id), ~is_of_gold())
     if after is not None:
         query = query.where(tuple_(Ranking.transaction_id, Ranking.number) > tuple_(*after))
     rows = await session.scalars(query.order_by(Ranking.transaction_id, Ranking.number).limit(limit))
@@ -428,8 +439,8 @@ async def _display_orders(session: AsyncSession, rankings: Sequence[Ranking]) ->
 
 
 async def count_rankings(session: AsyncSession, project_id: uuid.UUID, *, since: datetime | None = None) -> int:
-    """How many rankings of a project are current; those stored at or after `since`."""
-    query = select(func.count()).select_from(Ranking).where(Ranking.project_id == project_id, is_current())
+    """How many rankings of a project count: current ones, none of gold; those stored at or after `since`."""
+    query = select(func.count()).select_from(Ranking).where(Ranking.project_id == project_id, is_counted())
     if since is not None:
         query = query.where(Ranking.created_at >= since)
     return await session.scalar(query) or 0

@@ -54,6 +54,7 @@ class Task(Base):
             postgresql_where=text("num_taken < overlap"),
         ),
         Index("ix_tasks_prompt", "prompt_id"),
+        Index("ix_tasks_gold", "project_id", postgresql_where=text("is_gold")),
         CheckConstraint("overlap between 1 and 100", name="overlap"),
         CheckConstraint("num_taken >= 0", name="num_taken"),
     )
@@ -71,6 +72,8 @@ class Task(Base):
     overlap: Mapped[int]
     # Left out of the share of tasks that several people rank: a new N of its project does not hold for it.
     is_single: Mapped[FalseByDefault]
+    # Its order is known: everybody may get it. Written by the trigger of `quality`'s known orders.
+    is_gold: Mapped[FalseByDefault]
     # Open leases and current rankings; written by triggers alone.
     num_taken: Mapped[ZeroByDefault]
     withdrawn_at: Mapped[datetime | None]

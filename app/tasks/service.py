@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Text, and_, cast, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
@@ -121,9 +121,13 @@ async def create_task(
 
 def is_for_several(project: Project, completion_ids: Sequence[uuid.UUID]) -> bool:
     """Whether these answers are in the share of tasks that `overlap` people rank: by a seeded hash, so always alike."""
-    told = "|".join([str(project.seed), *sorted(map(str, completion_ids))])
-    digest = hashlib.sha256(told.encode()).digest()
-    return int.from_bytes(digest[:8]) < project.overlap_share * 2**64
+    return _draw(project.seed, *sorted(completion_ids)) < project.overlap_share
+
+
+def _draw(*told: object) -> float:
+    """A number from 0 to below 1: the same for the same things."""
+    digest = hashlib.sha256("|".join(map(str, told)).encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
 
 
 async def _check_completions(
@@ -284,7 +288,8 @@ async def _is_still_due(session: AsyncSession, lease: Lease, project: Project) -
     if lease.draft is not None:
         return True
     task = await session.get_one(Task, lease.task_id, populate_existing=True)
-    return not project.is_paused and project.archived_at is None and task.num_taken <= task.overlap
+    has_its_place = task.is_gold or task.num_taken <= task.overlap
+    return not project.is_paused and project.archived_at is None and has_its_place
 
 
 def _had_by(annotator: User) -> ColumnElement[bool]:
@@ -297,8 +302,8 @@ def _is_handed_out(project_ids: Sequence[uuid.UUID]) -> ColumnElement[bool]:
 
 
 def has_place() -> ColumnElement[bool]:
-    """Tasks that wait for somebody, or would if they were not withdrawn."""
-    return Task.num_taken < Task.overlap
+    """Tasks that wait for somebody, or would if they were not withdrawn. Gold waits for nobody: it comes between."""
+    return and_(Task.num_taken < Task.overlap, ~Task.is_gold)
 
 
 async def _left_lease(session: AsyncSession, *, project: Project, annotator: User) -> Lease | None:
@@ -310,7 +315,7 @@ async def _left_lease(session: AsyncSession, *, project: Project, annotator: Use
             Lease.annotator_id == annotator.id,
             Lease.state == LeaseState.EXPIRED,
             _is_handed_out([project.id]),
-            has_place(),
+            or_(has_place(), Task.is_gold),
         )
         .order_by(Lease.expires_at.desc(), Lease.id)
         .limit(1)
@@ -331,9 +336,37 @@ async def _new_lease(session: AsyncSession, *, project: Project, annotator: User
     )
     if task_id is None:
         return None
+    task_id = await _gold_instead(session, project, annotator) or task_id
     seed = secrets.randbits(63)
     order = shuffle(await completion_ids(session, task_id), seed)
     return Lease(task_id=task_id, annotator_id=annotator.id, display_order=order, seed=seed, was_preloaded=False)
+
+
+async def _gold_instead(session: AsyncSession, project: Project, annotator: User) -> uuid.UUID | None:
+    """A gold task that this annotator has not had, where it is time for one. It comes only where another task waits:
+    the last tasks of a project would else be gold.
+    """
+    if not project.gold_share:
+        return None
+    query = select(func.count()).select_from(Lease).where(Lease.annotator_id == annotator.id)
+    if not is_golds_turn(project, annotator.id, await session.scalar(query) or 0):
+        return None
+    # Everybody gets them in an order of their own: two who sit side by side do not meet the same ones.
+    mixed = func.md5(func.concat(cast(Task.id, Text), str(annotator.id)))
+    task_id: uuid.UUID | None = await session.scalar(
+        select(Task.id)
+        .where(_is_handed_out([project.id]), Task.is_gold, ~_had_by(annotator))
+        .order_by(mixed)
+        .limit(1)
+        # Never waited for: who takes a pack holds several, and two could wait for each other's.
+        .with_for_update(skip_locked=True, key_share=True, of=Task)
+    )
+    return task_id
+
+
+def is_golds_turn(project: Project, annotator_id: uuid.UUID, num_had: int) -> bool:
+    """Whether the task after `num_had` others is to be gold: by a seeded hash, so that asking again changes nothing."""
+    return _draw(project.seed, "gold", annotator_id, num_had) < project.gold_share
 
 
 def shuffle(ids: Sequence[uuid.UUID], seed: int) -> list[uuid.UUID]:
@@ -353,7 +386,7 @@ async def _is_any_waiting(session: AsyncSession, project: Project, annotator: Us
     overdue = exists().where(Lease.task_id == Task.id, _is_overdue(now))
     mine_or_new = or_(own, ~_had_by(annotator))
     found = await session.scalar(
-        select(exists().where(_is_handed_out([project.id]), or_(has_place(), overdue), mine_or_new))
+        select(exists().where(_is_handed_out([project.id]), ~Task.is_gold, or_(has_place(), overdue), mine_or_new))
     )
     return bool(found)
 
@@ -546,15 +579,19 @@ async def completion_ids(session: AsyncSession, task_id: uuid.UUID) -> list[uuid
 async def waiting_counts(
     session: AsyncSession, project_ids: Sequence[uuid.UUID], annotator: User, now: datetime | None = None
 ) -> dict[uuid.UUID, int]:
-    """How many tasks this annotator could rank, for each project: the one in hand and those left are among them."""
+    """How many tasks this annotator could rank, for each project: the one in hand and those left are among them.
+
+    Gold is not counted, or the number would tell it; but who has it in hand sees at least the one.
+    """
     mine = exists().where(Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.OPEN)
     left = exists().where(
         Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.EXPIRED
     )
     overdue = exists().where(Lease.task_id == Task.id, _is_overdue(now or datetime.now(UTC)))
-    free = and_(or_(has_place(), overdue), or_(left, ~_had_by(annotator)))
+    free = and_(or_(has_place(), overdue), or_(left, ~_had_by(annotator)), ~Task.is_gold)
+    num_waiting = func.greatest(func.count().filter(~Task.is_gold), func.least(1, func.count()))
     rows = await session.execute(
-        select(Task.project_id, func.count())
+        select(Task.project_id, num_waiting)
         .join(Project, Project.id == Task.project_id)
         .where(_is_handed_out(project_ids), or_(mine, and_(~Project.is_paused, free)))
         .group_by(Task.project_id)

@@ -1,0 +1,133 @@
+"""Gold: tasks whose order is known. They come between the others unseen, and tell how well somebody ranks.
+
+Nothing that people say of a gold task is learned from, and everybody may get it. Gold stays gold: what was ranked
+without a limit of places must never enter a dataset. To hand it out no more, withdraw the task.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.models import User
+from app.accounts.service import audit
+from app.errors import Invalid
+from app.projects.models import Project
+from app.prompts.models import Prompt
+from app.quality import reading, service
+from app.quality.agreement import Estimate
+from app.quality.models import GoldOrder
+from app.quality.orders import Judgement
+from app.quality.people import Gold, Portrait, with_gold
+from app.rankings.answers import RankingAnswer, Rules, order_of
+from app.rankings.service import get_ranking, require_fine
+from app.tasks import service as tasks
+from app.tasks.models import Task
+from app.tasks.service import LETTERS
+
+MAX_WHY_LENGTH = 2000
+LISTED = 200
+TOLD_EVERY = 5
+"""One's own page moves with every fifth gold task only: a figure that moved with each would tell which one it was."""
+
+
+@dataclass(frozen=True)
+class GoldRow:
+    """A gold task in the list: the known order in the letters of the task, and how well people agree with it."""
+
+    task: Task
+    prompt: Prompt
+    order: list[list[str]]
+    num_rankings: int
+    agreement: Estimate | None
+
+
+async def known_orders(session: AsyncSession, project: Project) -> Gold:
+    """Of each gold task the places of its answers, in the order of the task."""
+    query = select(GoldOrder.task_id, GoldOrder.places).join(Task).where(Task.project_id == project.id, Task.is_gold)
+    return {task_id: places for task_id, places in await session.execute(query)}
+
+
+async def mark(
+    session: AsyncSession, project: Project, task_id: uuid.UUID, *, answer: RankingAnswer, why: str, actor: User
+) -> GoldOrder:
+    """Make a task gold, or write its known order anew.
+
+    Raises:
+        NotFound: the project has no such task.
+        AnswerRefused: an answer has no place.
+        Invalid: the reason is too long; or all answers share a place, so that nobody could be right or wrong.
+    """
+    task = await tasks.get_task(session, project_id=project.id, task_id=task_id, for_update=True)
+    why = tasks.check_text("why", why, MAX_WHY_LENGTH)
+    places = await complete_places(session, task, answer)
+    order = await session.get(GoldOrder, task.id) or GoldOrder(task_id=task.id)
+    order.places, order.why, order.marked_by, order.marked_at = places, why, actor.id, datetime.now(UTC)
+    session.add(order)
+    await session.flush()
+    # A trigger has marked it.
+    await session.refresh(task, ["is_gold"])
+    await audit(session, actor_id=actor.id, action="task.gold", subject=str(task.id), places=places)
+    return order
+
+
+async def complete_places(session: AsyncSession, task: Task, answer: RankingAnswer) -> list[int]:
+    """A place for every answer of the task, in its order."""
+    ids = await tasks.completion_ids(session, task.id)
+    letters = dict(zip(ids, LETTERS, strict=False))
+    require_fine(answer, Rules(letters, ties_allowed=True, partial_allowed=False, label_keys=frozenset()))
+    cells = order_of(answer.places)
+    if len(cells) < 2:
+        raise Invalid.field("places", "puts all answers in one place: nobody could be right or wrong")
+    # 1, 3, 3 says what 1, 2, 2 says.
+    return [next(place for place, cell in enumerate(cells, start=1) if item in cell) for item in ids]
+
+
+async def places_of_ranking(session: AsyncSession, task_id: uuid.UUID, ranking_id: uuid.UUID) -> list[int | None]:
+    """What a ranking of this task says, in the order of the task; nothing where it is of another one."""
+    view = await get_ranking(session, ranking_id)
+    if view.ranking.task_id != task_id:
+        return []
+    return [view.places[item].place for item in await tasks.completion_ids(session, task_id)]
+
+
+# How well people do
+
+
+async def list_gold(session: AsyncSession, project: Project) -> list[GoldRow]:
+    """The newest gold tasks. Where many agree little with a known order, it may be the order that is wrong."""
+    query = select(Task, Prompt, GoldOrder.places).join(Prompt, Prompt.id == Task.prompt_id).join(GoldOrder)
+    query = query.where(Task.project_id == project.id, Task.is_gold).order_by(Task.number.desc()).limit(LISTED)
+    found = (await session.execute(query)).all()
+    said = await reading.of_tasks(session, [task.id for task, _, _ in found])
+    return [gold_row(task, prompt, places, said.get(task.id, [])) for task, prompt, places in found]
+
+
+def gold_row(task: Task, prompt: Prompt, places: Sequence[int], said: Sequence[Judgement]) -> GoldRow:
+    """One row of the list. People are resampled for the interval: a single task has a single prompt."""
+    letters: dict[int, list[str]] = {}
+    for letter, place in zip(LETTERS, places, strict=False):
+        letters.setdefault(place, []).append(letter)
+    people = [replace(row, prompt=row.annotator) for row in said]
+    return GoldRow(
+        task=task,
+        prompt=prompt,
+        order=[letters[place] for place in sorted(letters)],
+        num_rankings=len(said),
+        agreement=with_gold(people, {task.id: places}),
+    )
+
+
+async def own_view(session: AsyncSession, project: Project, user: User) -> Portrait | None:
+    """One's own portrait: what gold says of it is as of the last fifth gold task."""
+    known = await known_orders(session, project)
+    portrait = await service.person_view(session, project, user, known)
+    if portrait is None or portrait.gold is None:
+        return portrait
+    rows = [row for row in await reading.of_people(session, project.id, [user.id]) if row.task in known]
+    return replace(portrait, gold=with_gold(rows[: len(rows) // TOLD_EVERY * TOLD_EVERY], known))
