@@ -246,6 +246,7 @@ async def test_the_pages_of_gold(client: AsyncClient, session: AsyncSession, pro
     ranking = await make_ranking(session, task, places=[2, 1])
     await sign_in(client, session)
     page = f"/projects/{project.slug}/tasks/{task.id}/gold"
+    assert f"{page}?ranking={ranking.id}" in (await client.get(page.removesuffix("/gold"))).text
     assert "selected" not in (await client.get(page)).text.split("<main")[1]
     filled = (await client.get(f"{page}?ranking={ranking.id}")).text
     assert filled.index("<option selected>2") < filled.index("<option selected>1")

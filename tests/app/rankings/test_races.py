@@ -58,13 +58,13 @@ MANY_TASKS = """
 BROKEN = {
     "a task has more open and answered leases than places": """
         select t.id from tasks t join leases l on l.task_id = t.id and l.state in ('open', 'answered')
-        group by t.id, t.overlap having count(*) > t.overlap""",
+        where not t.is_gold group by t.id, t.overlap having count(*) > t.overlap""",
     "the counter is wrong": """
         select t.id from tasks t left join leases l on l.task_id = t.id and l.state in ('open', 'answered')
         group by t.id, t.num_taken having count(l.id) <> t.num_taken""",
     "a task has more current rankings than places": """
         select t.id from tasks t join rankings r on r.task_id = t.id and not r.is_surplus
-        where not exists (select from rankings newer where newer.supersedes_id = r.id)
+        where not exists (select from rankings newer where newer.supersedes_id = r.id) and not t.is_gold
         group by t.id, t.overlap having count(*) > t.overlap""",
     "somebody ranked a task twice": """
         select task_id from rankings where supersedes_id is null group by task_id, annotator_id having count(*) > 1""",
@@ -209,6 +209,26 @@ async def test_64_annotators_keep_every_rule(sessions: SessionMaker) -> None:
     async with sessions() as session:
         waiting = text("select count(*) from tasks where num_taken < overlap")
         assert await session.scalar(waiting) == 0
+
+
+async def test_gold_between_breaks_no_rule_and_nobody_waits_in_a_circle(sessions: SessionMaker) -> None:
+    project, people = await prepare(sessions, num_tasks=40, overlap=3, num_clients=16)
+    async with sessions.begin() as session:
+        marked = "insert into gold_orders (task_id, places) select id, '{1,2,3}' from tasks order by number limit 8"
+        await session.execute(text(marked))
+        await session.execute(text("update projects set gold_share = 0.5"))
+    project.gold_share = 0.5
+    crowd = Crowd(sessions, project)
+    packs = await asyncio.gather(*(crowd.take_pack(person, uuid.uuid4()) for person in people))
+    for person, pack in zip(people, packs, strict=True):
+        for lease in pack:
+            await crowd.submit(person, lease)
+    async with asyncio.TaskGroup() as group:
+        for seed, person in enumerate(people):
+            group.create_task(crowd.work(person, seed, 10))
+    assert await broken_rules(sessions) == []
+    async with sessions() as session:
+        assert await session.scalar(text("select max(num_taken - overlap) from tasks where is_gold")) > 0
 
 
 async def test_two_people_at_the_last_place_get_one_lease(sessions: SessionMaker) -> None:
