@@ -22,6 +22,7 @@ from standardwebhooks import Webhook as Receipt
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Invalid
 from app.projects.models import Project
+from app.quality.models import GoldOrder
 from app.runs.models import RunState
 from app.runs.service import end
 from app.webhooks import delivery, guarded, service
@@ -165,10 +166,13 @@ async def test_gone_is_believed(committed: SessionMaker, receiver: Receiver) -> 
 
 @pytest.mark.real_commits
 async def test_milestones_are_counted_from_the_webhooks_first_day(committed: SessionMaker, receiver: Receiver) -> None:
-    async def rank(num: int) -> None:
+    async def rank(num: int, *, is_gold: bool = False) -> None:
         async with committed.begin() as session:
             for _ in range(num):
-                await make_ranking(session, await make_task(session, await make_prompt(session, project), k=2))
+                task = await make_task(session, await make_prompt(session, project), k=2)
+                if is_gold:
+                    session.add(GoldOrder(task_id=task.id, places=[1, 2]))
+                await make_ranking(session, task)
 
     async with committed.begin() as session:
         project = await make_project(session)
@@ -179,6 +183,7 @@ async def test_milestones_are_counted_from_the_webhooks_first_day(committed: Ses
     told = []
     for num in (2, 1, 1, 7):
         await rank(num)
+        await rank(3, is_gold=True)
         await delivery.deliver_due(committed, allowed_hosts=[HOST])
         told.append([json.loads(body)["data"]["num_rankings"] for _, body in receiver.got])
     assert told == [[], [3], [3], [3, 9]]
