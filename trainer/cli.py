@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -75,7 +74,7 @@ def worker(
 ) -> None:
     """Do the runs that wait at Rankloop: sample, train reward models and policies. Ctrl+C hands the run back."""
     from trainer.client import Client, Retries
-    from trainer.worker import DELIVERY_PATIENCE_SECONDS, Worker
+    from trainer.worker import DELIVERY_PATIENCE_SECONDS, Worker, stop_on_signals
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
@@ -413,17 +412,6 @@ def fetched_version(version_id: str, settings: WorkerSettings) -> ModelSource:
 
 
 # What the commands share
-
-
-def stop_on_signals(stopping: threading.Event) -> None:
-    """The first SIGTERM or Ctrl+C asks for a good end, the second one ends at once."""
-
-    def stop(number: int, _: object) -> None:
-        stopping.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
 
 
 def settings_with(url: str | None, token: str | None) -> WorkerSettings:

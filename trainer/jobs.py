@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.artifacts import BadCheckpoint, CheckpointStore, model_source
 from trainer.client import ClaimedRun, Client, Json, ModelReference
-from trainer.reporting import RunCancelled
-from trainer.run_reporter import RunReporter
+from trainer.reporting import Reporter, RunCancelled
 from trainer.settings import SettingsError, WorkerSettings
 from trainer.transport import Retries
 
@@ -21,8 +20,19 @@ if TYPE_CHECKING:
     from trainer.models import ModelSource
     from trainer.sampling import Prompt, Sampler
 
+UNUSABLE = "The last checkpoint can't be used, the run begins anew"
 ENDPOINT_PATIENCE_SECONDS = 300.0
 """How long a server that samples may be away before the run fails."""
+
+
+class JobReporter(Reporter, Protocol):
+    """A reporter that sends what it hears, and says why the run should stop."""
+
+    is_cancelled: bool
+    is_fence_lost: bool
+
+    def flush(self) -> None:
+        """Send everything now."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Job:
     client: Client
     settings: WorkerSettings
     run: ClaimedRun
-    report: RunReporter
+    report: JobReporter
     folder: Path
     """An empty folder for its files; gone afterwards."""
 
@@ -202,6 +212,9 @@ HANDLERS: dict[str, Handler] = {
     "star": star,
 }
 
+SPLIT_KINDS = ("reward", "ppo", "sft", "dpo")
+"""What several processes can do together."""
+
 
 def do(job: Job) -> Outcome:
     """Dispatch by kind, on as many CPU threads as the settings say."""
@@ -292,11 +305,25 @@ def go_on(job: Job, train: Callable[..., Result]) -> dict[str, Any]:
             job.report.flush()
             store.deliver(folder)
 
+    last = _last_checkpoint(job, store)
     try:
-        last = store.fetch(job.folder / "checkpoint")
         if last is not None:
             job.report.log("info", "Goes on from the last checkpoint.")
             return train(on_checkpoint=deliver, resume_from=last).as_json()
-    except (CheckpointError, BadCheckpoint) as error:
-        job.report.log("warning", f"The last checkpoint can't be used, the run begins anew: {error}")
+    except CheckpointError as error:
+        job.report.log("warning", f"{UNUSABLE}: {error}")
     return train(on_checkpoint=deliver).as_json()
+
+
+def _last_checkpoint(job: Job, store: CheckpointStore) -> Path | None:
+    """The folder of the last checkpoint. Where several processes train, the first one fetches it for all of them."""
+    from trainer.distributed import add_up, world
+
+    folder = job.folder / "checkpoint"
+    is_there = False
+    if world().is_first:
+        try:
+            is_there = store.fetch(folder) is not None
+        except BadCheckpoint as error:
+            job.report.log("warning", f"{UNUSABLE}: {error}")
+    return folder if add_up(float(is_there))[0] else None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 BUILT_IN_ALIASES = ("smollm2-135m", "pocket")
@@ -107,6 +108,8 @@ class WorkerSettings(BaseSettings):
     """CPU threads of torch. Not set: one a core, or `OMP_NUM_THREADS` where that is set."""
     device: str | None = None
     """"cpu" or "cuda". Not set: CUDA where there is a device."""
+    processes: int | None = Field(default=None, ge=1, le=64)
+    """Processes that do a training together. Not set: one a GPU, and one on a CPU."""
 
     @property
     def models_dir(self) -> Path:
@@ -123,6 +126,21 @@ class WorkerSettings(BaseSettings):
         import torch
 
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def num_processes(self) -> int:
+        """How many processes do a training together."""
+        if self.processes is not None:
+            return self.processes
+        if self.torch_device() != "cuda":
+            return 1
+        import torch
+
+        return max(1, torch.cuda.device_count())
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables that give another process these settings."""
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        return {f"RANKLOOP_{name.upper()}": str(value) for name, value in given.items()}
 
     def listed_models(self) -> dict[str, ListedModel]:
         """All models that this worker may use, by alias. SettingsError when the list can't be read."""

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import threading
 import traceback
@@ -15,11 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.artifacts import deliver_folder
-from trainer.client import ApiError, Claim, Client, ClientError, FenceLost, Unreachable
+from trainer.client import ApiError, Claim, Client, ClientError, FenceLost, Json, Unreachable
 from trainer.jobs import HANDLERS, Job, do
 from trainer.reporting import RunCancelled
 from trainer.run_reporter import RunReporter
 from trainer.settings import WorkerSettings
+from trainer.team import MemberFailed, TeamBroke, is_split, lead
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +85,8 @@ class Worker:
 
     def _do(self, job: Job) -> None:
         try:
-            outcome = do(job)
-            names = deliver_folder(job.run, outcome.folder) if outcome.folder else []
-            job.report.flush()
-            job.run.finish("finished", result=outcome.result, artifacts=names)
+            result, names = lead(job, self._stopping.is_set) if is_split(job) else carry_out(job)
+            job.run.finish("finished", result=result, artifacts=names)
             logger.info("finished the run %s", job.run.claim["id"])
         except (FenceLost, Unreachable):
             if not self._stopping.is_set():
@@ -94,6 +94,8 @@ class Worker:
             self._give_back(job)
         except RunCancelled:
             self._end_early(job)
+        except TeamBroke as error:
+            self._leave(job, error)
         except Exception as error:  # noqa: BLE001 - whatever went wrong ends this run, and the worker goes on
             self._fail(job, error)
 
@@ -114,12 +116,27 @@ class Worker:
             job.run.release()
             logger.info("gave the run %s back", job.run.claim["id"])
 
+    def _leave(self, job: Job, error: TeamBroke) -> None:
+        """Into the queue when the lease runs out. As that counts as an attempt, what kills it each time ends it."""
+        job.report.log(
+            "error", f"{error} The run waits for its lease to run out, and goes on from its last checkpoint."
+        )
+        job.report.flush()
+
     def _fail(self, job: Job, error: Exception) -> None:
         logger.warning("the run %s failed: %s", job.run.claim["id"], error)
-        for line in without_paths("".join(traceback.format_exception(error))).splitlines():
+        for line in error.lines if isinstance(error, MemberFailed) else lines_of(error):
             job.report.log("error", line)
         job.report.flush()
         job.run.finish("failed", error=cause_of(error))
+
+
+def carry_out(job: Job) -> tuple[Json, list[str]]:
+    """Do a run and deliver what came of it: its result, and the files' names. Raises whatever goes wrong."""
+    outcome = do(job)
+    names = deliver_folder(job.run, outcome.folder) if outcome.folder else []
+    job.report.flush()
+    return outcome.result, names
 
 
 class _RunFolder:
@@ -150,6 +167,22 @@ def cause_of(error: Exception) -> str:
     return without_paths(cause)
 
 
+def lines_of(error: Exception) -> list[str]:
+    """Where it went wrong, line by line, without this machine's paths."""
+    return without_paths("".join(traceback.format_exception(error))).splitlines()
+
+
 def without_paths(text: str) -> str:
     """The text with each absolute path of this machine reduced to its last part."""
     return PATH.sub(lambda match: match[1] or match[0].rstrip("/").rpartition("/")[2], text)
+
+
+def stop_on_signals(stopping: threading.Event) -> None:
+    """The first SIGTERM or Ctrl+C asks for a good end, the second one ends at once."""
+
+    def stop(number: int, _: object) -> None:
+        stopping.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
