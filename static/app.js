@@ -44,8 +44,16 @@
   on("submit", "form[data-leave]", async (event, form) => {
     event.preventDefault();
     const { leave } = await import("./rank/leaving.js");
-    if (await leave(form.dataset.leave, form.dataset.question)) form.submit();
+    if (await leave(form.dataset)) form.submit();
   });
+
+  // A session may end by itself: the pages of a pack that somebody else took along go when another person is signed in.
+  const person = document.querySelector("form[data-leave]")?.dataset.leave;
+  if (person && "caches" in window) caches.keys().then(async (names) => {
+    if (!names.some((name) => name !== `rankloop-pack-${person}`)) return;
+    const { forgetOthers } = await import("./rank/leaving.js");
+    await forgetOthers(person);
+  }).catch(() => { /* storage is forbidden: nothing was kept */ });
   on("submit", "form[data-confirm]", (event, form) => { if (!confirm(form.dataset.confirm)) event.preventDefault(); });
   on("submit", "form[method=post]:not(#rank, [data-theme-form])", (event, form) => {
     if (event.defaultPrevented) return;

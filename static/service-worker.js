@@ -1,6 +1,6 @@
 // Serves the ranking page of a pack without a connection. It is registered when somebody takes tasks along, and never
-// before; with a connection the server is always asked first.
-const CACHE = "rankloop-pack";
+// before; with a connection the server is always asked first. One person's pages are kept at most: those of others go when
+// somebody signs in (app.js).
 const RANK = /^\/projects\/[^/]+\/rank$/;
 
 self.addEventListener("install", () => self.skipWaiting());
@@ -15,7 +15,7 @@ self.addEventListener("fetch", (event) => {
 });
 
 async function kept(address) {
-  const found = await (await caches.open(CACHE)).match(address);
+  const found = await caches.match(address);
   if (!found) throw new TypeError("not kept");
   return found;
 }

@@ -32,4 +32,3 @@ export const put = (name, row) => run(name, "readwrite", (store) => store.put(ro
 export const get = (name, lease) => run(name, "readonly", (store) => store.get(lease), (map) => map.get(lease));
 export const all = (name) => run(name, "readonly", (store) => store.getAll(), (map) => [...map.values()]);
 export const remove = (name, lease) => run(name, "readwrite", (store) => store.delete(lease), (map) => { map.delete(lease); });
-export const clear = (name) => run(name, "readwrite", (store) => store.clear(), (map) => { map.clear(); });

@@ -1,14 +1,22 @@
 // A pack: tasks that were taken along, to be ranked without a connection. It belongs to one person and lasts 12 hours.
-import { fill, form, store, words } from "./page.js";
+import { fillCount, form, store, words } from "./page.js";
 import * as device from "./device.js";
+import { forgetOthers } from "./leaving.js";
 
-const CACHE = "rankloop-pack";
+const cacheName = () => `rankloop-pack-${form.dataset.person}`;
 const dialog = document.getElementById("offline");
 
 export function listen() {
   if (!dialog) return;
   dialog.querySelector("form").addEventListener("submit", take);
   show();
+  comeBack();
+}
+
+// Somebody else was signed in here meanwhile: the tasks of one's pack are still there, the pages are fetched again.
+async function comeBack() {
+  if (isFromDevice() || !("caches" in window) || !(await left()).length || (await caches.has(cacheName()))) return;
+  await prepare().catch(() => { /* no connection: the tasks are ranked without a new page */ });
 }
 
 const isMine = (row) => row.person === form.dataset.person && row.project === form.dataset.project;
@@ -50,7 +58,7 @@ async function take(event) {
 
 async function keep({ pages, expires_at: until }) {
   const { person, project } = form.dataset;
-  await device.clear("pack");
+  for (const row of (await device.all("pack")).filter((row) => row.person === person)) await device.remove("pack", row.lease);
   for (const [position, { lease_id: lease, html }] of pages.entries()) {
     await device.put("pack", { lease, html, position, person, project, expiresAt: Date.parse(until), isDone: false });
   }
@@ -59,17 +67,27 @@ async function keep({ pages, expires_at: until }) {
 // So that a reload without a connection finds the page and all its files.
 async function prepare() {
   await navigator.serviceWorker.register("/service-worker.js");
-  const cache = await caches.open(CACHE);
+  await forgetOthers(form.dataset.person);
+  const cache = await caches.open(cacheName());
   const files = performance.getEntriesByType("resource").map(({ name }) => name).filter((name) => new URL(name).pathname.startsWith("/static/"));
-  await cache.addAll([...new Set(files), location.pathname]);
+  const hasFormulas = (await left()).some(({ html }) => html.includes('<code class="math">'));
+  await cache.addAll([...new Set([...files, ...(hasFormulas ? await formulaFiles() : [])]), form.dataset.nextUrl]);
   await navigator.serviceWorker.ready;
+}
+
+// What draws formulas, with all its fonts: which of them a formula needs is known only when it is drawn.
+async function formulaFiles() {
+  const sheet = new URL("../vendor/katex/katex.min.css", import.meta.url);
+  const css = await (await fetch(sheet)).text();
+  const fonts = [...css.matchAll(/url\(["']?([^)"']+\.woff2)/g)].map(([, name]) => new URL(name, sheet).href);
+  return [new URL("../prose.js", import.meta.url).href, sheet.href, new URL("katex.min.js", sheet).href, ...fonts];
 }
 
 async function show() {
   const tasks = await left();
   if (!tasks.length) store.remove("rankloop-pack");
   const time = tasks.length ? new Date(tasks[0].expiresAt).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) : "";
-  tell(tasks.length ? fill(words.packed, { n: tasks.length, time }) : "");
+  tell(tasks.length ? fillCount(words.packed, { n: tasks.length, time }) : "");
 }
 
 function tell(message) {

@@ -21,6 +21,9 @@ export const letterOf = (id) => cardOf(id).dataset.letter;
 export const namesOf = (ids) => ids.map(letterOf).join(", ");
 export const fill = (text, values) => text.replace(/\{(\w+)\}/g, (gap, name) => values[name] ?? gap);
 
+// One and many, as English and Chinese need them.
+export const fillCount = ([one, many], values) => fill(values.n === 1 ? one : many, values);
+
 // A screen reader speaks only what has changed: the same sentence twice differs by a space that nobody hears.
 export function say(message) {
   status.textContent = status.textContent === message ? message + "\u00a0" : message;

@@ -1,5 +1,5 @@
 // Submitting: the ranking is laid on the device, the next task comes into view at once, and the sending goes on behind it.
-import { fill, form, note, savedNote, say, strip, submitButton, words } from "./page.js";
+import { fill, fillCount, form, note, savedNote, say, strip, submitButton, words } from "./page.js";
 import * as ahead from "./ahead.js";
 import * as clock from "./clock.js";
 import * as drafts from "./drafts.js";
@@ -114,7 +114,7 @@ async function stored({ lease }) {
 
 async function tellWaiting(kind, values) {
   const { length: num } = await outbox.waiting();
-  note.textContent = fill(words[kind === "busy" ? "refused" : kind], { ...values, num });
+  note.textContent = kind === "stranger" ? fillCount(words.stranger, { n: num }) : fill(words[kind === "busy" ? "refused" : kind], values);
   savedNote.textContent = fill(words.waiting, { num });
 }
 

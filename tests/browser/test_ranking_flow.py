@@ -192,7 +192,7 @@ async def test_what_waits_is_never_sent_as_somebody_elses(open_page: OpenPage, s
         bo = await make_user(session, name="Bo")
     await site.server.sign_in(page.context, bo)
     await page.context.set_offline(False)
-    await expect(page.locator(".strip .note")).to_contain_text("1 rankings wait on this device")
+    await expect(page.locator(".strip .note")).to_contain_text("1 ranking waits on this device")
     other = await page.context.new_page()
     await open_rank(other, site)
     assert (await num_waiting(other), await site.rankings()) == (1, [])
@@ -280,6 +280,56 @@ async def test_20_rankings_made_offline_arrive_exactly_once(open_page: OpenPage,
     assert await num_waiting(page) == 0
 
 
+async def kept(page: Page, address: str, is_kept: bool) -> None:
+    """Wait until a page is kept on the device, or no more."""
+    for _ in range(100):
+        if await page.evaluate("async (address) => !!(await caches.match(address))", address) == is_kept:
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail(f"{address} is {'not ' if is_kept else ''}kept")
+
+
+async def test_nobody_sees_what_another_took_along(open_page: OpenPage, site: Site) -> None:
+    """Ada's session ends by itself, and Bo signs in on her device: her pages go, her tasks wait for her."""
+    page = await open_page(site.annotator)
+    await open_rank(page, site)
+    await take_pack(page, 2)
+    lease = await lease_of(page)
+    async with site.server.sessions.begin() as session:
+        bo = await make_user(session, name="Bo")
+    await site.server.sign_in(page.context, bo)
+    await page.goto("/")
+    await kept(page, site.address, False)
+    await page.context.set_offline(True)
+    with pytest.raises(Error, match="ERR_"):
+        await page.goto(site.address)
+    await page.context.set_offline(False)
+    await site.server.sign_in(page.context, site.annotator)
+    await page.goto(site.address)
+    await kept(page, site.address, True)
+    await page.context.set_offline(True)
+    await page.goto(site.address)
+    assert await lease_of(page) == lease
+
+
+async def test_formulas_of_a_pack_are_drawn_offline(open_page: OpenPage, site: Site) -> None:
+    turn = {"role": "user", "content": r"What is $\sum_i x_i^2$?"}
+    async with site.server.sessions.begin() as session:
+        await make_task(session, await make_prompt(session, site.project, messages=[turn]), k=3)
+    page = await open_page(site.annotator)
+    await open_rank(page, site)
+    await take_pack(page, 4)
+    await page.context.set_offline(True)
+    while not await page.locator(".prompt .formula, .prompt code").count():
+        lease = await lease_of(page)
+        await press(page)
+        await shown_after(page, lease)
+    await expect(page.locator(".prompt .katex")).to_be_visible()
+    states = "async () => (await document.fonts.ready, [...document.fonts].map(({ status }) => status))"
+    found = await page.evaluate(states)
+    assert ("loaded" in found, "error" in found) == (True, False)
+
+
 # A change of mind, and leaving
 
 
@@ -321,7 +371,7 @@ async def test_who_signs_out_leaves_nothing_and_is_asked_about_what_waits(open_p
     assert await num_waiting(page) == 1
     await page.get_by_role("button", name="Sign out").click()
     await page.wait_for_url("**/sign-in")
-    assert asked == ["1 rankings on this device were not sent yet. Sign out, and drop them?"] * 2
+    assert asked == ["1 ranking on this device was not sent yet. Sign out, and drop it?"] * 2
     names = "[...Object.keys(localStorage), ...(await caches.keys())]"
     kept = f"async () => {names}.filter((name) => /draft|how|pack/.test(name))"
     assert await page.evaluate(kept) == []
