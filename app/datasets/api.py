@@ -26,6 +26,12 @@ from app.web import SessionDep, stream
 router = APIRouter(tags=["datasets"])
 
 
+class MarkdownResponse(PlainTextResponse):
+    """Markdown, as the OpenAPI document names it."""
+
+    media_type = "text/markdown"
+
+
 @router.get("/datasets")
 async def list_datasets(
     project_id: str,
@@ -122,12 +128,12 @@ async def get_card(dataset_id: uuid.UUID, caller: ReadCaller, session: SessionDe
     return service.card_of(dataset, await get_project(session, dataset.project_id))
 
 
-@router.get("/datasets/{dataset_id}/card.md", response_class=PlainTextResponse)
-async def get_card_markdown(dataset_id: uuid.UUID, caller: ReadCaller, session: SessionDep) -> PlainTextResponse:
+@router.get("/datasets/{dataset_id}/card.md", response_class=MarkdownResponse)
+async def get_card_markdown(dataset_id: uuid.UUID, caller: ReadCaller, session: SessionDep) -> MarkdownResponse:
     """The card as Markdown, as it stands in an exported folder."""
     dataset = await reachable(session, dataset_id, caller)
     card = service.card_of(dataset, await get_project(session, dataset.project_id))
-    return PlainTextResponse(card_markdown(card, service.splits_of(dataset)), media_type="text/markdown")
+    return MarkdownResponse(card_markdown(card, service.splits_of(dataset)))
 
 
 async def reachable(session: AsyncSession, dataset_id: uuid.UUID, caller: ApiCaller) -> Dataset:
