@@ -142,7 +142,8 @@ async def test_an_overloaded_server_gets_the_ranking_once_it_can(open_page: Open
         await page.keyboard.press(key)
     await expect(page.locator(".strip .note")).to_contain_text("(503)")
     await expect(page.locator(".bar")).to_contain_text("1 done today", timeout=20_000)
-    assert len(tries) == 3
+    # A slow machine may send a fourth before it has heard of the third: the same bytes, and still one ranking.
+    assert len(tries) >= 3
     assert len(set(tries)) == 1
     async with live_server.sessions() as session:
         assert await session.scalar(select(func.count()).select_from(Ranking)) == 1
