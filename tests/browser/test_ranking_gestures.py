@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from app.accounts.models import User
 from app.rankings.models import Ranking
-from tests.browser.conftest import PHONE, LiveServer, OpenPage
+from tests.browser.conftest import PHONE, LiveServer, OpenPage, nothing_waits
 from tests.factories import make_project, make_prompt, make_task, make_user
 
 pytestmark = [pytest.mark.browser, pytest.mark.real_commits]
@@ -142,6 +142,7 @@ async def test_an_overloaded_server_gets_the_ranking_once_it_can(open_page: Open
         await page.keyboard.press(key)
     await expect(page.locator(".strip .note")).to_contain_text("(503)")
     await expect(page.locator(".bar")).to_contain_text("1 done today", timeout=20_000)
+    await nothing_waits(page)
     # A slow machine may send a fourth before it has heard of the third: the same bytes, and still one ranking.
     assert len(tries) >= 3
     assert len(set(tries)) == 1
