@@ -4,42 +4,68 @@ const note = document.querySelector(".saved");
 const key = "rankloop-writing-" + form.dataset.autosave;
 const WAIT_MILLISECONDS = 1200;
 let timer = 0;
+let savedAt = form.dataset.savedAt;
+let saving = null;
 
 // A browser may forbid storage: then nothing is kept on the device, and all else works.
 const store = (act) => { try { return act(localStorage); } catch { return null; } };
 const fields = () => [...form.querySelectorAll("textarea, input[name], select")];
 const content = () => JSON.stringify(fields().map(({ name, value }) => [name, value]));
 
-async function save() {
-  const kept = content();
-  try {
-    const body = new URLSearchParams(new FormData(form));
-    body.set("action", "save");
-    const answer = await fetch(form.getAttribute("action"), { method: "POST", body, headers: { Accept: "application/json" }, keepalive: kept.length < 60000 });
-    if (!answer.ok) throw new Error(answer.status);
-    if (content() === kept) store((device) => device.removeItem(key));
-    note.textContent = note.dataset.saved;
-  } catch {
-    note.textContent = note.dataset.lost;
+// The copy stays until a page shows that the server has what it holds: a page that is on its way while a save is
+// answered may still hold the older text. `heard` is when the server saved this very text, `sentAfter` the save that
+// the page knew when the form was sent; without them nobody has heard of it.
+const keep = (mark) => store((device) => device.setItem(key, JSON.stringify({ text: content(), ...mark })));
+const isHeardBy = (page, { heard, sentAfter }) => (heard ? page >= heard : sentAfter !== undefined && page > sentAfter);
+
+// One save at a time, so that an older one never overtakes a newer one.
+function save() {
+  clearTimeout(timer);
+  saving ??= saveAll().finally(() => { saving = null; });
+  return saving;
+}
+
+async function saveAll() {
+  for (let text = null; text !== content();) {
+    text = content();
+    try {
+      savedAt = await send(text.length);
+    } catch {
+      note.textContent = note.dataset.lost;
+      return;
+    }
+    if (text === content()) keep({ heard: savedAt });
   }
+  note.textContent = note.dataset.saved;
+}
+
+async function send(length) {
+  const body = new URLSearchParams(new FormData(form));
+  body.set("action", "save");
+  const headers = { Accept: "application/json" };
+  const answer = await fetch(form.getAttribute("action"), { method: "POST", body, headers, keepalive: length < 60000 });
+  if (!answer.ok) throw new Error(answer.status);
+  return (await answer.json()).saved_at;
 }
 
 form.addEventListener("input", () => {
-  store((device) => device.setItem(key, content()));
+  keep({});
   clearTimeout(timer);
   timer = setTimeout(save, WAIT_MILLISECONDS);
 });
 form.addEventListener("submit", () => {
   clearTimeout(timer);
-  store((device) => device.removeItem(key));
+  keep({ sentAfter: savedAt });
 });
-window.addEventListener("online", () => store((device) => device.getItem(key)) && save());
 
 const kept = JSON.parse(store((device) => device.getItem(key)) ?? "null");
-if (kept && !document.querySelector("[data-focus]")) {
-  for (const [name, value] of kept) {
+if (kept?.text && !isHeardBy(savedAt, kept)) {
+  for (const [name, value] of JSON.parse(kept.text)) {
     const field = form.elements.namedItem(name);
     if (field && "value" in field) field.value = value;
   }
   save();
+} else {
+  store((device) => device.removeItem(key));
 }
+window.addEventListener("online", () => store((device) => device.getItem(key)) && save());

@@ -115,7 +115,8 @@ def judge(job: Job, num: int, *, is_stopping: bool) -> tuple[Json, list[str]]:
         return first["result"], first["artifacts"]
     if is_stopping:
         raise RunCancelled
-    for rank, code in sorted(_read(job.folder / DEATHS).items()):
+    # In the order in which they died: whom torchrun stops because another is gone comes later.
+    for rank, code in _read(job.folder / DEATHS).items():
         if code < 0:
             raise TeamBroke(f"Process {int(rank) + 1} of {num} was killed by {_name_of(-code)}.")
     # One failure makes the others fail, too, as their partner is gone: the first one is the cause.

@@ -6,9 +6,8 @@ import uuid
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from sqlalchemy.ext.asyncio import AsyncSession
-from starlette import status
 
 from app.accounts.guards import AccessDep, Annotator, Reviewer
 from app.accounts.models import Scope, User
@@ -110,7 +109,7 @@ async def change(
     except Invalid as error:
         return await render_one(request, session, writing, user, access, body=body, error=error)
     if "application/json" in request.headers.get("accept", ""):
-        return Response(status_code=status.HTTP_204_NO_CONTENT)
+        return JSONResponse({"saved_at": service.saved_at_of(writing)})
     project = await get_project(session, writing.project_id)
     stays = action in {"save", "take-back"} or action.startswith("pair:")
     return see_other(f"/writings/{writing.id}" if stays else f"/projects/{project.slug}/writing")
@@ -192,6 +191,7 @@ async def render_one(
         project=project,
         view=await service.view_of(session, writing),
         body=body if body is not None else writing.body,
+        saved_at=service.saved_at_of(writing),
         can_edit=is_author and writing.state in service.EDITABLE,
         can_review=is_reviewer and is_in_review and (not is_author or project.allows_self_review),
         is_author=is_author,

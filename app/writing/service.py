@@ -179,6 +179,11 @@ async def save(session: AsyncSession, *, writing: Writing, author: User, body: M
     await session.flush()
 
 
+def saved_at_of(writing: Writing) -> str:
+    """When it was last saved, in a form whose order as text is that of time; empty before the first time."""
+    return writing.saved_at.astimezone(UTC).isoformat(timespec="microseconds") if writing.saved_at else ""
+
+
 async def submit(session: AsyncSession, *, writing: Writing, author: User, body: Mapping[str, Any]) -> None:
     """Send it for review. What can't be sent is kept as a draft all the same.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 from sqlalchemy import select
 
 from app.accounts.models import Role
@@ -49,3 +50,41 @@ async def test_an_ideal_answer_from_the_first_word_to_the_demonstration(
     async with live_server.sessions() as session:
         found = (await session.scalars(select(Completion))).one()
     assert (found.text, found.is_demonstration) == ("Gravity pulls things together.", True)
+
+
+async def test_a_page_older_than_the_save_it_crossed_shows_the_last_words(
+    live_server: LiveServer, open_page: OpenPage
+) -> None:
+    """The page is asked for, then the draft is saved, then the page arrives with the older text."""
+    async with live_server.sessions.begin() as session:
+        project = await make_project(session, slug="tone", writes_demonstrations=True)
+        await make_prompt(session, project)
+        author = await make_user(session)
+    page = await open_page(author)
+    await page.goto("/projects/tone/writing")
+    await page.get_by_role("button", name="Write an answer").click()
+    field = page.get_by_role("textbox", name="Ideal answer")
+    asked, saved = asyncio.Event(), asyncio.Event()
+
+    async def cross(route: Route) -> None:
+        if route.request.method == "POST":
+            await asked.wait()
+            await route.fulfill(response=await route.fetch())
+            saved.set()
+        else:
+            older = await route.fetch()
+            asked.set()
+            await saved.wait()
+            await route.fulfill(response=older)
+
+    await field.fill("Gravity pulls.")
+    await page.route("**/writings/*", cross)
+    async with page.expect_request(lambda request: request.method == "POST"):
+        pass
+    await page.reload()
+    await page.unroute("**/writings/*")
+    await expect(field).to_have_value("Gravity pulls.")
+    await expect(page.locator(".saved")).to_have_text("Draft saved")
+    await page.reload()
+    await expect(field).to_have_value("Gravity pulls.")
+    assert await page.evaluate("Object.keys(localStorage).filter((key) => key.includes('writing'))") == []

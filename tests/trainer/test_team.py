@@ -48,6 +48,11 @@ def test_who_was_killed_is_the_cause_and_not_who_missed_it(tmp_path: Path) -> No
         outcome(tmp_path, GONE, None, rank0=1, rank1=-9)
 
 
+def test_who_died_first_is_the_cause_and_not_whom_torchrun_stopped_then(tmp_path: Path) -> None:
+    with pytest.raises(TeamBroke, match=r"Process 2 of 2 was killed by SIGKILL\."):
+        outcome(tmp_path, GONE, None, rank1=-9, rank0=-15)
+
+
 def test_a_run_that_was_taken_away_is_left(tmp_path: Path) -> None:
     with pytest.raises(TeamBroke, match="another worker"):
         outcome(tmp_path, {"how": "left", "cause": "This run was given to another worker."}, GONE)
