@@ -29,10 +29,9 @@ from app.datasets import api as datasets_api
 from app.datasets import pages as datasets_pages
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable
-from app.loop import alternatives, external
 from app.loop import api as loop_api
 from app.loop import pages as loop_pages
-from app.loop import service as loop
+from app.loop import subscriptions
 from app.projects import api as projects_api
 from app.projects import pages as projects_pages
 from app.prompts import api as prompts_api
@@ -141,10 +140,8 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
         app.add_middleware(RateLimits, path=API, per_minute=settings.api_requests_per_minute)
     app.add_middleware(SameOrigin)
     app.add_middleware(SecurityHeaders)
-    loop.subscribe()
+    subscriptions.subscribe()
     webhooks.subscribe()
-    alternatives.subscribe()
-    external.subscribe()
     return app
 
 

@@ -29,7 +29,7 @@ from app.accounts.models import Scope
 from app.config import Settings, address_file
 from app.db import check_connection, make_engine, standalone_session
 from app.embedded import EmbeddedPostgres, EmbeddedPostgresError
-from app.loop import service as loop
+from app.loop import subscriptions
 from app.loop.demo import ensure_demo
 from app.migrate import upgrade
 from app.processes import die_with_parent
@@ -247,7 +247,7 @@ class Supervisor:
 
     async def _prepare(self) -> str:
         """What a new database needs: an admin, the demo. Answers the workers' token, a new one at each start."""
-        loop.subscribe()
+        subscriptions.subscribe()
         async with standalone_session(self.settings.require_database_url()) as session:
             admin = await accounts.ensure_admin(session)
             await accounts.revoke_tokens_named(session, name=NAME_OF_WORKER_TOKEN)

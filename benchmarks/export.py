@@ -44,7 +44,7 @@ from app.accounts.models import Role, Scope
 from app.datasets.service import freeze
 from app.db import standalone_session
 from app.embedded import EmbeddedPostgres
-from app.loop import service as loop
+from app.loop import subscriptions
 from app.migrate import upgrade
 from app.projects.models import Project
 from app.projects.service import create_project
@@ -281,7 +281,7 @@ def give_work(bench: Bench, num_tasks: int) -> None:
 
 async def prepare(database: str) -> tuple[Project, str, list[str]]:
     """Project, with its first round, and people."""
-    loop.subscribe()
+    subscriptions.subscribe()
     async with standalone_session(database) as session:
         project = await create_project(session, name="Bench", slug="bench", model_alias="pocket")
         return (project, *await make_people(session))

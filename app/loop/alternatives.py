@@ -17,8 +17,7 @@ from app.corpora import service as corpora
 from app.corpora.models import CorpusKind
 from app.datasets import service as datasets
 from app.errors import Invalid
-from app.events import events
-from app.loop.service import require_pairs
+from app.loop.training import require_pairs
 from app.projects.models import Project
 from app.prompts import service as prompts
 from app.prompts.models import Split
@@ -31,11 +30,6 @@ from app.runs.service import RunFinished
 ALTERNATIVES = (RunKind.SFT, RunKind.DPO, RunKind.BEST_OF_N, RunKind.STAR)
 # Those that learn from the policy's own answers begin where it stands; the others begin at the project's version 1.
 FROM_LIVE = (RunKind.BEST_OF_N, RunKind.STAR)
-
-
-def subscribe() -> None:
-    """Hear what the queue publishes."""
-    events.subscribe(RunFinished, run_finished)
 
 
 async def start(

@@ -12,7 +12,7 @@ from starlette import status
 from app.accounts.guards import AdminCaller, ReadCaller, WriteCaller
 from app.datasets import service as datasets
 from app.idempotency import idempotent
-from app.loop import alternatives, external, service
+from app.loop import alternatives, external, forecast, sampling, service, training
 from app.loop.schemas import PlanOut, RoundOut
 from app.projects.guards import ApiProject
 from app.projects.service import get_project
@@ -69,7 +69,7 @@ class PromoteIn(BaseModel):
 @idempotent()
 async def sample(project: ApiProject, caller: WriteCaller, session: SessionDep, settings: SettingsDep) -> RunOut:
     """Draw answers of the round's policy to every prompt that has none in this round."""
-    run = await service.start_sampling(
+    run = await sampling.start_sampling(
         session, project=project, actor_id=caller.user.id, max_queued=settings.max_queued_runs
     )
     return RunOut.model_validate(run)
@@ -79,7 +79,7 @@ async def sample(project: ApiProject, caller: WriteCaller, session: SessionDep, 
 @idempotent()
 async def train(project: ApiProject, caller: WriteCaller, session: SessionDep, settings: SettingsDep) -> RunOut:
     """Freeze the rankings, train a reward model on them, then improve the policy against it."""
-    run = await service.start_training(
+    run = await training.start_training(
         session, project=project, actor_id=caller.user.id, max_queued=settings.max_queued_runs
     )
     return RunOut.model_validate(run)
@@ -128,7 +128,7 @@ async def begin_version(project: ApiProject, body: ExternalIn, caller: WriteCall
 @router.get("/projects/{project_id}/plan")
 async def plan(project: ApiProject, caller: ReadCaller, session: SessionDep) -> PlanOut:
     """What `train` would do now, and how long that will take."""
-    return PlanOut.model_validate(await service.plan_training(session, project))
+    return PlanOut.model_validate(await forecast.plan_training(session, project))
 
 
 @router.get("/projects/{project_id}/rounds")
@@ -146,7 +146,7 @@ async def evaluate(
     now = await service.current_round(session, project)
     version = await registry.get_version(session, body.version_id or now.policy_version_id)
     caller.require_project(version.project_id)
-    run = await service.start_evaluation(
+    run = await sampling.start_evaluation(
         session, project=project, policy=version, actor_id=caller.user.id, max_queued=settings.max_queued_runs
     )
     return RunOut.model_validate(run)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.loop import service
+from app.loop import sampling
 from app.ndjson import read_lines
 from app.projects.models import Project
 from app.projects.service import create_project, list_projects
@@ -44,7 +44,7 @@ async def ensure_demo(session: AsyncSession) -> Project | None:
     content = PROMPTS.read_bytes()
     lines = read_lines(one_chunk(content), max_bytes=len(content))
     await prompts.import_prompts(session, lines, project=project)
-    await service.start_sampling(session, project=project)
+    await sampling.start_sampling(session, project=project)
     return project
 
 

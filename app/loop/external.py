@@ -18,7 +18,6 @@ from app.accounts.service import audit
 from app.datasets import service as datasets
 from app.datasets.models import Dataset
 from app.errors import Invalid
-from app.events import events
 from app.projects.models import Project
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
@@ -28,11 +27,6 @@ from app.runs.service import RunFinished
 
 # Between two signs of life: chunks and heartbeats. Weights of many gigabytes come over a slow line.
 LEASE = timedelta(hours=1)
-
-
-def subscribe() -> None:
-    """Hear what the queue publishes."""
-    events.subscribe(RunFinished, run_finished)
 
 
 async def begin(

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
 from app.datasets import service as datasets
-from app.loop import service
+from app.loop import forecast, sampling, service, training
 from app.loop.models import Round
 from app.plots import Lineage, Node, lineage_layout, metric_plots
 from app.projects.models import Project
@@ -60,9 +60,9 @@ def is_open(run: Run) -> bool:
 
 async def train_button(session: AsyncSession, project: Project, words: Words) -> dict[str, Any]:
     """Whether *Train* can be pressed, and if not, why."""
-    plan = await service.plan_training(session, project)
+    plan = await forecast.plan_training(session, project)
     reason = ""
-    if await service.training_run(session, project.id) is not None:
+    if await training.training_run(session, project.id) is not None:
         reason = words["_"]("Training is under way.")
     elif plan.num_rankings == 0:
         reason = words["_"]("Rank some tasks first: there is nothing to learn from yet.")
@@ -113,7 +113,7 @@ async def sampled_step(session: AsyncSession, now: Round, base: str, words: Word
     title = words["_"]("Sampled")
     if now.sample_run_id is None:
         return step(title, words["_"]("not yet"), f"{base}/prompts")
-    done, total = await service.num_sampled_prompts(session, now.sample_run_id)
+    done, total = await sampling.num_sampled_prompts(session, now.sample_run_id)
     note = words["_"]("{done} of {total} prompts", done=words["number"](done), total=words["number"](total))
     return step(title, note, f"{base}/runs/{now.sample_run_id}", done, total)
 
@@ -162,7 +162,7 @@ async def figures(session: AsyncSession, *, project: Project, words: Words) -> l
     """What was measured so far, each with its interval or with what it stands on."""
     shown = []
     num_rankings = await rankings.count_rankings(session, project.id)
-    num_new = await service.num_new_rankings(session, project.id)
+    num_new = await training.num_new_rankings(session, project.id)
     shown.append(
         figure(
             words["_"]("Rankings"),

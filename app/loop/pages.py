@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.guards import Access, AccessDep, Admin, Trainer
 from app.accounts.models import Scope
 from app.errors import RankloopError
-from app.loop import alternatives, overview, service
+from app.loop import alternatives, overview, sampling, service, training
 from app.plots import metric_plots
 from app.projects.guards import PageProject
 from app.projects.models import Project
@@ -57,14 +57,14 @@ async def show_project(request: Request, project: PageProject, user: Trainer, se
 @router.post("/projects/{slug}/sample")
 async def sample(project: PageProject, user: Trainer, session: SessionDep, settings: SettingsDep) -> RedirectResponse:
     """Draw answers for the current round."""
-    run = await service.start_sampling(session, project=project, actor_id=user.id, max_queued=settings.max_queued_runs)
+    run = await sampling.start_sampling(session, project=project, actor_id=user.id, max_queued=settings.max_queued_runs)
     return see_other(f"/projects/{project.slug}/runs/{run.id}")
 
 
 @router.post("/projects/{slug}/train")
 async def train(project: PageProject, user: Trainer, session: SessionDep, settings: SettingsDep) -> RedirectResponse:
     """Train the reward model, then the policy."""
-    run = await service.start_training(session, project=project, actor_id=user.id, max_queued=settings.max_queued_runs)
+    run = await training.start_training(session, project=project, actor_id=user.id, max_queued=settings.max_queued_runs)
     return see_other(f"/projects/{project.slug}/runs/{run.id}")
 
 

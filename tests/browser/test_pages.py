@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, User
 from app.accounts.service import create_sign_in_link, create_token
-from app.loop import service as loop
+from app.loop import training
 from app.prompts.models import Split
 from app.quality.models import Review
 from app.rankings.models import Ranking
@@ -64,7 +64,7 @@ async def site(live_server: LiveServer) -> Site:
         turned = Loop(session, project, admin, token)
         await turned.sample()
         await turned.rank_all()
-        await loop.start_training(session, project=project)
+        await training.start_training(session, project=project)
         for result in (REWARD_RESULT, PPO_RESULT):
             run = await turned.claim()
             await runs.add_metrics(session, run, points=CURVES)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import ApiToken, Role, User
 from app.accounts.service import create_token
-from app.loop import service as loop
+from app.loop import sampling, subscriptions
 from app.projects.models import Project
 from app.prompts import service as prompts
 from app.prompts.lines import CompletionIn
@@ -73,7 +73,7 @@ class Loop:
 
     async def sample(self) -> Run:
         """Start sampling, and play the worker to its end."""
-        await loop.start_sampling(self.session, project=self.project)
+        await sampling.start_sampling(self.session, project=self.project)
         return await self.work_off_sampling()
 
     async def work_off_sampling(self) -> Run:
@@ -104,7 +104,7 @@ class Loop:
 @pytest.fixture
 async def turned(session: AsyncSession) -> Loop:
     """A project with four training prompts, two for validation and one for testing."""
-    loop.subscribe()
+    subscriptions.subscribe()
     project = await make_project(session, k=3)
     for split, count in ((Split.TRAIN, 4), (Split.VALIDATION, 2), (Split.TEST, 1)):
         for _ in range(count):

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import select
 
 from app.errors import RankloopError
-from app.loop import alternatives
+from app.loop import alternatives, subscriptions, training
 from app.loop import service as loop
 from app.prompts.models import RunPrompt, Split
 from app.registry import service as registry
@@ -20,7 +20,7 @@ from tests.factories import make_completion, make_prompt
 
 @pytest.fixture(autouse=True)
 def subscribed() -> None:
-    alternatives.subscribe()
+    subscriptions.subscribe()
 
 
 async def test_sft_learns_from_every_corpus_and_the_newest_demonstrations(turned: Loop) -> None:
@@ -59,7 +59,7 @@ async def test_best_of_n_needs_a_reward_model_and_names_it_in_the_version(turned
         await alternatives.start(session, project=project, kind=RunKind.BEST_OF_N)
     await turned.sample()
     await turned.rank_all()
-    await loop.start_training(session, project=project)
+    await training.start_training(session, project=project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
     await alternatives.start(session, project=project, kind=RunKind.BEST_OF_N)
     run = next(run for run in [await turned.claim(), await turned.claim()] if run.kind == RunKind.BEST_OF_N)
@@ -110,7 +110,7 @@ async def test_without_anything_to_learn_from_it_says_what_to_bring(turned: Loop
 async def test_a_run_begins_with_a_policy_of_its_own_project(turned: Loop) -> None:
     await turned.sample()
     await turned.rank_all()
-    await loop.start_training(turned.session, project=turned.project)
+    await training.start_training(turned.session, project=turned.project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
     reward = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.REWARD)
     with pytest.raises(RankloopError, match="must be a policy of this project"):

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.datasets.models import DatasetRow
 from app.errors import RankloopError
+from app.loop import forecast, sampling, training
 from app.loop import service as loop
 from app.prompts.models import Prompt, RunPrompt, Split
 from app.registry import service as registry
@@ -36,7 +37,7 @@ async def tasks_of(turned: Loop) -> Sequence[Task]:
 async def whole_round(turned: Loop) -> None:
     await turned.sample()
     await turned.rank_all()
-    await loop.start_training(turned.session, project=turned.project)
+    await training.start_training(turned.session, project=turned.project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
     await turned.finish(await turned.claim(), PPO_RESULT)
 
@@ -48,7 +49,7 @@ async def test_a_new_project_begins_with_its_model(turned: Loop) -> None:
 
 
 async def test_tasks_appear_as_answers_come_in(turned: Loop) -> None:
-    await loop.start_sampling(turned.session, project=turned.project)
+    await sampling.start_sampling(turned.session, project=turned.project)
     run = await turned.claim()
     first = await turned.session.scalar(select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id).limit(1))
     assert first is not None
@@ -57,7 +58,7 @@ async def test_tasks_appear_as_answers_come_in(turned: Loop) -> None:
 
 
 async def test_equal_answers_are_one_and_a_single_one_makes_no_task(turned: Loop) -> None:
-    await loop.start_sampling(turned.session, project=turned.project)
+    await sampling.start_sampling(turned.session, project=turned.project)
     run = await turned.claim()
     ids = (await turned.session.scalars(select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id))).all()
     await turned.answer(run, ids[0], ["same", "same", "same"])
@@ -67,13 +68,13 @@ async def test_equal_answers_are_one_and_a_single_one_makes_no_task(turned: Loop
 
 
 async def test_test_prompts_are_not_sampled_for_ranking(turned: Loop) -> None:
-    run = await loop.start_sampling(turned.session, project=turned.project)
+    run = await sampling.start_sampling(turned.session, project=turned.project)
     assert await splits_of(turned, run) == {Split.TRAIN, Split.VALIDATION}
 
 
 async def test_evaluation_takes_test_prompts_and_makes_no_task(turned: Loop) -> None:
     base = await registry.base_version(turned.session, turned.project.id)
-    await loop.start_evaluation(turned.session, project=turned.project, policy=base)
+    await sampling.start_evaluation(turned.session, project=turned.project, policy=base)
     run = await turned.claim()
     assert await splits_of(turned, run) == {Split.TEST}
     (prompt_id,) = (await turned.session.scalars(select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id))).all()
@@ -83,19 +84,19 @@ async def test_evaluation_takes_test_prompts_and_makes_no_task(turned: Loop) -> 
 
 async def test_sampling_again_takes_only_what_has_no_task(turned: Loop) -> None:
     await turned.sample()
-    with pytest.raises(loop.NothingToSample):
-        await loop.start_sampling(turned.session, project=turned.project)
+    with pytest.raises(sampling.NothingToSample):
+        await sampling.start_sampling(turned.session, project=turned.project)
 
 
 async def test_one_sampling_at_a_time(turned: Loop) -> None:
-    await loop.start_sampling(turned.session, project=turned.project)
-    with pytest.raises(loop.SamplingUnderWay):
-        await loop.start_sampling(turned.session, project=turned.project)
+    await sampling.start_sampling(turned.session, project=turned.project)
+    with pytest.raises(sampling.SamplingUnderWay):
+        await sampling.start_sampling(turned.session, project=turned.project)
 
 
 async def test_training_needs_a_ranking(turned: Loop) -> None:
     with pytest.raises(RankloopError, match=r"Rank some tasks first"):
-        await loop.start_training(turned.session, project=turned.project)
+        await training.start_training(turned.session, project=turned.project)
 
 
 async def test_pretraining_text_goes_along_where_it_is_switched_on(turned: Loop) -> None:
@@ -104,9 +105,9 @@ async def test_pretraining_text_goes_along_where_it_is_switched_on(turned: Loop)
     await turned.sample()
     await turned.rank_all()
     with pytest.raises(RankloopError, match="import a corpus first"):
-        await loop.start_training(session, project=project)
+        await training.start_training(session, project=project)
     await send(session, project, {"text": "Plain."})
-    await loop.start_training(session, project=project)
+    await training.start_training(session, project=project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
     ppo = await turned.claim()
     assert [corpus["kind"] for corpus in ppo.config["corpora"]] == ["text"]
@@ -116,7 +117,7 @@ async def test_without_it_no_text_goes_along(turned: Loop) -> None:
     await send(turned.session, turned.project, {"text": "Plain."})
     await turned.sample()
     await turned.rank_all()
-    await loop.start_training(turned.session, project=turned.project)
+    await training.start_training(turned.session, project=turned.project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
     assert (await turned.claim()).config["corpora"] == []
 
@@ -127,9 +128,9 @@ async def test_a_project_names_the_reward_version_that_watches_ppo(turned: Loop)
     await turned.sample()
     await turned.rank_all()
     with pytest.raises(RankloopError, match=r"training\.ppo\.guard: must be the number of a reward version"):
-        await loop.start_training(session, project=project)
+        await training.start_training(session, project=project)
     project.training = {}
-    await loop.start_training(session, project=project)
+    await training.start_training(session, project=project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
     await turned.finish(await turned.claim(), PPO_RESULT)
     watching = await registry.get_version_by_number(session, project_id=project.id, number=2)
@@ -139,9 +140,9 @@ async def test_a_project_names_the_reward_version_that_watches_ppo(turned: Loop)
     await turned.work_off_sampling()
     await turned.rank_all()
     with pytest.raises(RankloopError, match="must be the number of a reward version"):
-        await loop.start_training(session, project=project)
+        await training.start_training(session, project=project)
     project.training = {"ppo": {"guard": 2, "kl_stop": 12.0}}
-    await loop.start_training(session, project=project)
+    await training.start_training(session, project=project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
     ppo = await turned.claim()
     assert ppo.config["guard"]["version_id"] == str(watching.id)
@@ -152,7 +153,7 @@ async def test_a_project_names_the_reward_version_that_watches_ppo(turned: Loop)
 async def test_a_guard_that_is_gone_from_the_settings_stops_nobody(turned: Loop) -> None:
     await turned.sample()
     await turned.rank_all()
-    await loop.start_training(turned.session, project=turned.project)
+    await training.start_training(turned.session, project=turned.project)
     turned.project.training = {"ppo": {"guard": 99}}
     await turned.finish(await turned.claim(), REWARD_RESULT)
     ppo = await turned.claim()
@@ -164,9 +165,9 @@ async def test_a_guard_that_is_gone_from_the_settings_stops_nobody(turned: Loop)
 async def test_one_training_at_a_time(turned: Loop) -> None:
     await turned.sample()
     await turned.rank_all()
-    await loop.start_training(turned.session, project=turned.project)
-    with pytest.raises(loop.TrainingUnderWay):
-        await loop.start_training(turned.session, project=turned.project)
+    await training.start_training(turned.session, project=turned.project)
+    with pytest.raises(training.TrainingUnderWay):
+        await training.start_training(turned.session, project=turned.project)
 
 
 async def test_a_round_leads_to_the_next(turned: Loop) -> None:
@@ -191,7 +192,7 @@ async def test_the_reward_model_starts_from_sft_and_the_policy_from_the_rounds(t
     base = await registry.base_version(turned.session, turned.project.id)
     policy = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.POLICY)
     assert policy is not None
-    reward_run = await loop.start_training(turned.session, project=turned.project)
+    reward_run = await training.start_training(turned.session, project=turned.project)
     assert reward_run.config["sft"]["version_id"] == str(base.id)
     assert reward_run.config["dataset"]["num_rows"] == 12, "the rankings of both rounds"
     await turned.finish(await turned.claim(), REWARD_RESULT)
@@ -204,7 +205,7 @@ async def test_the_reward_model_starts_from_sft_and_the_policy_from_the_rounds(t
 async def test_a_later_round_draws_with_other_seeds(turned: Loop) -> None:
     first = await turned.sample()
     await turned.rank_all()
-    await loop.start_training(turned.session, project=turned.project)
+    await training.start_training(turned.session, project=turned.project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
     await turned.finish(await turned.claim(), PPO_RESULT)
     second = await turned.claim()
@@ -218,7 +219,7 @@ async def test_the_threshold_starts_one_training(turned: Loop) -> None:
     waiting = (await turned.session.scalars(select(Run).where(Run.state == RunState.QUEUED))).all()
     assert [(run.kind, run.is_triggered) for run in waiting] == [(RunKind.REWARD, True)]
     assert waiting[0].config["dataset"]["num_rows"] == 4
-    assert await loop.num_new_rankings(turned.session, turned.project.id) == 2
+    assert await training.num_new_rankings(turned.session, turned.project.id) == 2
 
 
 async def test_a_ranking_lists_every_version_that_learned_from_it(turned: Loop) -> None:
@@ -233,10 +234,10 @@ async def test_a_ranking_lists_every_version_that_learned_from_it(turned: Loop) 
 async def test_finishing_again_registers_no_second_version(turned: Loop) -> None:
     await turned.sample()
     await turned.rank_all()
-    await loop.start_training(turned.session, project=turned.project)
+    await training.start_training(turned.session, project=turned.project)
     run = await turned.claim()
     await turned.finish(run, REWARD_RESULT)
-    await loop.reward_finished(turned.session, run)
+    await training.reward_finished(turned.session, run)
     assert len(await registry.list_versions(turned.session, turned.project.id)) == 2
 
 
@@ -258,14 +259,14 @@ async def test_promoting_an_older_policy_begins_a_round_with_it(turned: Loop) ->
 
 
 async def test_the_plan_is_measured_on_earlier_runs(turned: Loop) -> None:
-    assert (await loop.plan_training(turned.session, turned.project)).seconds is None
+    assert (await forecast.plan_training(turned.session, turned.project)).seconds is None
     await turned.sample()
     await turned.rank_all()
-    forecast = await loop.plan_training(turned.session, turned.project)
-    assert forecast.num_rankings == forecast.num_new_rankings == 6
-    assert forecast.seconds is not None
-    await loop.start_training(turned.session, project=turned.project)
+    guess = await forecast.plan_training(turned.session, turned.project)
+    assert guess.num_rankings == guess.num_new_rankings == 6
+    assert guess.seconds is not None
+    await training.start_training(turned.session, project=turned.project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
     await turned.finish(await turned.claim(), PPO_RESULT)
-    measured = await loop.plan_training(turned.session, turned.project)
+    measured = await forecast.plan_training(turned.session, turned.project)
     assert (measured.num_new_rankings, measured.seconds) == (0, 12.0 + 30.0)

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from app.accounts.models import User
 from app.db import SessionMaker, make_engine, make_sessionmaker
-from app.loop import service as loop
+from app.loop import subscriptions
 from app.projects.models import Project
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
@@ -26,7 +26,7 @@ NUM = 8
 
 @pytest.fixture
 async def sessions(fresh_database_url: str) -> AsyncIterator[SessionMaker]:
-    loop.subscribe()
+    subscriptions.subscribe()
     engine = make_engine(fresh_database_url, pool_size=NUM)
     yield make_sessionmaker(engine)
     await engine.dispose()

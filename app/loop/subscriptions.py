@@ -1,0 +1,21 @@
+"""What the loop hears of earlier domains, and which of its functions answers."""
+
+from __future__ import annotations
+
+from app.events import events
+from app.loop import alternatives, external, sampling, service, training
+from app.projects.service import ProjectCreated
+from app.prompts.service import CompletionsStored
+from app.rankings.importing import RankingsImported
+from app.rankings.service import RankingStored
+from app.runs.service import RunFinished
+
+
+def subscribe() -> None:
+    """Hear what earlier domains publish."""
+    events.subscribe(ProjectCreated, service.begin)
+    events.subscribe(CompletionsStored, sampling.make_tasks)
+    events.subscribe(RankingStored, training.train_at_threshold)
+    events.subscribe(RankingsImported, training.train_at_threshold)
+    for module in (training, alternatives, external):
+        events.subscribe(RunFinished, module.run_finished)
