@@ -265,8 +265,8 @@ async def test_the_road_of_an_answer_by_plain_forms(client: AsyncClient, session
     assert (await client.get(address)).status_code == 404
     await sign_in(client, session, role=Role.REVIEWER)
     assert address in (await client.get("/projects/tone/writing/review")).text
-    page = await client.post(f"{address}/review", data={"action": "reject", "text": "Fine.", "reason": ""})
-    assert (page.status_code, "Say why" in page.text) == (422, True)
+    rejected = await client.post(f"{address}/review", data={"action": "reject", "text": "Fine.", "reason": ""})
+    assert (rejected.status_code, "Say why" in rejected.text) == (422, True)
     done = await client.post(f"{address}/review", data={"action": "approve", "text": "Fine, thanks."})
     assert done.status_code == 303
     assert (await session.scalars(select(Completion.text))).one() == "Fine, thanks."
