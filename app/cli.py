@@ -30,11 +30,14 @@ tokens = typer.Typer(help="API tokens: make and revoke.", no_args_is_help=True)
 
 def register(cli: typer.Typer) -> None:
     """Add the app's commands to the program."""
+    from app.operations import cli as operations
+
     cli.command()(up)
     cli.command()(serve)
     cli.command()(migrate)
     cli.add_typer(users, name="user")
     cli.add_typer(tokens, name="token")
+    operations.register(cli)
 
 
 def fail(message: object) -> typer.Exit:

@@ -364,6 +364,13 @@ def choose_programs(cluster: Path) -> Programs:
     return found[0]
 
 
+def client_programs(name: str, *, at_least: int) -> Iterator[Path]:
+    """Folders with a program such as `pg_dump`, of this major version or newer; the wheel's come first."""
+    for folder in _program_folders():
+        if (folder / name).exists() and int(_version(folder, name).split(".")[0]) >= at_least:
+            yield folder
+
+
 def _url(socket_folder: Path, database: str) -> str:
     return f"postgresql://postgres@/{quote(database)}?host={quote(str(socket_folder), safe='')}"
 
@@ -382,20 +389,21 @@ def _program_folders() -> Iterator[Path]:
         yield from sorted(
             folders, key=lambda folder: int("0" + folder.parent.name.removeprefix("pginstall")), reverse=True
         )
-    on_path = shutil.which("postgres")
-    if on_path is not None:
-        yield Path(on_path).resolve().parent
+    for program in ("postgres", "pg_dump"):  # a machine with the clients only has no `postgres`
+        on_path = shutil.which(program)
+        if on_path is not None:
+            yield Path(on_path).resolve().parent
     yield from sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name), reverse=True
     )
 
 
-def _version(folder: Path) -> str:
-    """The version of the `postgres` in a folder, such as `18.1`."""
-    answer = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
+def _version(folder: Path, program: str = "postgres") -> str:
+    """The version of a program in a folder, such as `18.1`."""
+    answer = subprocess.run([folder / program, "--version"], capture_output=True, text=True, check=True).stdout
     match = re.search(r"\d+(\.\d+)*", answer)
     if match is None:
-        raise EmbeddedPostgresError(f"{folder / 'postgres'} does not say its version: {answer!r}.")
+        raise EmbeddedPostgresError(f"{folder / program} does not say its version: {answer!r}.")
     return match.group()
 
 

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import smtplib
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.message import EmailMessage
 
 from app.config import Settings
@@ -26,15 +28,26 @@ async def send(settings: Settings, *, to: str, subject: str, text: str) -> None:
 
 
 def _deliver(settings: Settings, message: EmailMessage) -> None:
+    with connect(settings, seconds=SECONDS_TO_ANSWER) as server:
+        server.send_message(message)
+
+
+@contextmanager
+def connect(settings: Settings, *, seconds: float) -> Iterator[smtplib.SMTP]:
+    """The mail server, encrypted and signed in to as the settings say.
+
+    Raises:
+        OSError, SMTPException: it does not answer, or does not let us in.
+    """
     tls = ssl.create_default_context()
     place = (settings.smtp_host, settings.smtp_port)
     if settings.smtp_security == "tls":
-        server: smtplib.SMTP = smtplib.SMTP_SSL(*place, timeout=SECONDS_TO_ANSWER, context=tls)
+        server: smtplib.SMTP = smtplib.SMTP_SSL(*place, timeout=seconds, context=tls)
     else:
-        server = smtplib.SMTP(*place, timeout=SECONDS_TO_ANSWER)
+        server = smtplib.SMTP(*place, timeout=seconds)
     with server:
         if settings.smtp_security == "starttls":
             server.starttls(context=tls)
         if settings.smtp_user:
             server.login(settings.smtp_user, settings.smtp_password)
-        server.send_message(message)
+        yield server

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from app.web import ROOT
 
@@ -19,3 +22,10 @@ def alembic_config(url: str) -> Config:
 def upgrade(url: str, revision: str = "head") -> None:
     """Bring the database at this address to a revision, in one transaction."""
     command.upgrade(alembic_config(url), revision)
+
+
+@cache
+def revisions() -> list[str]:
+    """Every revision that this version knows, newest first."""
+    script = ScriptDirectory.from_config(alembic_config(""))
+    return [step.revision for step in script.walk_revisions()]

@@ -31,6 +31,7 @@ WEB = {"fastapi", "starlette", "jinja2"}
 TORCH = {"torch", "transformers", "peft", "safetensors", "accelerate", "gguf"}
 # These put the domains together: the app itself, its commands, migrations and what `rankloop up` does.
 ASSEMBLY = {"app.main", "app.cli", "app.tables", "app.migrate", "app.reach", "app.supervisor", "app.serve", "app.demo"}
+ASSEMBLY |= {"app.operations"}
 
 
 def python_files(folder: str) -> list[Path]:
