@@ -142,8 +142,8 @@ async def session(sessionmaker: SessionMaker) -> AsyncIterator[AsyncSession]:
 @pytest.fixture
 async def client(sessionmaker: SessionMaker, tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """A browser without a window: the app itself, on the sessions of this test, with nobody signed in."""
-    from app.main import create_app
+    from tests.borrowed import borrowed_app
 
-    app = create_app(Settings(data_dir=tmp_path), sessionmaker)
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
-        yield client
+    with borrowed_app(Settings(data_dir=tmp_path), sessionmaker) as app:
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
+            yield client

@@ -33,6 +33,7 @@ from app.webhooks.models import Delivery
 from app.webhooks.service import create_webhook
 from app.writing.models import Writing, WritingKind
 from tests.app.matrix import ALLOWED, API_MATRIX, API_ROUTES, ID_GAP, PAGE_MATRIX, PAGE_ROUTES
+from tests.borrowed import borrowed_app
 from tests.factories import (
     add,
     completion_ids_of,
@@ -165,10 +166,11 @@ async def client(world: World, tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """The app on the world's connection; what a test changes there is undone."""
     await world.connection.begin_nested()
     sessions = async_sessionmaker(world.connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
-    app = create_app(Settings(data_dir=tmp_path), sessions)
     headers = {"sec-fetch-site": "same-origin", "rankloop-fence": "1"}
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000", headers=headers) as client:
-        yield client
+    with borrowed_app(Settings(data_dir=tmp_path), sessions) as app:
+        transport = ASGITransport(app)
+        async with AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=headers) as client:
+            yield client
     await rolled_back(world)
 
 

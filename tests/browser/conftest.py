@@ -23,7 +23,7 @@ from app.accounts.models import User
 from app.accounts.service import create_sign_in_link, sign_in
 from app.config import Settings
 from app.db import SessionMaker, make_engine, make_sessionmaker
-from app.main import create_app
+from tests.borrowed import borrowed_app
 from tests.chromium import find_chromium
 
 FLAGS = [
@@ -84,19 +84,19 @@ class Watch:
 @pytest.fixture
 async def live_server(fresh_database_url: str, tmp_path: Path) -> AsyncIterator[LiveServer]:
     """The app in a thread, on a port of its own. Mark the test `real_commits`."""
-    app = create_app(Settings(data_dir=tmp_path, database_url=fresh_database_url))
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws="none", lifespan="on")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, name="live server", daemon=True)
-    thread.start()
-    engine = make_engine(fresh_database_url, pool_size=2)
-    try:
-        port = wait_for_port(server, thread)
-        yield LiveServer(url=f"http://127.0.0.1:{port}", sessions=make_sessionmaker(engine))
-    finally:
-        server.should_exit = True
-        thread.join(timeout=START_SECONDS)
-        await engine.dispose()
+    with borrowed_app(Settings(data_dir=tmp_path, database_url=fresh_database_url)) as app:
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws="none", lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, name="live server", daemon=True)
+        thread.start()
+        engine = make_engine(fresh_database_url, pool_size=2)
+        try:
+            port = wait_for_port(server, thread)
+            yield LiveServer(url=f"http://127.0.0.1:{port}", sessions=make_sessionmaker(engine))
+        finally:
+            server.should_exit = True
+            thread.join(timeout=START_SECONDS)
+            await engine.dispose()
 
 
 def wait_for_port(server: uvicorn.Server, thread: threading.Thread) -> int:

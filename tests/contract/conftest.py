@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,9 @@ from app.accounts import service as accounts
 from app.accounts.models import Role, Scope
 from app.config import Settings
 from app.db import make_engine, make_sessionmaker
-from app.main import create_app
 from app.serve import bind
 from rankloop.cli import build
+from tests.borrowed import borrowed_app
 from tests.trainer.tiny import make_model, make_tokenizer
 from trainer.client import Client, Json, Retries
 from trainer.settings import WorkerSettings
@@ -39,6 +40,7 @@ class AppServer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._port = 0
+        self._lent = ExitStack()
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -49,7 +51,8 @@ class AppServer:
     def start(self) -> None:
         listener = bind("127.0.0.1", self._port)
         self._port = listener.getsockname()[1]
-        config = uvicorn.Config(create_app(self._settings), log_level="warning", timeout_graceful_shutdown=2)
+        app = self._lent.enter_context(borrowed_app(self._settings))
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
         self._thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         self._thread.start()
@@ -61,6 +64,7 @@ class AppServer:
         assert self._thread is not None
         self._server.should_exit = True
         self._thread.join()
+        self._lent.close()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from app.accounts.models import ApiToken, Identity, Password, ProviderVisit, Use
 from app.config import Settings
 from app.db import SessionMaker
 from app.main import create_app
+from tests.borrowed import borrowed_app
 from tests.factories import make_user
 
 PAGE = {"accept": "text/html"}
@@ -66,9 +67,10 @@ def wait_for(port: int, provider: subprocess.Popen[bytes]) -> None:
 @pytest.fixture
 async def browser(sessionmaker: SessionMaker, tmp_path: Path, issuer: str) -> AsyncIterator[AsyncClient]:
     settings = Settings(data_dir=tmp_path, oidc_issuer=issuer, oidc_client_id="rankloop", oidc_client_secret="s")
-    app = create_app(settings, sessionmaker)
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000", headers=PAGE) as client:
-        yield client
+    with borrowed_app(settings, sessionmaker) as app:
+        transport = ASGITransport(app)
+        async with AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", headers=PAGE) as client:
+            yield client
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from app.accounts.models import Attempts, AuditEntry, Password, Role, SignInLink
 from app.config import Settings
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Invalid
-from app.main import create_app
+from tests.borrowed import borrowed_app
 from tests.factories import make_user
 
 PASSWORD = "four words are enough"
@@ -181,9 +181,9 @@ async def real(fresh_database_url: str, tmp_path: Path) -> AsyncIterator[tuple[A
     """The app with commits of its own."""
     engine = make_engine(fresh_database_url)
     sessionmaker = make_sessionmaker(engine)
-    app = create_app(Settings(data_dir=tmp_path), sessionmaker)
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
-        yield client, sessionmaker
+    with borrowed_app(Settings(data_dir=tmp_path), sessionmaker) as app:
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
+            yield client, sessionmaker
     await engine.dispose()
 
 
@@ -251,21 +251,21 @@ async def test_a_link_comes_by_mail_to_whom_there_is_an_account(
     await with_password(session)
     port, letters = mailbox
     settings = Settings(data_dir=tmp_path, smtp_host="127.0.0.1", smtp_port=port, smtp_security="none")
-    app = create_app(settings, sessionmaker)
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
-        known = await client.post("/sign-in/forgot", data={"email": "ADA@example.org"}, headers=FORM)
-        unknown = await client.post("/sign-in/forgot", data={"email": "eve@example.org"}, headers=FORM)
-        assert known.text == unknown.text
-        assert [letter["To"] for letter in letters] == ["ada@example.org"]
-        link = next(line for line in str(letters[0].get_payload()).splitlines() if "#" in line)
-        secret = {"secret": link}
-        assert (await client.post("/sign-in/link", data=secret, headers=FORM)).status_code == 303
-        new = await client.post("/account/password", data={"password": "one that I keep"}, headers=FORM)
-        assert new.status_code == 303, "a link is enough to set a new password"
-        assert (await client.post("/sign-in/link", data=secret, headers=FORM)).status_code == 401
-        for _ in range(signing_in.LINKS_PER_ACCOUNT):
-            last = await client.post("/sign-in/forgot", data={"email": "ada@example.org"}, headers=FORM)
-        assert last.status_code == 429, "nobody's mailbox is flooded"
+    with borrowed_app(settings, sessionmaker) as app:
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
+            known = await client.post("/sign-in/forgot", data={"email": "ADA@example.org"}, headers=FORM)
+            unknown = await client.post("/sign-in/forgot", data={"email": "eve@example.org"}, headers=FORM)
+            assert known.text == unknown.text
+            assert [letter["To"] for letter in letters] == ["ada@example.org"]
+            link = next(line for line in str(letters[0].get_payload()).splitlines() if "#" in line)
+            secret = {"secret": link}
+            assert (await client.post("/sign-in/link", data=secret, headers=FORM)).status_code == 303
+            new = await client.post("/account/password", data={"password": "one that I keep"}, headers=FORM)
+            assert new.status_code == 303, "a link is enough to set a new password"
+            assert (await client.post("/sign-in/link", data=secret, headers=FORM)).status_code == 401
+            for _ in range(signing_in.LINKS_PER_ACCOUNT):
+                last = await client.post("/sign-in/forgot", data={"email": "ada@example.org"}, headers=FORM)
+            assert last.status_code == 429, "nobody's mailbox is flooded"
 
 
 async def test_without_a_mail_server_the_page_says_whom_to_ask(client: AsyncClient, session: AsyncSession) -> None:
