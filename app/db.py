@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar
 
 from sqlalchemy import DateTime, ForeignKey, MetaData, Text, Uuid, func, text
@@ -54,6 +54,11 @@ ProjectId = Annotated[uuid.UUID, mapped_column(ForeignKey("projects.id", ondelet
 DURABILITY_QUERY = text(
     "select name, setting from pg_settings where name in ('fsync', 'full_page_writes', 'synchronous_commit')"
 )
+
+
+def stamp(moment: datetime | None) -> str:
+    """A moment as text whose order is that of time, to the microsecond as it is stored; empty for none."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds") if moment else ""
 
 
 class DatabaseUnreachable(Exception):

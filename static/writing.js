@@ -29,7 +29,7 @@ async function saveAll() {
   for (let text = null; text !== content();) {
     text = content();
     try {
-      savedAt = await send(text.length);
+      await send();
     } catch {
       note.textContent = note.dataset.lost;
       return;
@@ -39,13 +39,19 @@ async function saveAll() {
   note.textContent = note.dataset.saved;
 }
 
-async function send(length) {
+// It says which save it follows: what a page sent that was left since, and what arrives only now, is not stored. The page
+// that is still here says so again, on top of what the server has.
+async function send() {
   const body = new URLSearchParams(new FormData(form));
   body.set("action", "save");
+  body.set("follows", savedAt);
   const headers = { Accept: "application/json" };
-  const answer = await fetch(form.getAttribute("action"), { method: "POST", body, headers, keepalive: length < 60000 });
+  const keepalive = String(body).length < 60000;
+  const answer = await fetch(form.getAttribute("action"), { method: "POST", body, headers, keepalive });
   if (!answer.ok) throw new Error(answer.status);
-  return (await answer.json()).saved_at;
+  const { saved_at: now, is_stored: isStored } = await answer.json();
+  savedAt = now;
+  if (!isStored) await send();
 }
 
 form.addEventListener("input", () => {

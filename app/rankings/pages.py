@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import markdown
 from app.accounts.guards import Annotator, Trainer
 from app.accounts.models import User
+from app.db import stamp
 from app.errors import Conflict, NotFound
 from app.projects.guards import PageProject
 from app.projects.models import Project
@@ -154,7 +155,7 @@ async def show_sheet(
             "num_open": max(0, waiting[project.id] - num_before),
         },
         errors=told,
-        draft_saved_at=None if changes else lease.draft_saved_at,
+        draft_saved_at="" if changes else stamp(lease.draft_saved_at),
         is_trial=is_trial,
         **sent_to(lease, project, is_trial=is_trial, changes=changes),
     )

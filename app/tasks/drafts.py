@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
+from app.db import stamp
 from app.errors import Invalid, TooLarge
 from app.tasks.models import Lease
 from app.tasks.service import check_text, extend_lease
@@ -19,12 +20,19 @@ MAX_DRAFT_BYTES = 64 * 1024
 
 
 async def save_draft(
-    session: AsyncSession, *, lease_id: uuid.UUID, annotator: User, draft: Mapping[str, Any], now: datetime
+    session: AsyncSession,
+    *,
+    lease_id: uuid.UUID,
+    annotator: User,
+    draft: Mapping[str, Any],
+    now: datetime,
+    follows: str | None = None,
 ) -> Lease:
     """Keep what was placed so far, and the lease with it. An expired lease keeps its draft for when it is reopened.
 
     `draft`: `{"places": {id: int | None}, "ratings": {…}, "labels": {id: [key]}, "rationale": str}`, and what else
-    `DraftIn` has.
+    `DraftIn` has. `follows`: the stamp of the draft that its writer knew, empty for none. When another was saved
+    since, this one was overtaken on its way and is not stored; without `follows` nobody asks.
 
     Raises:
         LeaseNotFound, LeaseAnswered, LeaseReleased: it can't be worked on.
@@ -33,8 +41,12 @@ async def save_draft(
     """
     lease = await extend_lease(session, lease_id=lease_id, annotator=annotator, now=now)
     check_draft(lease, draft)
+    last = lease.draft_saved_at
+    if follows is not None and follows != stamp(last):
+        return lease
     lease.draft = dict(draft)
-    lease.draft_saved_at = now
+    # Two that waited for each other may have looked at the clock in the other order.
+    lease.draft_saved_at = max(now, last + timedelta(microseconds=1)) if last else now
     await session.flush()
     return lease
 

@@ -11,12 +11,13 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from starlette import status
 
 from app.accounts.guards import Admin, Annotator, Trainer
+from app.db import stamp
 from app.projects.guards import PageProject
 from app.prompts import service as prompts
 from app.tasks import ahead, drafts, lists, reports, service
 from app.tasks.guards import SamePerson
 from app.tasks.models import SkipKind
-from app.tasks.schemas import DraftIn, DraftOut
+from app.tasks.schemas import DraftOut, PageDraftIn, PageDraftOut
 from app.web import SessionDep, render, see_other
 
 router = APIRouter()
@@ -38,11 +39,19 @@ async def skip_task(
 
 
 @router.post("/leases/{lease_id}/draft")
-async def save_draft(lease_id: uuid.UUID, draft: DraftIn, annotator: SamePerson, session: SessionDep) -> DraftOut:
-    """Keep what was placed so far, and the lease with it."""
-    now = datetime.now(UTC)
-    lease = await drafts.save_draft(session, lease_id=lease_id, annotator=annotator, draft=draft.stored(), now=now)
-    return DraftOut.of(lease, now)
+async def save_draft(
+    lease_id: uuid.UUID, sent: PageDraftIn, annotator: SamePerson, session: SessionDep
+) -> PageDraftOut:
+    """Keep what was placed so far, and the lease with it. A draft that was overtaken on its way is not stored."""
+    now, draft = datetime.now(UTC), sent.stored()
+    lease = await drafts.save_draft(
+        session, lease_id=lease_id, annotator=annotator, draft=draft, now=now, follows=sent.follows
+    )
+    return PageDraftOut(
+        saved_at=stamp(lease.draft_saved_at),
+        is_stored=lease.draft == draft,
+        expires_in_seconds=DraftOut.of(lease, now).expires_in_seconds,
+    )
 
 
 @router.post("/leases/{lease_id}/let-go", status_code=status.HTTP_204_NO_CONTENT)

@@ -94,6 +94,17 @@ class DraftIn(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+class PageDraftIn(DraftIn):
+    """The same from a page, which may be gone by the time that its draft arrives."""
+
+    # The `saved_at` that the page knew; empty for none.
+    follows: Annotated[str, StringConstraints(max_length=40)] | None = None
+
+    def stored(self) -> dict[str, Any]:
+        """As it is kept: plain JSON of what was placed."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude={"follows"})
+
+
 class DraftOut(BaseModel):
     """A saved draft keeps the task for its annotator."""
 
@@ -104,6 +115,14 @@ class DraftOut(BaseModel):
     def of(cls, lease: Lease, now: datetime) -> DraftOut:
         """What is told of a draft that was saved at `now`."""
         return cls(saved_at=now, expires_in_seconds=max(0.0, (lease.expires_at - now).total_seconds()))
+
+
+class PageDraftOut(BaseModel):
+    """What the server has now. `is_stored` is false when another draft was saved since the one that the page knew."""
+
+    saved_at: str
+    is_stored: bool
+    expires_in_seconds: float
 
 
 class TaskOut(BaseModel):

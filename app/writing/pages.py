@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import AccessDep, Annotator, Reviewer
 from app.accounts.models import Scope, User
+from app.db import stamp
 from app.errors import FieldError, Invalid
 from app.projects.guards import PageProject
 from app.projects.models import Project
@@ -97,6 +98,7 @@ async def change(
     action = fields.get("action", "save")
     writing = await service.get_writing(session, writing_id)
     body = read_body(writing.kind, fields)
+    is_stored = True
     try:
         if action == "submit":
             await service.submit(session, writing=writing, author=user, body=body)
@@ -105,11 +107,12 @@ async def change(
         elif action == "withdraw":
             await service.withdraw(session, writing=writing, author=user)
         else:
-            await service.save(session, writing=writing, author=user, body=edit_body(body, action))
+            edited, follows = edit_body(body, action), fields.get("follows")
+            is_stored = await service.save(session, writing=writing, author=user, body=edited, follows=follows)
     except Invalid as error:
         return await render_one(request, session, writing, user, access, body=body, error=error)
     if "application/json" in request.headers.get("accept", ""):
-        return JSONResponse({"saved_at": service.saved_at_of(writing)})
+        return JSONResponse({"saved_at": stamp(writing.saved_at), "is_stored": is_stored})
     project = await get_project(session, writing.project_id)
     stays = action in {"save", "take-back"} or action.startswith("pair:")
     return see_other(f"/writings/{writing.id}" if stays else f"/projects/{project.slug}/writing")
@@ -191,7 +194,7 @@ async def render_one(
         project=project,
         view=await service.view_of(session, writing),
         body=body if body is not None else writing.body,
-        saved_at=service.saved_at_of(writing),
+        saved_at=stamp(writing.saved_at),
         can_edit=is_author and writing.state in service.EDITABLE,
         can_review=is_reviewer and is_in_review and (not is_author or project.allows_self_review),
         is_author=is_author,

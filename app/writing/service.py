@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
 from app.accounts.service import audit
+from app.db import stamp
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt, Split
@@ -164,8 +165,13 @@ def open_of(author_id: uuid.UUID) -> Select[Writing]:
 # The author
 
 
-async def save(session: AsyncSession, *, writing: Writing, author: User, body: Mapping[str, Any]) -> None:
-    """Keep what was written so far.
+async def save(
+    session: AsyncSession, *, writing: Writing, author: User, body: Mapping[str, Any], follows: str | None = None
+) -> bool:
+    """Keep what was written so far; whether it was stored.
+
+    `follows`: the stamp of the save that its page knew, empty for none. When another came since, this one was overtaken
+    on its way, and is not stored; without `follows` nobody asks.
 
     Raises:
         NotEditable: it is in review, or settled.
@@ -174,14 +180,12 @@ async def save(session: AsyncSession, *, writing: Writing, author: User, body: M
     require_author(writing, author)
     if writing.state not in EDITABLE:
         raise NotEditable
+    if follows is not None and follows != stamp(writing.saved_at):
+        return False
     writing.body = dict(body)
     writing.saved_at = datetime.now(UTC)
     await session.flush()
-
-
-def saved_at_of(writing: Writing) -> str:
-    """When it was last saved, in a form whose order as text is that of time; empty before the first time."""
-    return writing.saved_at.astimezone(UTC).isoformat(timespec="microseconds") if writing.saved_at else ""
+    return True
 
 
 async def submit(session: AsyncSession, *, writing: Writing, author: User, body: Mapping[str, Any]) -> None:

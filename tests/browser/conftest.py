@@ -6,6 +6,7 @@ Every page is watched: a script error, a CSP violation or a request to another o
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import uvicorn
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, BrowserContext, Page, Request, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, Request, Route, async_playwright
 
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import User
@@ -172,6 +173,35 @@ def axe() -> Callable[[Page], Awaitable[list[str]]]:
         ]
 
     return run
+
+
+async def cross(page: Page, addresses: str, change: Callable[[], Awaitable[object]]) -> None:
+    """Reload a page so that it is asked for before a save, and arrives after that save was answered.
+
+    `addresses`: a pattern of both. `change`: what makes the page save.
+    """
+    asked, saved, met = asyncio.Event(), asyncio.Event(), set[str]()
+
+    async def hold(route: Route) -> None:
+        method = route.request.method
+        if method in met:
+            await route.continue_()
+            return
+        met.add(method)
+        if method == "POST":
+            await asked.wait()
+            await route.fulfill(response=await route.fetch())
+            saved.set()
+        else:
+            older = await route.fetch()
+            asked.set()
+            await saved.wait()
+            await route.fulfill(response=older)
+
+    await page.route(re.compile(addresses), hold)
+    async with page.expect_request(lambda request: request.method == "POST"):
+        await change()
+    await page.reload()
 
 
 async def wider_than_the_window(page: Page) -> list[str]:

@@ -14,7 +14,7 @@ from app.projects.models import Project
 from app.rankings import service as rankings
 from app.rankings.models import Ranking
 from app.tasks.models import Lease
-from tests.browser.conftest import PHONE, LiveServer, OpenPage, nothing_waits, wider_than_the_window
+from tests.browser.conftest import PHONE, LiveServer, OpenPage, cross, nothing_waits, wider_than_the_window
 from tests.factories import make_completion, make_project, make_prompt, make_task, make_user
 
 pytestmark = [pytest.mark.browser, pytest.mark.real_commits]
@@ -240,6 +240,35 @@ async def test_a_draft_that_the_server_never_heard_of_survives_a_reload(open_pag
     await page.unroute("**/draft")
     await page.reload()
     assert await places(page) == ["4", "", "", ""]
+
+
+async def test_a_page_older_than_the_draft_it_crossed_shows_the_last_places(open_page: OpenPage, site: Site) -> None:
+    """The page is asked for, then the draft is saved, then the page arrives without it."""
+    page = await open_page(site.annotator)
+    async with page.expect_response("**/rank/ahead"):
+        await page.goto(site.address)
+    await cross(page, rf"{site.address}$|/draft$", lambda: page.keyboard.press("4"))
+    assert await places(page) == ["4", "", "", ""]
+    await expect(page.locator(".strip .saved")).to_have_text("Draft saved")
+    await page.reload()
+    assert await places(page) == ["4", "", "", ""]
+    kept = "Object.keys(localStorage).filter((key) => key.startsWith('rankloop-draft'))"
+    assert await page.evaluate(kept) == []
+
+
+async def test_two_tabs_take_turns_with_one_draft(open_page: OpenPage, site: Site) -> None:
+    """Each says which draft it follows; who is still there says it again on top of the other's."""
+    first = await open_page(site.annotator)
+    await first.goto(site.address)
+    second = await first.context.new_page()
+    await second.goto(site.address)
+    for page, key in ((first, "1"), (second, "2")):
+        async with page.expect_response("**/draft"):
+            await page.keyboard.press(key)
+        await expect(page.locator(".strip .saved")).to_have_text("Draft saved")
+    other = await open_page(site.annotator)
+    await other.goto(site.address)
+    assert await places(other) == ["2", "", "", ""]
 
 
 async def test_two_tabs_rank_one_task_once(open_page: OpenPage, site: Site) -> None:

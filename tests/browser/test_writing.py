@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from playwright.async_api import Page, Route, expect
+from playwright.async_api import Page, expect
 from sqlalchemy import select
 
 from app.accounts.models import Role
 from app.prompts.models import Completion
-from tests.browser.conftest import LiveServer, OpenPage, wider_than_the_window
+from tests.browser.conftest import LiveServer, OpenPage, cross, wider_than_the_window
 from tests.factories import make_project, make_prompt, make_user
 
 pytestmark = [pytest.mark.browser, pytest.mark.real_commits]
@@ -64,25 +63,7 @@ async def test_a_page_older_than_the_save_it_crossed_shows_the_last_words(
     await page.goto("/projects/tone/writing")
     await page.get_by_role("button", name="Write an answer").click()
     field = page.get_by_role("textbox", name="Ideal answer")
-    asked, saved = asyncio.Event(), asyncio.Event()
-
-    async def cross(route: Route) -> None:
-        if route.request.method == "POST":
-            await asked.wait()
-            await route.fulfill(response=await route.fetch())
-            saved.set()
-        else:
-            older = await route.fetch()
-            asked.set()
-            await saved.wait()
-            await route.fulfill(response=older)
-
-    await field.fill("Gravity pulls.")
-    await page.route("**/writings/*", cross)
-    async with page.expect_request(lambda request: request.method == "POST"):
-        pass
-    await page.reload()
-    await page.unroute("**/writings/*")
+    await cross(page, r"/writings/[^/]+$", lambda: field.fill("Gravity pulls."))
     await expect(field).to_have_value("Gravity pulls.")
     await expect(page.locator(".saved")).to_have_text("Draft saved")
     await page.reload()

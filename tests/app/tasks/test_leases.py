@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
+from app.db import stamp
 from app.errors import Invalid, TooLarge
 from app.projects.models import Project
 from app.tasks import drafts, service
@@ -222,6 +223,25 @@ async def test_a_draft_keeps_the_lease(session: AsyncSession, project: Project, 
     soon = NOW + timedelta(minutes=59)
     await drafts.save_draft(session, lease_id=lease.id, annotator=ada, draft={"places": {}}, now=soon)
     assert lease.expires_at == soon + timedelta(minutes=60)
+
+
+async def test_a_draft_that_was_overtaken_is_not_stored(session: AsyncSession, project: Project, ada: User) -> None:
+    """Its page was left; the next page saved before it arrived."""
+    await make_task(session, project=project)
+    lease = await take(session, project, ada)
+
+    async def save(rationale: str, follows: str | None) -> None:
+        draft = {"rationale": rationale}
+        await drafts.save_draft(session, lease_id=lease.id, annotator=ada, draft=draft, now=NOW, follows=follows)
+
+    await save("of the next page", "")
+    saved_at = stamp(lease.draft_saved_at)
+    await save("of the page that was left", "")
+    assert (lease.draft, stamp(lease.draft_saved_at)) == ({"rationale": "of the next page"}, saved_at)
+    await save("on top of it", saved_at)
+    assert (lease.draft, stamp(lease.draft_saved_at) > saved_at) == ({"rationale": "on top of it"}, True)
+    await save("of a program that asks nothing", None)
+    assert lease.draft == {"rationale": "of a program that asks nothing"}
 
 
 async def test_a_draft_names_answers_of_its_task_only(session: AsyncSession, project: Project, ada: User) -> None:

@@ -255,6 +255,11 @@ async def test_the_road_of_an_answer_by_plain_forms(client: AsyncClient, session
     page = (await client.get(address)).text
     assert "Fine &lt;b&gt;</textarea>" in page
     assert f'data-saved-at="{saved.json()["saved_at"]}"' in page
+    overtaken = await client.post(
+        address, data={"text": "Fi", "action": "save", "follows": ""}, headers={"accept": "application/json"}
+    )
+    assert overtaken.json() == {"saved_at": saved.json()["saved_at"], "is_stored": False}
+    assert "Fine &lt;b&gt;</textarea>" in (await client.get(address)).text
     refused = await client.post(address, data={"text": " ", "action": "submit"})
     assert (refused.status_code, "must not be empty" in refused.text) == (422, True)
     assert (await client.post(address, data={"text": "Fine.", "action": "submit"})).status_code == 303
