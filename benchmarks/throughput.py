@@ -45,7 +45,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer.config import PPOConfig, RewardConfig
 from trainer.models import ModelSource
-from trainer.ppo import train_ppo
+from trainer.ppo_run import train_ppo
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward

@@ -28,8 +28,8 @@ from trainer.models import ModelSource, RewardModel, load_tokenizer
 from trainer.own_answers import Drawn, is_learnable, train_on_own_answers
 from trainer.preferences import Answer
 from trainer.reporting import Reporter, RunResult
-from trainer.reward import score
 from trainer.sampling import Prompt
+from trainer.scorer import score
 from trainer.sft import SFTResult
 
 ScoreAll = Callable[[Sequence[tuple[Sequence[Mapping[str, str]], Answer]]], Sequence[float]]

@@ -253,10 +253,11 @@ def train_reward(
     with one_line_errors():
         if out is None and folds < 2:
             refuse("Say what to do: --out FOLDER to train a model, --folds 5 to measure one, or both.")
-        from trainer import reward
         from trainer.config import RewardConfig
+        from trainer.cross_validation import cross_validate
         from trainer.distributed import joined
         from trainer.preferences import read_rankings
+        from trainer.reward import train_reward as train
 
         config = RewardConfig.from_overrides(parse_settings(settings))
         rankings, device = read_rankings(file), WorkerSettings().torch_device()
@@ -264,7 +265,7 @@ def train_reward(
         figures: dict[str, Any] = {"num_rankings": len(rankings)}
         with joined(device) as here, BarReporter(is_shown=here.is_first) as report:
             if folds > 1:
-                measured = reward.cross_validate(
+                measured = cross_validate(
                     rankings, source=source, config=config, folds=folds, report=report, device=device
                 )
                 figures["held_out_accuracy"] = measured.accuracy.as_json()
@@ -273,7 +274,7 @@ def train_reward(
                 figures |= {"folds": measured.fold_accuracies, "num_refused": len(measured.refused)}
                 figures["seconds"] = round(measured.seconds, 1)
             if out is not None:
-                result = reward.train_reward(
+                result = train(
                     rankings,
                     source=source,
                     config=config,
@@ -316,7 +317,7 @@ def train_ppo(
     With --ptx, the weight of the text is InstructGPT's 27.8, unless --set ptx_coefficient says otherwise.
     """
     with one_line_errors():
-        from trainer import ppo
+        from trainer import ppo_run
         from trainer.config import PAPER_PTX_COEFFICIENT, PPOConfig
         from trainer.distributed import joined
         from trainer.models import ModelSource
@@ -331,7 +332,7 @@ def train_ppo(
         sft = find_source(model)
         device = WorkerSettings().torch_device()
         with joined(device) as here, BarReporter(is_shown=here.is_first) as report:
-            result = ppo.train_ppo(
+            result = ppo_run.train_ppo(
                 questions,
                 sft=sft,
                 policy=ModelSource(sft.base, policy, sft.alias),

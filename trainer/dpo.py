@@ -19,7 +19,6 @@ the paper:
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,9 +47,9 @@ from trainer.fitting import (
     apply_step,
     autocast,
     checkpoint_folder,
-    learning_rate_at,
     make_optimizer,
     make_policy,
+    mean,
     parents,
     plan_batches,
     save_version,
@@ -59,7 +58,7 @@ from trainer.losses import davidson_loss, pairwise_loss
 from trainer.models import ModelSource, Policy, context_length, count_parameters, load_causal_lm, load_tokenizer
 from trainer.packing import Document, Packed, can_pack, learned_logprobs, pack
 from trainer.preferences import Accuracy, Ranking, Ties, hash_rankings, pairwise_accuracy, to_rankings
-from trainer.reporting import Reporter, RunCancelled, RunResult
+from trainer.reporting import Reporter, RunResult, stop_if_cancelled
 
 DEFAULT_MAX_LENGTH = 2048
 
@@ -143,10 +142,7 @@ def train_dpo(
         "parents": parents(sft=sft, policy=policy),
     }
     rewards = ImplicitReward(learner, reference, tokenizer, config, device)
-    for name, part in (("training", training), ("validation", validation)):
-        report.log("info", f"Computing the reference's log-probabilities of {len(part)} tasks for {name}.")
-        rewards.add_reference(part)
-    rewards.forget_reference()
+    rewards.compute_reference(training, validation, report)
     keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
     progress = _fit(rewards, training, validation, config, report, keep)
     result = DPOResult(
@@ -154,8 +150,8 @@ def train_dpo(
         num_rankings=len(all_rankings(training)),
         num_pairs=sum(ranking.num_pairs(ties) for ranking in all_rankings(training)),
         accuracy=rewards.accuracy(validation),
-        loss=math.fsum(progress.epoch_losses) / len(progress.epoch_losses),
-        margin=math.fsum(progress.epoch_margins) / len(progress.epoch_margins),
+        loss=mean(progress.epoch_losses),
+        margin=mean(progress.epoch_margins),
         seconds=time.monotonic() - started,
         refused=refused,
     )
@@ -175,39 +171,33 @@ def _fit(
     keep: Keeper,
 ) -> Progress:
     """Train for `config.epochs`. Everything follows from (config.seed, step): a resumed run is the same run."""
-    plan = plan_batches(
-        [len(task.rankings) for task in training], config.rankings_per_batch, epochs=config.epochs, seed=config.seed
-    )
-    num_steps = len(plan)
-    optimizer = make_optimizer(rewards.policy, config)
-    found = keep.resume({"policy": rewards.policy}, optimizer)
-    progress = Progress(**found) if found else Progress()
+    sizes = [len(task.rankings) for task in training]
+    plan = plan_batches(sizes, config.rankings_per_batch, epochs=config.epochs, seed=config.seed)
+    policy = rewards.policy
+    optimizer = make_optimizer(policy, config)
+    progress = Progress(**(keep.resume({"policy": policy}, optimizer) or {}))
 
-    while progress.step < num_steps:
-        if report.should_stop():
-            raise RunCancelled
+    while progress.step < len(plan):
+        stop_if_cancelled(report)
         # 1. The batch: tasks with their rankings, in an order that is new in every epoch.
         batch = plan[progress.step]
 
         # 2. The gradient of the mean loss over the batch's rankings, and the step.
         optimizer.zero_grad()
         loss, metrics = _accumulate(rewards, [training[index] for index in batch.indices], config)
-        rate = learning_rate_at(progress.step, num_steps, config)
-        norm = apply_step(
-            rewards.policy, optimizer, loss, rate=rate, step=progress.step, max_grad_norm=config.max_grad_norm
-        )
+        norm, rate = apply_step(policy, optimizer, loss, step=progress.step, num_steps=len(plan), config=config)
+        progress.step += 1
+        progress.epoch_losses = batch.append(loss, progress.epoch_losses)
+        progress.epoch_margins = batch.append(metrics["dpo/margin"], progress.epoch_margins)
 
         # 3. What it led to, and a checkpoint now and then.
-        progress.epoch_losses = [*(progress.epoch_losses if batch.place else []), loss]
-        progress.epoch_margins = [*(progress.epoch_margins if batch.place else []), metrics["dpo/margin"]]
-        progress.step += 1
         metrics |= {"loss/dpo": loss, "dpo/grad_norm": norm, "dpo/learning_rate": rate}
         if batch.ends_epoch and (held_out := rewards.accuracy(validation)):
             metrics["accuracy/validation"] = held_out.value
         report.metrics(progress.step, metrics)
-        report.progress(progress.step, num_steps, f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
-        if progress.step % config.checkpoint_every == 0 and progress.step < num_steps:
-            keep.save({"policy": rewards.policy}, optimizer, dataclasses.asdict(progress))
+        report.progress(progress.step, len(plan), f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        if keep.is_due(progress.step, len(plan), config):
+            keep.save({"policy": policy}, optimizer, dataclasses.asdict(progress))
     return progress
 
 
@@ -275,16 +265,19 @@ class ImplicitReward:
         self._config = config
         self._is_packing = can_pack(policy.model)
 
+    def compute_reference(self, training: Sequence[Task], validation: Sequence[Task], report: Reporter) -> None:
+        """The reference's log-probabilities of all answers, once and for all; its weights are let go."""
+        for name, part in (("training", training), ("validation", validation)):
+            report.log("info", f"Computing the reference's log-probabilities of {len(part)} tasks for {name}.")
+            self.add_reference(part)
+        self._reference = None
+
     @torch.no_grad()
     def add_reference(self, tasks: Sequence[Task]) -> None:
-        """Compute the reference's log-probabilities of these rankings' answers, once and for all."""
+        """Compute the reference's log-probabilities of these rankings' answers."""
         model = self._reference or self.policy.model
         parts = self._of_each(tasks, lambda task: self._logprobs(model, [task]))
         self._reference_logprobs |= {_key(task): part for task, part in zip(tasks, parts, strict=True)}
-
-    def forget_reference(self) -> None:
-        """Its weights are needed no longer."""
-        self._reference = None
 
     def of(self, tasks: Sequence[Task]) -> Tensor:
         """reward_N of all answers of these rankings, one after another."""

@@ -99,6 +99,10 @@ class Batch:
         """Whether everything has been read once more after it."""
         return self.place == self.per_epoch - 1
 
+    def append(self, value: float, values: Sequence[float]) -> list[float]:
+        """The values of its epoch so far, and this one; an epoch's first batch begins anew."""
+        return [*(values if self.place else []), value]
+
 
 def plan_batches(sizes: Sequence[int], batch_size: int, *, epochs: int, seed: int) -> list[Batch]:
     """All batches of a run: each epoch reads everything once, in an order of its own, always the same for a seed.
@@ -121,25 +125,31 @@ def plan_batches(sizes: Sequence[int], batch_size: int, *, epochs: int, seed: in
 
 
 def apply_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, *, rate: float, step: int, max_grad_norm: float
-) -> float:
-    """Add up the processes' gradients, clip the sum, apply the step, return the norm. A group of parameters may learn
-    at a `speed` of its own, a multiple of the rate.
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: float, *, step: int, num_steps: int, config: FitConfig
+) -> tuple[float, float]:
+    """Add up the processes' gradients, clip the sum, and apply the step; (norm before clipping, learning rate). A group
+    of parameters may learn at a `speed` of its own, a multiple of the rate.
 
     ValueError, and no step, when something is not finite.
     """
     add_up_gradients(learning_parameters(model))
-    norm = clip_gradients(learning_parameters(model), max_grad_norm)
+    norm = clip_gradients(learning_parameters(model), config.max_grad_norm)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         name = "the loss" if not math.isfinite(loss) else "the gradient"
         raise ValueError(
             f"Training failed at step {step + 1}: {name} is NaN or infinite. That step was not applied, and the last "
             "checkpoint is good. A lower learning_rate often helps."
         )
+    rate = learning_rate_at(step, num_steps, config)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("speed", 1.0)
     optimizer.step()
-    return norm
+    return norm, rate
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of an epoch's losses."""
+    return math.fsum(values) / len(values)
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,11 @@ class Keeper:
             self.resume_from, models=models, optimizers={next(iter(models)): optimizer}, identity=self.identity
         )
         return {name: value for name, value in progress.items() if name != CARRIED}
+
+    @staticmethod
+    def is_due(step: int, num_steps: int, config: FitConfig) -> bool:
+        """Whether a checkpoint is to be saved after so many steps; never after the last one."""
+        return step % config.checkpoint_every == 0 and step < num_steps
 
     def save(
         self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]

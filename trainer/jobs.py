@@ -131,7 +131,7 @@ def reward(job: Job) -> Outcome:
 def ppo(job: Job) -> Outcome:
     """A better policy against a reward model, perhaps with a guard. Length, temperature and seed are the project's."""
     from trainer.config import PPOConfig
-    from trainer.ppo import train_ppo
+    from trainer.ppo_run import train_ppo
 
     return fit(
         job,

@@ -23,7 +23,7 @@ from trainer.distributed import require_one_process
 from trainer.fitting import CARRIED, checkpoint_folder, parents
 from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.preferences import Answer
-from trainer.reporting import Reporter, RunCancelled
+from trainer.reporting import Reporter, stop_if_cancelled
 from trainer.sampling import Draw, LocalSampler, Prompt, context_refusal, decode, encode_prompt
 from trainer.sft import SFTResult, train_sft
 
@@ -179,8 +179,7 @@ def _select(
     sampler = LocalSampler(model, tokenizer, sequences_per_batch=config.sequences_per_batch)
     folder = checkpoint_folder(out)
     while selection.num_prompts < len(prompts):
-        if report.should_stop():
-            raise RunCancelled
+        stop_if_cancelled(report)
         asked = prompts[selection.num_prompts : selection.num_prompts + config.prompts_per_checkpoint]
         drawn = draw_answers(
             sampler,

@@ -28,20 +28,21 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trainer.config import LoraConfig, PPOConfig
-from trainer.distributed import add_up, add_up_gradients, one_voice, part_of, world
-from trainer.fitting import checkpoint_folder, learning_parameters, parents, save_version
+from trainer.config import PPOConfig
+from trainer.distributed import add_up, add_up_gradients, part_of
+from trainer.fitting import learning_parameters
 from trainer.losses import (
+    PolicyLoss,
+    ValueLoss,
     clipped_policy_loss,
     clipped_value_loss,
     generalised_advantages,
@@ -49,30 +50,17 @@ from trainer.losses import (
     masked_whiten,
     pretraining_loss,
 )
-from trainer.models import (
-    ModelSource,
-    Policy,
-    RewardModel,
-    ValueModel,
-    compute_in_bfloat16,
-    context_length,
-    count_parameters,
-    has_plain_head,
-    load_policy,
-    load_tokenizer,
-    products_dtype,
-)
+from trainer.models import Policy, RewardModel, has_plain_head, products_dtype
 from trainer.ppo_guard import Guard, Judgement
-from trainer.ppo_learner import Learner, PPOResult
-from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages, passage_batches
-from trainer.reporting import Reporter
+from trainer.ppo_learner import Learner
+from trainer.pretraining import Passage, passage_batches
+from trainer.reporting import Reporter, stop_if_cancelled
 from trainer.rollout import (
     PerToken,
     Question,
     Rollout,
     Score,
     all_rows,
-    hash_questions,
     log_samples,
     own_rows,
     per_token,
@@ -82,10 +70,9 @@ from trainer.rollout import (
     score_answers,
     seeded,
     sequences_per_batch,
-    stop_if_cancelled,
     walk,
 )
-from trainer.sampling import LocalSampler, Prompt, context_refusal, encode_prompt
+from trainer.sampling import LocalSampler
 from trainer.shared_prompt import CannotShare, allow_packing
 
 STEP_METRICS = (
@@ -113,84 +100,29 @@ class Trajectory:
     returns_BT: Tensor
     """What V should have been: unwhitened advantages + values."""
 
+    def select(self, row_R: Tensor, rollout: Rollout) -> Trajectory:
+        """These rows of it, as wide as the `rollout` of them."""
+        columns = slice(0, rollout.mask_BT.shape[1])
+        return Trajectory(
+            rollout,
+            self.logprobs_BT[row_R, columns],
+            self.values_BT[row_R, columns],
+            self.advantages_BT[row_R, columns],
+            self.returns_BT[row_R, columns],
+        )
 
-def train_ppo(
-    prompts: Sequence[Prompt],
-    *,
-    sft: ModelSource,
-    policy: ModelSource,
-    reward: ModelSource,
-    config: PPOConfig,
-    out: Path,
-    report: Reporter,
-    on_checkpoint: Callable[[Path], None] | None = None,
-    resume_from: Path | None = None,
-    ptx_texts: Sequence[Mapping[str, Any]] = (),
-    guard: ModelSource | None = None,
-    guard_prompts: Sequence[Prompt] = (),
-    device: str = "cpu",
-) -> PPOResult:
-    """Improve `policy` against `reward`, near `sft`.
 
-    Args:
-        prompts: one over the model's context is refused by name, and the others go on.
-        sft: the KL reference, always the project's SFT version.
-        policy: the version to start from.
-        reward: a reward version; the value model starts as its copy.
-        out: the new version's folder; appears when all is done. Checkpoints lie beside it, in `<out>.checkpoint`.
-        on_checkpoint: is called with the checkpoint's folder whenever a new one is complete.
-        resume_from: a checkpoint's folder; the run goes on bit for bit (on a CPU) as if it had not been interrupted.
-        ptx_texts: rows of text (`trainer.pretraining`) that the policy goes on learning to write; they are needed
-            where `ptx_coefficient` is over 0, and only there.
-        guard: a second reward version. After each update it scores answers to the same questions with the same seeds;
-            the version takes the weights of its best score, and the run stops when the reward is exploited.
-        guard_prompts: what the guard asks, best of all prompts that no reward model learned from; left out: `prompts`.
+class Judged(NamedTuple):
+    """What the models say of the answers of a rollout. In fp32, 0 outside the mask."""
 
-    Raises:
-        ValueError: no prompt that fits, a model that cannot be loaded, another run's checkpoint, texts without a
-            coefficient or a coefficient without texts.
-        TrainingFailed: something became NaN or infinite; that step was not applied, and `out` was not written.
-        RunCancelled: the reporter said stop.
-    """
-    report = one_voice(report)
-    config = config.for_model(count_parameters(policy), device)
-    tokenizer = load_tokenizer(policy)
-    reward_model = RewardModel.load(reward, device=device)
-    if config.missing_eos_penalty is None:
-        config = replace(config, missing_eos_penalty=reward_model.score_std)
-    learner = Learner.create(
-        _load_policy(policy, sft, config, device),
-        ValueModel.from_reward(reward_model),
-        config,
-        is_guarded=guard is not None,
-    )
-    reward_model.requires_grad_(False)
-    questions, refused = _encode(prompts, tokenizer, learner.policy, config, report)
-    watch: Guard | None = None
-    if guard is not None:
-        asked = _encode(guard_prompts, tokenizer, learner.policy, config, report)[0] if guard_prompts else questions
-        watch = Guard(RewardModel.load(guard, device=device).requires_grad_(False), asked)
-    elif guard_prompts:
-        raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
-    if config.precision == "bfloat16":
-        _round_products(learner, reward_model, watch)
-    passages = _encode_passages(ptx_texts, tokenizer, learner.policy, config, report)
-    sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
-    identity = _identity(questions, passages, watch, config, sources)
-    if resume_from is not None:
-        learner.restore(resume_from, identity)
-    checkpoint = checkpoint_folder(out)
-
-    def keep() -> None:
-        learner.save(checkpoint, identity)
-        if on_checkpoint is not None and world().is_first:
-            on_checkpoint(checkpoint)
-
-    optimise(learner, reward_model, questions, tokenizer, config, report, passages=passages, guard=watch, keep=keep)
-    learner.settle()
-    result = learner.progress.result(refused, is_average=learner.average is not None)
-    save_version(learner.policy, out, {**identity, "result": result.as_json()})
-    return result
+    logprobs_BT: Tensor
+    """log pi_old of each completion token, at the sampling temperature."""
+    reference_BT: Tensor
+    """log pi_ref of the same."""
+    values_BT: Tensor
+    """V before each completion token."""
+    score_B: Tensor
+    """What the reward model says of each answer as a whole."""
 
 
 def optimise(
@@ -213,67 +145,52 @@ def optimise(
     Randomness comes only from (config.seed, episode or iteration), so that a resumed run is the same run.
     Raises TrainingFailed at the first NaN or infinity, before it reaches a weight, and RunCancelled.
     """
-    policy, progress = learner.policy, learner.progress
-    num_episodes, missing_eos_penalty = config.num_episodes, config.missing_eos_penalty
-    assert num_episodes is not None
-    assert missing_eos_penalty is not None
-    num_shared = config.samples_per_prompt
+    progress = learner.progress
     _allow_packing(learner, score, guard, report)
-    sampler = LocalSampler(
-        policy.model,
-        tokenizer,
-        sequences_per_batch=sequences_per_batch([*questions, *(guard.questions if guard else ())], config),
-    )
+    asked = [*questions, *(guard.questions if guard else ())]
+    sampler = LocalSampler(learner.policy.model, tokenizer, sequences_per_batch=sequences_per_batch(asked, config))
     if guard is not None and progress.guard is None:
         report.metrics(progress.num_episodes, _consult(guard, learner, score, sampler, config, report))
-    while progress.num_episodes < num_episodes:
-        batch_size = min(config.episodes_per_batch, num_episodes - progress.num_episodes)
+    while num_left := _num_left(learner, config):
+        batch_size = min(config.episodes_per_batch, num_left)
         started = time.perf_counter()
 
         # 1. Rollout: the policy answers; what it and the reference think of each token, what the value model expects.
-        num, num_prompts = config.samples_per_prompt, batch_size // config.samples_per_prompt
-        chosen = walk(questions, progress.num_episodes // num, num_prompts, config.seed, "pass")
-        asked = [question for question in chosen for _ in range(num)]
-        rollout = roll_out(sampler, asked, progress.num_episodes, config, report, num_shared=num_shared)
-        mask_BT = rollout.mask_BT
+        rollout = _draw(sampler, questions, batch_size, progress.num_episodes, config, report)
+        judged = _judge(learner, score, rollout, config)
 
         # 2. Reward: the score at the EOS, less a penalty where there is none; the KL penalty at every token.
-        logprobs_BT, reference_BT, values_BT, score_B = _judge(learner, score, rollout, config)
-        penalised_B = score_B - missing_eos_penalty * ~rollout.has_eos_B
-        rewards_BT = kl_penalised_rewards(penalised_B, logprobs_BT, reference_BT, mask_BT, beta=progress.beta)
+        rewards_BT = _rewards(rollout, judged, config, beta=progress.beta)
+        metrics = _describe(rollout, judged, rewards_BT)
+        progress.observe(metrics)
+        if _is_too_far(learner, config, report):
+            break
 
         # 3. Advantage: GAE, then whitening over the batch; the value model learns the unwhitened returns.
-        advantages_BT, returns_BT = generalised_advantages(
-            rewards_BT, values_BT, mask_BT, gamma=config.gamma, lam=config.gae_lambda
-        )
-        if config.whiten_advantages:
-            advantages_BT = masked_whiten(advantages_BT, mask_BT)
-        trajectory = Trajectory(rollout, logprobs_BT, values_BT, advantages_BT, returns_BT)
+        trajectory = _estimate(rollout, judged, rewards_BT, config)
 
         # 4. Update: clipped policy and value losses in minibatches; then beta.
-        metrics = _describe(rollout, score_B, rewards_BT, logprobs_BT, reference_BT)
-        progress.observe(metrics)
-        kl = metrics["objective/kl"]
-        if config.kl_stop is not None and kl > config.kl_stop:
-            report.log("warning", f"Stopped: KL {kl:.2f} nats an answer is over kl_stop {config.kl_stop}.")
-            progress.stopped_by = "kl"
-            break
         metrics |= {"ppo/beta": progress.beta, "sample/tokens_per_second": sampler.tokens_per_second}
         metrics |= _update(learner, trajectory, passages, config, report)
         metrics["ppo/seconds"] = time.perf_counter() - started
         progress.advance(batch_size, metrics["ppo/seconds"])
-        progress.beta = _next_beta(progress.beta, kl, batch_size, config)
+        progress.beta = _next_beta(progress.beta, metrics["objective/kl"], batch_size, config)
+
+        # 5. What it led to, what the guard says of it, and a checkpoint now and then.
         if guard is not None:
             metrics |= _consult(guard, learner, score, sampler, config, report)
-
         report.metrics(progress.num_episodes, metrics)
-        log_samples(report, tokenizer, rollout, score_B, logprobs_BT - reference_BT)
-        if progress.guard is not None and progress.guard.num_exploited >= config.guard_patience:
-            report.log("warning", f"Stopped: {progress.guard.verdict}")
-            progress.stopped_by = "guard"
+        log_samples(report, tokenizer, rollout, judged.score_B, judged.logprobs_BT - judged.reference_BT)
+        if _is_exploited(learner, config, report):
             break
-        if progress.num_iterations % config.checkpoint_every == 0 and progress.num_episodes < num_episodes:
+        if progress.num_iterations % config.checkpoint_every == 0 and _num_left(learner, config):
             keep()
+
+
+def _num_left(learner: Learner, config: PPOConfig) -> int:
+    """Episodes that are still to come."""
+    assert config.num_episodes is not None
+    return config.num_episodes - learner.progress.num_episodes
 
 
 def _allow_packing(learner: Learner, score: Score, guard: Guard | None, report: Reporter) -> None:
@@ -300,18 +217,34 @@ def _require_plain_head(model: PreTrainedModel) -> None:
         raise CannotShare("its logits are more than what its head says")
 
 
+# --- 1. Rollout ------------------------------------------------------------------------------------------------------
+
+
+def _draw(
+    sampler: LocalSampler,
+    questions: Sequence[Question],
+    batch_size: int,
+    first_episode: int,
+    config: PPOConfig,
+    report: Reporter,
+) -> Rollout:
+    """`samples_per_prompt` answers to each of the next questions of an endless walk over them."""
+    num = config.samples_per_prompt
+    chosen = walk(questions, first_episode // num, batch_size // num, config.seed, "pass")
+    asked = [question for question in chosen for _ in range(num)]
+    return roll_out(sampler, asked, first_episode, config, report, num_shared=num)
+
+
 @torch.no_grad()
-def _judge(
-    learner: Learner, score: Score, rollout: Rollout, config: PPOConfig
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(logprobs_BT, reference_BT, values_BT, score_B) of a rollout, in fp32."""
+def _judge(learner: Learner, score: Score, rollout: Rollout, config: PPOConfig) -> Judged:
+    """What policy, reference, value and reward model say of a rollout."""
     policy = learner.policy
     logprobs = partial(policy.logprobs, temperature=config.temperature)
     logprobs_BT = _old_logprobs(learner, rollout, logprobs, config)
     with policy.reference():
         reference_BT = per_token(rollout, logprobs, config, "the reference's log-probability")
     values_BT = per_token(rollout, learner.value_model, config, "the value model's value")
-    return logprobs_BT, reference_BT, values_BT, score_answers(rollout, score, config)
+    return Judged(logprobs_BT, reference_BT, values_BT, score_answers(rollout, score, config))
 
 
 def _old_logprobs(learner: Learner, rollout: Rollout, logprobs: PerToken, config: PPOConfig) -> Tensor:
@@ -326,21 +259,63 @@ def _old_logprobs(learner: Learner, rollout: Rollout, logprobs: PerToken, config
     return logprobs_BT
 
 
-def _describe(
-    rollout: Rollout, score_B: Tensor, rewards_BT: Tensor, logprobs_BT: Tensor, reference_BT: Tensor
-) -> dict[str, float]:
+# --- 2. Reward, 3. Advantage -----------------------------------------------------------------------------------------
+
+
+def _rewards(rollout: Rollout, judged: Judged, config: PPOConfig, *, beta: float) -> Tensor:
+    """rewards_BT: the KL penalty at every token, the score at the last one; an answer without an EOS pays for it."""
+    assert config.missing_eos_penalty is not None
+    score_B = judged.score_B - config.missing_eos_penalty * ~rollout.has_eos_B
+    return kl_penalised_rewards(score_B, judged.logprobs_BT, judged.reference_BT, rollout.mask_BT, beta=beta)
+
+
+def _estimate(rollout: Rollout, judged: Judged, rewards_BT: Tensor, config: PPOConfig) -> Trajectory:
+    """Advantages by GAE, whitened if the config says so, and returns."""
+    mask_BT, values_BT = rollout.mask_BT, judged.values_BT
+    advantages_BT, returns_BT = generalised_advantages(
+        rewards_BT, values_BT, mask_BT, gamma=config.gamma, lam=config.gae_lambda
+    )
+    if config.whiten_advantages:
+        advantages_BT = masked_whiten(advantages_BT, mask_BT)
+    return Trajectory(rollout, judged.logprobs_BT, values_BT, advantages_BT, returns_BT)
+
+
+def _describe(rollout: Rollout, judged: Judged, rewards_BT: Tensor) -> dict[str, float]:
     """Means over the answers of a rollout; KL (k1) and entropy are estimates summed over an answer, in nats.
 
     `objective/reward` is what the reward model says, `objective/rlhf_reward` what PPO maximises: less both penalties.
     """
     return {
-        "objective/reward": score_B.mean().item(),
+        "objective/reward": judged.score_B.mean().item(),
         "objective/rlhf_reward": rewards_BT.sum(1).mean().item(),
-        "objective/kl": (logprobs_BT - reference_BT).sum(1).mean().item(),
-        "objective/entropy": -logprobs_BT.sum(1).mean().item(),
+        "objective/kl": (judged.logprobs_BT - judged.reference_BT).sum(1).mean().item(),
+        "objective/entropy": -judged.logprobs_BT.sum(1).mean().item(),
         "objective/length": rollout.mask_BT.sum(1).float().mean().item(),
         "objective/eos": rollout.has_eos_B.float().mean().item(),
     }
+
+
+# --- When to stop, and how hard to hold ------------------------------------------------------------------------------
+
+
+def _is_too_far(learner: Learner, config: PPOConfig, report: Reporter) -> bool:
+    """Whether the last rollout's KL is over `kl_stop`; the run says so then."""
+    kl = learner.progress.last_kl
+    if config.kl_stop is None or kl is None or kl <= config.kl_stop:
+        return False
+    report.log("warning", f"Stopped: KL {kl:.2f} nats an answer is over kl_stop {config.kl_stop}.")
+    learner.progress.stopped_by = "kl"
+    return True
+
+
+def _is_exploited(learner: Learner, config: PPOConfig, report: Reporter) -> bool:
+    """Whether the guard has lost its patience; the run says so then."""
+    guard = learner.progress.guard
+    if guard is None or guard.num_exploited < config.guard_patience:
+        return False
+    report.log("warning", f"Stopped: {guard.verdict}")
+    learner.progress.stopped_by = "guard"
+    return True
 
 
 def _consult(
@@ -362,6 +337,9 @@ def _next_beta(beta: float, kl: float, num_episodes: int, config: PPOConfig) -> 
         return beta
     error = min(max(kl / config.target_kl - 1.0, -0.2), 0.2)
     return beta * (1.0 + error * num_episodes / config.kl_horizon)
+
+
+# --- 4. Update --------------------------------------------------------------------------------------------------------
 
 
 def _update(
@@ -413,37 +391,27 @@ def _accumulate(learner: Learner, trajectory: Trajectory, row_R: Tensor, config:
     sums = dict.fromkeys(STEP_METRICS, 0.0)
     own_R = own_rows(row_R, trajectory.rollout)
     for part_R, part in trajectory.rollout.micro_batches(own_R, config.tokens_per_forward):
-        num_new = part.mask_BT.shape[1]
-        policy = clipped_policy_loss(
-            learner.policy.logprobs(
-                part.tokens_BL,
-                part.attention_BL,
-                num_new=num_new,
-                temperature=config.temperature,
-                num_shared=part.num_shared,
-            ),
-            trajectory.logprobs_BT[part_R, :num_new],
-            trajectory.advantages_BT[part_R, :num_new],
-            part.mask_BT,
-            clip=config.clip,
-            num_tokens=num_tokens,
-        )
-        value = clipped_value_loss(
-            learner.value_model(part.tokens_BL, part.attention_BL, num_new=num_new, num_shared=part.num_shared),
-            trajectory.values_BT[part_R, :num_new],
-            trajectory.returns_BT[part_R, :num_new],
-            part.mask_BT,
-            clip=config.value_clip,
-            num_tokens=num_tokens,
-        )
+        policy, value = _losses(learner, trajectory.select(part_R, part), config, num_tokens)
         torch.autograd.backward([policy.loss, config.value_coefficient * value.loss])
-        sums["ppo/policy/loss"] += policy.loss.item()
-        sums["ppo/policy/clipfrac"] += policy.clipfrac.item()
-        sums["ppo/policy/approxkl"] += policy.approxkl.item()
-        sums["ppo/policy/ratio_error"] += policy.ratio_error.item()
-        sums["ppo/value/loss"] += value.loss.item()
-        sums["ppo/value/clipfrac"] += value.clipfrac.item()
+        found = (policy.loss, policy.clipfrac, policy.approxkl, policy.ratio_error, value.loss, value.clipfrac)
+        for name, share in zip(STEP_METRICS, found, strict=True):
+            sums[name] += share.item()
     return dict(zip(sums, add_up(*sums.values()), strict=True))
+
+
+def _losses(learner: Learner, part: Trajectory, config: PPOConfig, num_tokens: int) -> tuple[PolicyLoss, ValueLoss]:
+    """Both clipped losses of these rows: their part of the means over `num_tokens` tokens."""
+    rows, num_new = part.rollout, part.rollout.mask_BT.shape[1]
+    forward = {"num_new": num_new, "num_shared": rows.num_shared}
+    logprobs_BT = learner.policy.logprobs(rows.tokens_BL, rows.attention_BL, temperature=config.temperature, **forward)
+    values_BT = learner.value_model(rows.tokens_BL, rows.attention_BL, **forward)
+    policy = clipped_policy_loss(
+        logprobs_BT, part.logprobs_BT, part.advantages_BT, rows.mask_BT, clip=config.clip, num_tokens=num_tokens
+    )
+    value = clipped_value_loss(
+        values_BT, part.values_BT, part.returns_BT, rows.mask_BT, clip=config.value_clip, num_tokens=num_tokens
+    )
+    return policy, value
 
 
 def _accumulate_pretraining(policy: Policy, passages: Sequence[Passage], config: PPOConfig) -> dict[str, float]:
@@ -502,92 +470,3 @@ def _set_rates(learner: Learner, config: PPOConfig) -> None:
         assert rate is not None
         for group in optimizer.param_groups:
             group["lr"] = rate * share
-
-
-# --- Before and after ------------------------------------------------------------------------------------------------
-
-
-def _load_policy(policy: ModelSource, sft: ModelSource, config: PPOConfig, device: str) -> Policy:
-    assert config.lora is None or isinstance(config.lora, LoraConfig)
-    return load_policy(policy, lora=config.lora, reference=sft, seed=config.seed, device=device)
-
-
-def _round_products(learner: Learner, reward_model: RewardModel, guard: Guard | None) -> None:
-    """All that compute do it in bfloat16; after the last copy was made, since a copy would call its original."""
-    models = [learner.policy.model, learner.policy.frozen, learner.value_model.blocks, reward_model.blocks]
-    if guard is not None and isinstance(guard.score, RewardModel):
-        models.append(guard.score.blocks)
-    for model in models:
-        if model is not None:
-            compute_in_bfloat16(model)
-
-
-def _encode(
-    prompts: Sequence[Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    policy: Policy,
-    config: PPOConfig,
-    report: Reporter,
-) -> tuple[list[Question], list[dict[str, str]]]:
-    """The prompts that fit the context, and those that don't: `{"prompt_id", "reason"}`."""
-    questions: list[Question] = []
-    refused: list[dict[str, str]] = []
-    for prompt in prompts:
-        tokens = encode_prompt(tokenizer, prompt.messages)
-        reason = context_refusal(policy.model, prompt.id, len(tokens), config.max_new_tokens)
-        if reason is None:
-            questions.append(Question(prompt.id, tokens))
-        else:
-            refused.append({"prompt_id": prompt.id, "reason": reason})
-            report.log("warning", reason)
-    if not questions:
-        raise ValueError(
-            f"There is no prompt to learn on: {len(prompts)} prompts, of them {len(refused)} over the model's context. "
-            "Import prompts for training first, or lower max_new_tokens."
-        )
-    return questions, refused
-
-
-def _encode_passages(
-    texts: Sequence[Mapping[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    policy: Policy,
-    config: PPOConfig,
-    report: Reporter,
-) -> list[Passage]:
-    """The texts of PPO-ptx in tokens; what is left out is said."""
-    if bool(texts) != (config.ptx_coefficient > 0):
-        raise ValueError(
-            "PPO-ptx needs both texts and a weight: "
-            + (
-                "set ptx_coefficient (the paper's is 27.8)."
-                if texts
-                else "ptx_coefficient is set, and no text is given."
-            )
-        )
-    limit = min(MAX_TOKENS, context_length(policy.model.config))
-    passages, refused = encode_texts(texts, tokenizer, max_tokens=limit)
-    for reason in refused:
-        report.log("warning", reason)
-    if texts and not passages:
-        raise ValueError(f"There is nothing to learn in the {len(texts)} texts for PPO-ptx: {refused[0]}")
-    return passages
-
-
-def _identity(
-    questions: Sequence[Question],
-    passages: Sequence[Passage],
-    guard: Guard | None,
-    config: PPOConfig,
-    sources: Mapping[str, ModelSource],
-) -> dict[str, Any]:
-    """What must be the same for a run to go on, and what the version's manifest says of its making."""
-    return {
-        "kind": "ppo",
-        "config": config.as_json(),
-        "prompts_sha256": hash_questions(questions),
-        "guard_prompts_sha256": hash_questions(guard.questions) if guard else None,
-        "ptx_texts_sha256": hash_passages(passages) if passages else None,
-        "model": sources["policy"].name,
-        "parents": parents(**sources),
-    }

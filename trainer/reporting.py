@@ -33,6 +33,12 @@ class Reporter(Protocol):
         """Whether someone cancelled the run; training functions then raise `RunCancelled`."""
 
 
+def stop_if_cancelled(report: Reporter) -> None:
+    """RunCancelled where the run was told to stop."""
+    if report.should_stop():
+        raise RunCancelled
+
+
 @dataclass
 class TerminalReporter:
     """Prints what a run reports, one line each: for `rankloop train` on files, and for benchmarks."""

@@ -1,4 +1,4 @@
-"""The reward model: InstructGPT's (arXiv 2203.02155, section 3.5), as one loop that is read top to bottom in `_fit`.
+"""The reward model: InstructGPT's (arXiv 2203.02155, section 3.5), as one loop that is read top to bottom in `fit`.
 
 What differs from the paper:
 
@@ -22,12 +22,10 @@ What differs from the paper:
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 import math
-import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,68 +33,45 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
 from trainer.config import LoraConfig, RewardConfig
 from trainer.data import (
     Task,
     all_rankings,
-    chunk_by_length,
-    encode_answer,
     encode_rankings,
     for_each_ranking,
-    group_by_tokens,
-    right_pad,
     split_tasks,
     spread_over_rankings,
     stack_places,
     stack_weights,
 )
-from trainer.distributed import (
-    add_up,
-    even_passes,
-    is_shard,
-    one_voice,
-    part_of,
-    put_together,
-    shard,
-    world,
-)
+from trainer.distributed import add_up, is_shard, one_voice, part_of, shard, world
 from trainer.fitting import (
     Keeper,
     apply_step,
-    autocast,
     checkpoint_folder,
     compute_again,
     learning_parameters,
-    learning_rate_at,
+    mean,
     plan_batches,
     require_plain_saving,
     save_version,
 )
 from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
-from trainer.models import (
-    ModelSource,
-    RewardModel,
-    context_length,
-    count_parameters,
-    load_tokenizer,
-)
+from trainer.models import ModelSource, RewardModel, context_length, count_parameters, load_tokenizer
 from trainer.preferences import (
     Accuracy,
-    Answer,
     Ranking,
     Ties,
     annotator_weights,
     hash_rankings,
-    make_folds,
     pairwise_accuracy,
     to_rankings,
 )
-from trainer.reporting import Reporter, RunCancelled, RunResult, SilentReporter
+from trainer.reporting import Reporter, RunResult, stop_if_cancelled
 from trainer.reward_report import make_report
-from trainer.sampling import encode_prompt
-from trainer.shared_prompt import CannotShare, SharedPrompt, share_prompt
+from trainer.scorer import Scorer, pad_id_of
 
 Rows = Iterable[Mapping[str, Any] | Ranking]
 
@@ -105,8 +80,6 @@ REFERENCE_TASKS = 2_000
 """Whose answers say where a score of 0 is."""
 THETA_SPEED = 20.0
 """How much faster than a weight Davidson's theta learns: one number, which a weight's rate would hardly move."""
-TOKENS_PER_STEP = 4
-"""Forward passes of separate rows whose graphs one backward pass may hold at once."""
 
 
 @dataclass(frozen=True)
@@ -128,25 +101,6 @@ class RewardResult(RunResult):
     tie_theta: float | None = None
     """Davidson's theta, where ties are learned by it: two answers of equal worth are tied with the chance
     nu / (2 + nu), nu = e^theta."""
-
-
-@dataclass(frozen=True)
-class CrossValidation:
-    """What held-out folds say."""
-
-    accuracy: Accuracy
-    """Over the held-out pairs of all folds; the interval resamples prompts."""
-    accuracy_by_conversation: Accuracy
-    """The same, resampling whole conversations: wider where prompts continue one another."""
-    fold_accuracies: list[float]
-    scores: list[list[float]]
-    """Of the answers of each of `rankings`, by the model that had not seen its conversation."""
-    rankings: list[Ranking]
-    """The rankings that were used, those of a task together."""
-    refused: list[dict[str, str]]
-    report: dict[str, Any]
-    """As `RewardResult.report`, on all rankings."""
-    seconds: float
 
 
 def train_reward(
@@ -178,9 +132,8 @@ def train_reward(
     started = time.monotonic()
     report = one_voice(report)
     rankings = to_rankings(rows)
-    tokenizer = load_tokenizer(source)
     config = config.for_model(count_parameters(source), device)
-    tasks, refused = _encode(rankings, tokenizer, source, config)
+    tasks, refused = encode_tasks(rankings, source, config)
     training, validation = split_tasks(tasks, refused, report)
     config = config.for_rankings(len(all_rankings(training)))
     identity = {
@@ -189,118 +142,40 @@ def train_reward(
         "dataset_sha256": dataset_sha256 or hash_rankings(rankings),
         "model": source.name,
     }
-    model = _make_model(source, config, device)
-    scorer = Scorer(model, pad_id=_pad_id(tokenizer), config=config)
+    model = make_reward_model(source, config, device)
+    scorer = Scorer(model, pad_id=pad_id_of(load_tokenizer(source)), config=config)
     report.log("info", scorer.way)
     keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
-    loss = _fit(scorer, training, validation, config, report, keep)
+    loss = fit(scorer, training, validation, config, report, keep)
     _centre(scorer, training)
     scores = scorer.score_tasks(validation)
-    save_version(model, out, identity)
-    return RewardResult(
+    result = RewardResult(
         folder=out,
         num_rankings=len(all_rankings(training)),
         num_pairs=sum(ranking.num_pairs(_ties_of(config)) for ranking in all_rankings(training)),
         accuracy=pairwise_accuracy(all_rankings(validation), for_each_ranking(validation, scores)),
-        report=_report(validation, scores, tasks, scorer=scorer if config.num_heads > 1 else None),
+        report=report_on(validation, scores, tasks, scorer=scorer if config.num_heads > 1 else None),
         loss=loss,
         seconds=time.monotonic() - started,
         refused=refused,
         tie_theta=model.tie_theta.item() if config.ties == "davidson" else None,
     )
-
-
-def score(
-    model: RewardModel,
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[tuple[Sequence[Mapping[str, str]], Answer]],
-    *,
-    tokens_per_forward: int = 512,
-) -> list[float]:
-    """What each (messages, answer) is worth, in their order."""
-    return score_with_doubt(model, tokenizer, conversations, tokens_per_forward=tokens_per_forward)[0]
-
-
-def score_with_doubt(
-    model: RewardModel,
-    tokenizer: PreTrainedTokenizerBase,
-    conversations: Sequence[tuple[Sequence[Mapping[str, str]], Answer]],
-    *,
-    tokens_per_forward: int = 512,
-) -> tuple[list[float], list[float]]:
-    """(scores, doubts) of each (messages, answer): a doubt is the standard deviation of an ensemble's heads, and 0
-    where there is one head."""
-    rows = [encode_prompt(tokenizer, messages) + encode_answer(tokenizer, answer) for messages, answer in conversations]
-    config = RewardConfig(tokens_per_forward=tokens_per_forward, share_prompt=False)
-    with torch.no_grad():
-        states_ND = Scorer(model, pad_id=_pad_id(tokenizer), config=config).last_states(rows)
-        return model.score_states(states_ND).tolist(), model.member_scores(states_ND).std(dim=1, correction=0).tolist()
-
-
-def cross_validate(
-    rows: Rows,
-    *,
-    source: ModelSource,
-    config: RewardConfig,
-    folds: int = 5,
-    report: Reporter | None = None,
-    cache: StateCache | None = None,
-    device: str = "cpu",
-) -> CrossValidation:
-    """Train `folds` reward models, each on all conversations but its fold's, and score every fold by its own model.
-
-    Prompts of one conversation share a fold. The split of the rows plays no part. `cache` takes up what the frozen
-    blocks say, for another call with the same model, adapters and rows. ValueError as in `train_reward`.
-    """
-    started = time.monotonic()
-    report = one_voice(report or SilentReporter())
-    tokenizer = load_tokenizer(source)
-    config = config.for_model(count_parameters(source), device)
-    tasks, refused = _encode(to_rankings(rows), tokenizer, source, config)
-    for row in refused:
-        report.log("warning", f"Ranking {row['ranking_id']} was left out: {row['reason']}")
-    scores: list[list[float]] = [[] for _ in tasks]
-    accuracies: list[float] = []
-    held_out_indices = make_folds([task.rankings[0] for task in tasks], folds, seed=config.seed)
-    rankings = all_rankings(tasks)
-    config = config.for_rankings(len(rankings) * (folds - 1) // folds)
-    cache = {} if cache is None else cache
-    for number, fold in enumerate(held_out_indices):
-        held_out = set(fold)
-        training = [task for index, task in enumerate(tasks) if index not in held_out]
-        scorer = Scorer(_make_model(source, config, device), pad_id=_pad_id(tokenizer), config=config, cache=cache)
-        tested = [tasks[index] for index in fold]
-        num_learned, num_tested = len(all_rankings(training)), len(all_rankings(tested))
-        report.log("info", f"fold {number + 1} of {folds}: {num_learned} rankings to learn from, {num_tested} held out")
-        _fit(scorer, training, [], config, report, Keeper(None, {}, None, None))
-        found_scores = scorer.score_tasks(tested)
-        for index, task_scores in zip(fold, found_scores, strict=True):
-            scores[index] = task_scores
-        found = pairwise_accuracy(all_rankings(tested), for_each_ranking(tested, found_scores))
-        accuracies.append(found.value if found else math.nan)
-        report.log("info", f"fold {number + 1} of {folds}: accuracy {accuracies[-1]:.3f}")
-    report_of_all = _report(tasks, scores, tasks)
-    ranking_scores = for_each_ranking(tasks, scores)
-    overall = pairwise_accuracy(rankings, ranking_scores)
-    by_conversation = pairwise_accuracy(rankings, ranking_scores, cluster=_root_of)
-    if overall is None or by_conversation is None:
-        raise ValueError("There is no pair to measure: every ranking is one tie.")
-    return CrossValidation(
-        overall,
-        by_conversation,
-        accuracies,
-        ranking_scores,
-        rankings,
-        refused,
-        report_of_all,
-        seconds=time.monotonic() - started,
-    )
+    save_version(model, out, identity)
+    return result
 
 
 # --- The loop --------------------------------------------------------------------------------------------------------
 
 
-def _fit(
+@dataclass
+class Progress:
+    """Where a run stands; plain numbers, so that a checkpoint keeps it as JSON."""
+
+    step: int = 0
+    epoch_losses: list[float] = field(default_factory=list)
+
+
+def fit(
     scorer: Scorer,
     training: Sequence[Task],
     validation: Sequence[Task],
@@ -314,30 +189,18 @@ def _fit(
     """
     assert config.epochs is not None
     model = scorer.model
-    if config.num_heads > 1:
-        model.add_members(config.num_heads, config.seed)
-    if config.ties == "davidson":
-        model.learn_ties(_tie_share(training))
-    weights = [parameter for parameter in learning_parameters(model) if parameter is not model.tie_theta]
-    # Adam takes shards and whole weights in groups of their own only.
-    kinds = [[parameter for parameter in weights if is_shard(parameter) == kind] for kind in (True, False)]
-    groups = [{"params": kind, "speed": 1.0} for kind in kinds if kind]
-    if config.ties == "davidson":
-        groups.append({"params": [model.tie_theta], "speed": THETA_SPEED})
-    optimizer = torch.optim.Adam(groups, lr=0.0, eps=config.adam_eps)
+    _add_heads(model, training, config)
+    optimizer = _make_optimizer(model, config)
     importance = _importance(training, config)
-    plan = plan_batches(
-        [len(task.rankings) for task in training], config.rankings_per_batch, epochs=config.epochs, seed=config.seed
-    )
-    num_steps = len(plan)
-    progress = keep.resume({"reward": model}, optimizer) or {"step": 0, "epoch_losses": []}
+    sizes = [len(task.rankings) for task in training]
+    plan = plan_batches(sizes, config.rankings_per_batch, epochs=config.epochs, seed=config.seed)
+    progress = Progress(**(keep.resume({"reward": model}, optimizer) or {}))
     model.average_members()
 
-    for step in range(progress["step"], num_steps):
-        if report.should_stop():
-            raise RunCancelled
+    while progress.step < len(plan):
+        stop_if_cancelled(report)
         # 1. The batch: tasks with their rankings, in an order that is new in every epoch.
-        batch = plan[step]
+        batch = plan[progress.step]
         chosen = [training[index] for index in batch.indices]
 
         # 2. The gradient of the mean loss over the batch's rankings.
@@ -345,28 +208,42 @@ def _fit(
         loss, accuracy = _accumulate(scorer, chosen, config, [importance[index] for index in batch.indices])
 
         # 3. The step, unless something is not finite.
-        rate = learning_rate_at(step, num_steps, config)
-        norm = apply_step(model, optimizer, loss, rate=rate, step=step, max_grad_norm=config.max_grad_norm)
+        norm, rate = apply_step(model, optimizer, loss, step=progress.step, num_steps=len(plan), config=config)
         model.average_members()
+        progress.step += 1
+        progress.epoch_losses = batch.append(loss, progress.epoch_losses)
 
         # 4. What it led to, and a checkpoint now and then.
-        losses = [*(progress["epoch_losses"] if batch.place else []), loss]
-        progress = {"step": step + 1, "epoch_losses": losses}
-        metrics = {
-            "loss/reward": loss,
-            "accuracy/train": accuracy,
-            "reward/grad_norm": norm,
-            "reward/learning_rate": rate,
-        }
+        metrics = {"loss/reward": loss, "accuracy/train": accuracy}
+        metrics |= {"reward/grad_norm": norm, "reward/learning_rate": rate}
         if config.ties == "davidson":
             metrics["reward/tie_theta"] = model.tie_theta.item()
         if batch.ends_epoch and (held_out := scorer.accuracy(validation)):
             metrics["accuracy/validation"] = held_out.value
-        report.metrics(step + 1, metrics)
-        report.progress(step + 1, num_steps, f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
-        if (step + 1) % config.checkpoint_every == 0 and step + 1 < num_steps:
-            keep.save({"reward": model}, optimizer, progress)
-    return math.fsum(progress["epoch_losses"]) / len(progress["epoch_losses"])
+        report.metrics(progress.step, metrics)
+        report.progress(progress.step, len(plan), f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        if keep.is_due(progress.step, len(plan), config):
+            keep.save({"reward": model}, optimizer, dataclasses.asdict(progress))
+    return mean(progress.epoch_losses)
+
+
+def _add_heads(model: RewardModel, training: Sequence[Task], config: RewardConfig) -> None:
+    """What learns beside the one head, where the settings ask for it."""
+    if config.num_heads > 1:
+        model.add_members(config.num_heads, config.seed)
+    if config.ties == "davidson":
+        model.learn_ties(_tie_share(training))
+
+
+def _make_optimizer(model: RewardModel, config: RewardConfig) -> torch.optim.Adam:
+    """Adam, whose rate each step sets; theta learns at a speed of its own."""
+    weights = [parameter for parameter in learning_parameters(model) if parameter is not model.tie_theta]
+    # Adam takes shards and whole weights in groups of their own only.
+    kinds = [[parameter for parameter in weights if is_shard(parameter) == kind] for kind in (True, False)]
+    groups = [{"params": kind, "speed": 1.0} for kind in kinds if kind]
+    if config.ties == "davidson":
+        groups.append({"params": [model.tie_theta], "speed": THETA_SPEED})
+    return torch.optim.Adam(groups, lr=0.0, eps=config.adam_eps)
 
 
 def _accumulate(
@@ -459,136 +336,11 @@ def _centre(scorer: Scorer, training: Sequence[Task]) -> None:
     scorer.model.score_std = score_NE.mean(dim=1).std(correction=0).item()
 
 
-# --- Scores ----------------------------------------------------------------------------------------------------------
-
-StateCache = dict[str, Tensor]
-"""What the frozen blocks say of a task's prompt and answers, [N, D], by the SHA-256 of its tokens."""
-
-
-class Scorer:
-    """Scores tasks by a reward model: a prompt is computed once for its answers wherever the model allows it.
-
-    Where only an adapter on the last blocks learns, what the blocks below say of a task is computed apart (so that
-    it does not depend on what else is in the batch) and kept while there is room.
-    """
-
-    way: str
-    """Which way was taken, for the run's log."""
-
-    def __init__(
-        self, model: RewardModel, *, pad_id: int, config: RewardConfig, cache: StateCache | None = None
-    ) -> None:
-        self.model = model
-        self._pad_id = pad_id
-        self._tokens_per_forward = config.tokens_per_forward
-        self._is_sharded = config.sharding == "full"
-        self._autocast = partial(autocast, config)
-        self._cache = {} if cache is None else cache
-        self._room = config.cache_megabytes * 2**20 - sum(state.nbytes for state in self._cache.values())
-        self._shared = self._share(config)
-
-    def _share(self, config: RewardConfig) -> SharedPrompt | None:
-        if not config.share_prompt:
-            self.way = "Every answer is computed with a prompt of its own (share_prompt is off)."
-            return None
-        try:
-            # Blocks that are spread over processes can't be cut in two.
-            keep_states = config.cache_megabytes > 0 and not self._is_sharded
-            shared = share_prompt(self.model.blocks, keep_states=keep_states)
-        except CannotShare as error:
-            self.way = f"Every answer is computed with a prompt of its own, as this model can't share one: {error}."
-            return None
-        kept = " What the frozen blocks say is kept between epochs." if shared.lower is not None else ""
-        self.way = f"A prompt is computed once for all its answers (checked: the scores are the same).{kept}"
-        return shared
-
-    def last_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """hidden_ND of the last tokens of N rows, in their order; each computed on its own, in chunks by length."""
-        # One pass where the model is spread over processes: all must make as many.
-        tokens_per_forward = sys.maxsize if self._is_sharded else self._tokens_per_forward
-        chunks = chunk_by_length([len(row) for row in rows], tokens_per_forward)
-        device = self.model.head.weight.device
-        found: list[Tensor] = []
-        for chunk in chunks:
-            tokens_BL, mask_BL = right_pad([rows[index] for index in chunk], pad_id=self._pad_id)
-            found.append(self.model.last_states(tokens_BL.to(device), mask_BL.to(device)))
-        order = torch.tensor([index for chunk in chunks for index in chunk])
-        return torch.cat(found)[order.argsort().to(device)]
-
-    def scores(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """score_N of N rows, each computed on its own."""
-        return self.model.score_states(self.last_states(rows))
-
-    def groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
-        """The tasks in their order, in parts that `group_scores` takes at once."""
-        shares_prompt = self._shared is not None
-        max_tokens = self._tokens_per_forward * (1 if shares_prompt or self._is_sharded else TOKENS_PER_STEP)
-        return group_by_tokens(tasks, max_tokens, shares_prompt=shares_prompt)
-
-    def even(self, groups: list[list[Task]], spare: Sequence[Task]) -> list[list[Task]]:
-        """With the model spread over processes: spare groups where others have more, since all must compute alike."""
-        return even_passes(groups, list(spare)) if self._is_sharded else groups
-
-    def group_scores(self, group: Sequence[Task]) -> Tensor:
-        """scores_BKE of tasks by each of the E heads; 0 where a task has fewer than K answers."""
-        scores_NE = self.model.member_scores(self._group_states(group))
-        parts = torch.split(scores_NE, [len(task.rows) for task in group])
-        return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
-
-    @torch.no_grad()
-    def score_tasks(self, tasks: Sequence[Task]) -> list[list[float]]:
-        """The scores of each task's answers."""
-        values = iter(self._all_scores(tasks, self.model.score_states).tolist())
-        return [[next(values) for _ in task.rows] for task in tasks]
-
-    @torch.no_grad()
-    def score_members(self, tasks: Sequence[Task]) -> Tensor:
-        """score_NE of all the tasks' answers, one after another, by each head."""
-        return self._all_scores(tasks, self.model.member_scores)
-
-    def _all_scores(self, tasks: Sequence[Task], head: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a head says of all the tasks' answers, one after another; each process computes a part."""
-        none_ND = self.model.head.weight.new_zeros(0, self.model.head.in_features)
-        groups = self.groups(part_of(tasks))
-        parts = [head(self._group_states(group)) for group in self.even(groups, tasks[:1])]
-        return put_together(torch.cat([head(none_ND), *parts[: len(groups)]]), [len(task.rows) for task in tasks])
-
-    def accuracy(self, tasks: Sequence[Task]) -> Accuracy | None:
-        """Pairwise accuracy on the rankings; None when they hold no pair."""
-        if not tasks:
-            return None
-        return pairwise_accuracy(all_rankings(tasks), for_each_ranking(tasks, self.score_tasks(tasks)))
-
-    def _group_states(self, group: Sequence[Task]) -> Tensor:
-        """hidden_ND of the last tokens of all answers of these tasks, one after another."""
-        # Heads and losses stay in fp32.
-        with self._autocast(self.model.head.weight.device.type):
-            return self._states_of(group)
-
-    def _states_of(self, group: Sequence[Task]) -> Tensor:
-        if self._shared is None:
-            return self.last_states([row for task in group for row in task.rows])
-        packed = self._shared.pack([(task.prompt, task.answers) for task in group])
-        if self._shared.lower is None:
-            return self._shared.last_states(packed)
-        return self._shared.last_states(packed, torch.cat([self._states(task, self._shared) for task in group]))
-
-    def _states(self, task: Task, shared: SharedPrompt) -> Tensor:
-        """What the frozen blocks say of this task alone; kept up to `cache_megabytes`."""
-        key = hashlib.sha256(json.dumps([task.num_prompt_tokens, *task.rows]).encode()).hexdigest()
-        if key in self._cache:
-            return self._cache[key]
-        states_ND = shared.states(shared.pack([(task.prompt, task.answers)]))
-        if states_ND.nbytes <= self._room:
-            self._room -= states_ND.nbytes
-            self._cache[key] = states_ND
-        return states_ND
-
-
 # --- Before and after ------------------------------------------------------------------------------------------------
 
 
-def _make_model(source: ModelSource, config: RewardConfig, device: str) -> RewardModel:
+def make_reward_model(source: ModelSource, config: RewardConfig, device: str) -> RewardModel:
+    """A fresh reward model to train; `config` has been through `for_model`."""
     lora = config.lora
     assert lora is None or isinstance(lora, LoraConfig)
     is_sharded = config.sharding == "full" and world().size > 1
@@ -602,12 +354,13 @@ def _make_model(source: ModelSource, config: RewardConfig, device: str) -> Rewar
     return model.to(device)
 
 
-def _encode(
-    rankings: Sequence[Ranking], tokenizer: PreTrainedTokenizerBase, source: ModelSource, config: RewardConfig
+def encode_tasks(
+    rankings: Sequence[Ranking], source: ModelSource, config: RewardConfig
 ) -> tuple[list[Task], list[dict[str, str]]]:
+    """The rankings in tokens, those of the same answers together, and those that are refused."""
     context = context_length(AutoConfig.from_pretrained(source.weights, local_files_only=True, trust_remote_code=False))
     max_length = min(context, config.max_length or PAPER_MAX_LENGTH)
-    return encode_rankings(rankings, tokenizer, max_length=max_length, ties=_ties_of(config))
+    return encode_rankings(rankings, load_tokenizer(source), max_length=max_length, ties=_ties_of(config))
 
 
 def _ties_of(config: RewardConfig) -> Ties:
@@ -615,14 +368,15 @@ def _ties_of(config: RewardConfig) -> Ties:
     return "half" if config.loss == "plackett_luce" else config.ties
 
 
-def _report(
+def report_on(
     tasks: Sequence[Task],
     scores: Sequence[Sequence[float]],
     people: Sequence[Task],
     *,
     scorer: Scorer | None = None,
 ) -> dict[str, Any]:
-    """The report; with the scorer of an ensemble, accuracy by doubt is in it."""
+    """What the scores of these tasks are worth, beside what `people` agree on; with the scorer of an ensemble,
+    accuracy by doubt is in it."""
     lengths = [[len(answer) for answer in task.answers] for task in tasks]
     members = [scorer.score_members([task]).tolist() for task in tasks] if scorer else None
     return make_report(
@@ -632,11 +386,3 @@ def _report(
         people=all_rankings(people),
         members=for_each_ranking(tasks, members) if members else None,
     )
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(str(tokenizer.pad_token_id))
-
-
-def _root_of(ranking: Ranking) -> Hashable:
-    return ranking.root

@@ -32,8 +32,8 @@ from trainer.config import RewardConfig
 from trainer.data import encode_answer
 from trainer.models import ModelSource, RewardModel, context_length, load_tokenizer
 from trainer.preferences import Answer
-from trainer.reward import Scorer
 from trainer.sampling import encode_prompt
+from trainer.scorer import Scorer
 
 MOST_BODY_BYTES = 32 * 2**20
 MOST_ANSWERS = 4096

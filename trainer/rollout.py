@@ -20,7 +20,7 @@ from trainer.config import PPOConfig
 from trainer.data import chunk_by_length
 from trainer.distributed import add_up_tensor, part_of, put_together, world
 from trainer.models import RewardModel
-from trainer.reporting import Reporter, RunCancelled
+from trainer.reporting import Reporter, stop_if_cancelled
 from trainer.sampling import Draw, Generated, LocalSampler, decode, left_pad
 from trainer.shared_prompt import is_packing
 
@@ -292,12 +292,6 @@ def report_progress(report: Reporter, config: PPOConfig, episode: float, message
     """Sampling an episode counts as one half of it, learning from it as the other."""
     assert config.num_episodes is not None
     report.progress(int(2 * episode), 2 * config.num_episodes, message)
-
-
-def stop_if_cancelled(report: Reporter) -> None:
-    """RunCancelled where the run was told to stop."""
-    if report.should_stop():
-        raise RunCancelled
 
 
 def seeded(seed: int, name: str) -> torch.Generator:

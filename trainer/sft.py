@@ -45,9 +45,9 @@ from trainer.fitting import (
     checkpoint_folder,
     copies_of,
     learning_parameters,
-    learning_rate_at,
     make_optimizer,
     make_policy,
+    mean,
     parents,
     plan_batches,
     save_version,
@@ -55,7 +55,7 @@ from trainer.fitting import (
 from trainer.models import ModelSource, Policy, context_length, count_parameters, load_tokenizer
 from trainer.packing import EMPTY, Document, Packed, can_pack, learned_logprobs, pack
 from trainer.preferences import Answer
-from trainer.reporting import Reporter, RunCancelled, RunResult
+from trainer.reporting import Reporter, RunResult, stop_if_cancelled
 from trainer.sampling import encode_prompt
 
 PAPER_MAX_LENGTH = 2048
@@ -115,6 +115,17 @@ class Progress:
             self.num_worse += 1
         return is_best
 
+    def is_over(self, config: SFTConfig) -> bool:
+        """Whether the validation loss has been no better for too long."""
+        return config.patience is not None and self.num_worse >= config.patience
+
+    @property
+    def validation_loss(self) -> dict[str, float] | None:
+        """Before the first step and at best; None without held-out conversations."""
+        if self.first_validation is None or self.best_validation is None:
+            return None
+        return {"first": self.first_validation, "best": self.best_validation}
+
 
 def train_sft(
     rows: Iterable[Mapping[str, Any] | Conversation],
@@ -157,16 +168,7 @@ def train_sft(
     policy = make_policy(source, config, device)
     limit = min(context_length(policy.model.config), config.max_length or PAPER_MAX_LENGTH)
     lessons, refused = encode_conversations(conversations, tokenizer, max_length=limit)
-    for row in refused:
-        report.log("warning", f"Conversation {row['conversation_id']} was left out: {row['reason']}")
-    ratio = _validation_ratio(lessons, config)
-    training = [lesson for lesson in lessons if lesson.conversation.split_by(ratio) == "train"]
-    validation = [lesson for lesson in lessons if lesson.conversation.split_by(ratio) == "validation"]
-    if not training:
-        raise ValueError(
-            f"There is no conversation to learn from: {len(conversations)} conversations, of them {len(refused)} "
-            f"refused and {len(validation)} held out for validation. Add demonstrations first."
-        )
+    training, validation = _split(lessons, refused, config, report)
     identity = {
         "kind": kind,
         "config": config.as_json(),
@@ -182,8 +184,8 @@ def train_sft(
         folder=out,
         num_conversations=len(training),
         num_tokens=sum(document.num_learned for lesson in training for document in lesson.documents),
-        loss=math.fsum(progress.epoch_losses) / len(progress.epoch_losses),
-        validation_loss=_validation_of(progress),
+        loss=mean(progress.epoch_losses),
+        validation_loss=progress.validation_loss,
         best_step=progress.best_step,
         num_steps=progress.step,
         seconds=time.monotonic() - started,
@@ -209,32 +211,26 @@ def _fit(
     Everything follows from (config.seed, step), so that a resumed run is the same run.
     """
     plan = plan_batches([1] * len(training), config.conversations_per_batch, epochs=config.epochs, seed=config.seed)
-    num_steps = len(plan)
     optimizer = make_optimizer(learner.policy, config)
     # The best weights so far are parameters of a module, so that a checkpoint keeps them.
     best = copies_of(learning_parameters(learner.policy))
     models: dict[str, nn.Module] = {"policy": learner.policy} | ({"best": best} if validation else {})
-    found = keep.resume(models, optimizer)
-    progress = Progress(**found) if found else Progress()
+    progress = Progress(**(keep.resume(models, optimizer) or {}))
     if validation and progress.first_validation is None:
         progress.observe(learner.validation_loss(validation))
         report.metrics(0, {"loss/validation": progress.best_validation or 0.0})
 
-    while progress.step < num_steps and not _is_over(progress, config):
-        if report.should_stop():
-            raise RunCancelled
+    while progress.step < len(plan) and not progress.is_over(config):
+        stop_if_cancelled(report)
         # 1. The batch: conversations, in an order that is new in every epoch.
         batch = plan[progress.step]
 
         # 2. The gradient of the mean loss over the batch's learned tokens, and the step.
         optimizer.zero_grad()
         loss = learner.accumulate([training[index] for index in batch.indices])
-        rate = learning_rate_at(progress.step, num_steps, config)
-        norm = apply_step(
-            learner.policy, optimizer, loss, rate=rate, step=progress.step, max_grad_norm=config.max_grad_norm
-        )
-        progress.epoch_losses = [*(progress.epoch_losses if batch.place else []), loss]
+        norm, rate = apply_step(learner.policy, optimizer, loss, step=progress.step, num_steps=len(plan), config=config)
         progress.step += 1
+        progress.epoch_losses = batch.append(loss, progress.epoch_losses)
 
         # 3. Now and then: is it still getting better on what it does not learn?
         metrics = {"loss/sft": loss, "sft/grad_norm": norm, "sft/learning_rate": rate}
@@ -245,8 +241,8 @@ def _fit(
 
         # 4. What it led to, and a checkpoint now and then.
         report.metrics(progress.step, metrics)
-        report.progress(progress.step, num_steps, f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
-        if progress.step % config.checkpoint_every == 0 and progress.step < num_steps:
+        report.progress(progress.step, len(plan), f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        if keep.is_due(progress.step, len(plan), config):
             keep.save(models, optimizer, dataclasses.asdict(progress))
 
     if not validation:
@@ -257,10 +253,6 @@ def _fit(
             "info", f"Kept the weights after step {progress.best_step} of {progress.step}: the best in validation."
         )
     return progress
-
-
-def _is_over(progress: Progress, config: SFTConfig) -> bool:
-    return config.patience is not None and progress.num_worse >= config.patience
 
 
 def _is_evaluation(batch: Batch, config: SFTConfig) -> bool:
@@ -364,6 +356,23 @@ def encode_conversation(conversation: Conversation, tokenizer: PreTrainedTokeniz
     return documents
 
 
+def _split(
+    lessons: Sequence[Lesson], refused: Sequence[Mapping[str, str]], config: SFTConfig, report: Reporter
+) -> tuple[list[Lesson], list[Lesson]]:
+    """(what is learned, what tells when to stop). ValueError when there is nothing to learn."""
+    for row in refused:
+        report.log("warning", f"Conversation {row['conversation_id']} was left out: {row['reason']}")
+    ratio = _validation_ratio(lessons, config)
+    training = [lesson for lesson in lessons if lesson.conversation.split_by(ratio) == "train"]
+    validation = [lesson for lesson in lessons if lesson.conversation.split_by(ratio) == "validation"]
+    if not training:
+        raise ValueError(
+            f"There is no conversation to learn from: {len(lessons) + len(refused)} conversations, of them "
+            f"{len(refused)} refused and {len(validation)} held out for validation. Add demonstrations first."
+        )
+    return training, validation
+
+
 def _validation_ratio(lessons: Sequence[Lesson], config: SFTConfig) -> float:
     """The share to hold out: none where a row says its split (those that don't are for training then), and none where
     so few would be held out that chance would decide when to stop."""
@@ -377,9 +386,3 @@ def hash_conversations(conversations: Sequence[Conversation]) -> str:
     """What names this data in a manifest where no dataset does."""
     lines = [json.dumps(conversation.as_json(), sort_keys=True) for conversation in conversations]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _validation_of(progress: Progress) -> dict[str, float] | None:
-    if progress.first_validation is None or progress.best_validation is None:
-        return None
-    return {"first": progress.first_validation, "best": progress.best_validation}

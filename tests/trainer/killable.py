@@ -15,7 +15,7 @@ from trainer.checks import Check
 from trainer.config import BestOfNConfig, StarConfig
 from trainer.dpo import train_dpo
 from trainer.models import ModelSource
-from trainer.ppo import train_ppo
+from trainer.ppo_run import train_ppo
 from trainer.reporting import RunResult, SilentReporter
 from trainer.reward import train_reward
 from trainer.sampling import Prompt

@@ -15,15 +15,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.trainer.tiny import make_model, make_tokenizer
-from trainer import ppo
+from trainer import ppo, ppo_run
 from trainer import rollout as rollouts
 from trainer.checkpoints import CheckpointError
 from trainer.config import LoraConfig, PPOConfig
 from trainer.fitting import learning_parameters
 from trainer.models import ModelSource, Policy, RewardModel, ValueModel, has_plain_head, load_policy
-from trainer.ppo import Trajectory, optimise, train_ppo
+from trainer.ppo import Trajectory, optimise
 from trainer.ppo_guard import Guard, Judgement
 from trainer.ppo_learner import Learner, PPOResult, Progress
+from trainer.ppo_run import train_ppo
 from trainer.pretraining import Passage
 from trainer.reporting import RunCancelled, SilentReporter
 from trainer.rollout import Question, Rollout, Score, TrainingFailed, make_rollout, walk
@@ -800,7 +801,7 @@ def test_the_version_of_a_guarded_run_holds_the_weights_of_the_guard_s_best_mome
     config = make_config()
     policy = load_policy(replace(base, version=tmp_path / "v2"), lora=None)
     judge = RewardModel.load(reward)
-    questions, _ = ppo._encode(PROMPTS[:1], TOKENIZER, policy, config, report)
+    questions, _ = ppo_run._encode(PROMPTS[:1], tokenizer=TOKENIZER, policy=policy, config=config, report=report)
     learner = Learner.create(policy, ValueModel.from_reward(judge), config, is_guarded=True)
     again = ppo._consult(Guard(judge, questions), learner, judge, LocalSampler(policy.model, TOKENIZER), config, report)
     assert again["guard/score"] == pytest.approx(max(scores), abs=1e-5)

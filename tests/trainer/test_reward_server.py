@@ -17,8 +17,8 @@ from tests.trainer.tiny import save_tiny
 from trainer import reward_server
 from trainer.models import ModelSource, RewardModel, load_tokenizer
 from trainer.preferences import Answer
-from trainer.reward import score
 from trainer.reward_server import create_app, serve
+from trainer.scorer import score
 
 MESSAGES = [{"role": "user", "content": "a b"}]
 ANSWERS = ["c", "a a a", "d b c a", "b"]

@@ -18,7 +18,7 @@ from trainer.distributed import joined
 from trainer.dpo import train_dpo
 from trainer.fitting import make_policy
 from trainer.models import ModelSource
-from trainer.ppo import train_ppo
+from trainer.ppo_run import train_ppo
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward

@@ -1,0 +1,213 @@
+"""A PPO run from files to a version: what `trainer.ppo.optimise` needs is loaded and encoded, what it made is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from trainer.config import LoraConfig, PPOConfig
+from trainer.distributed import one_voice, world
+from trainer.fitting import checkpoint_folder, parents, save_version
+from trainer.models import (
+    ModelSource,
+    Policy,
+    RewardModel,
+    ValueModel,
+    compute_in_bfloat16,
+    context_length,
+    count_parameters,
+    load_policy,
+    load_tokenizer,
+)
+from trainer.ppo import optimise
+from trainer.ppo_guard import Guard
+from trainer.ppo_learner import Learner, PPOResult
+from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages
+from trainer.reporting import Reporter
+from trainer.rollout import Question, hash_questions
+from trainer.sampling import Prompt, context_refusal, encode_prompt
+
+
+def train_ppo(
+    prompts: Sequence[Prompt],
+    *,
+    sft: ModelSource,
+    policy: ModelSource,
+    reward: ModelSource,
+    config: PPOConfig,
+    out: Path,
+    report: Reporter,
+    on_checkpoint: Callable[[Path], None] | None = None,
+    resume_from: Path | None = None,
+    ptx_texts: Sequence[Mapping[str, Any]] = (),
+    guard: ModelSource | None = None,
+    guard_prompts: Sequence[Prompt] = (),
+    device: str = "cpu",
+) -> PPOResult:
+    """Improve `policy` against `reward`, near `sft`.
+
+    Args:
+        prompts: one over the model's context is refused by name, and the others go on.
+        sft: the KL reference, always the project's SFT version.
+        policy: the version to start from.
+        reward: a reward version; the value model starts as its copy.
+        out: the new version's folder; appears when all is done. Checkpoints lie beside it, in `<out>.checkpoint`.
+        on_checkpoint: is called with the checkpoint's folder whenever a new one is complete.
+        resume_from: a checkpoint's folder; the run goes on bit for bit (on a CPU) as if it had not been interrupted.
+        ptx_texts: rows of text (`trainer.pretraining`) that the policy goes on learning to write; they are needed
+            where `ptx_coefficient` is over 0, and only there.
+        guard: a second reward version. After each update it scores answers to the same questions with the same seeds;
+            the version takes the weights of its best score, and the run stops when the reward is exploited.
+        guard_prompts: what the guard asks, best of all prompts that no reward model learned from; left out: `prompts`.
+
+    Raises:
+        ValueError: no prompt that fits, a model that cannot be loaded, another run's checkpoint, texts without a
+            coefficient or a coefficient without texts.
+        TrainingFailed: something became NaN or infinite; that step was not applied, and `out` was not written.
+        RunCancelled: the reporter said stop.
+    """
+    report = one_voice(report)
+    config = config.for_model(count_parameters(policy), device)
+    tokenizer = load_tokenizer(policy)
+    reward_model = RewardModel.load(reward, device=device)
+    if config.missing_eos_penalty is None:
+        config = replace(config, missing_eos_penalty=reward_model.score_std)
+    learner = Learner.create(
+        _load_policy(policy, sft, config, device),
+        ValueModel.from_reward(reward_model),
+        config,
+        is_guarded=guard is not None,
+    )
+    # Only now: the value model is a copy that learns what the reward model learned.
+    reward_model.requires_grad_(False)
+
+    encode = partial(_encode, tokenizer=tokenizer, policy=learner.policy, config=config, report=report)
+    questions, refused = encode(prompts)
+    guarded = encode(guard_prompts)[0] if guard and guard_prompts else questions
+    watch = _make_guard(guard, guarded, has_prompts=bool(guard_prompts), device=device)
+    passages = _encode_passages(ptx_texts, tokenizer, learner.policy, config, report)
+    if config.precision == "bfloat16":
+        _round_products(learner, reward_model, watch)
+
+    sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
+    identity = _identity(questions, passages, watch, config, sources)
+    if resume_from is not None:
+        learner.restore(resume_from, identity)
+    keep = partial(_keep, learner, checkpoint_folder(out), identity, on_checkpoint)
+    optimise(learner, reward_model, questions, tokenizer, config, report, passages=passages, guard=watch, keep=keep)
+    learner.settle()
+    result = learner.progress.result(refused, is_average=learner.average is not None)
+    save_version(learner.policy, out, {**identity, "result": result.as_json()})
+    return result
+
+
+def _keep(
+    learner: Learner, folder: Path, identity: Mapping[str, Any], on_checkpoint: Callable[[Path], None] | None
+) -> None:
+    """A checkpoint of now, which the first process hands over."""
+    learner.save(folder, identity)
+    if on_checkpoint is not None and world().is_first:
+        on_checkpoint(folder)
+
+
+def _make_guard(
+    source: ModelSource | None, questions: Sequence[Question], *, has_prompts: bool, device: str
+) -> Guard | None:
+    """The reward model that watches, which learns nothing; None where none is named."""
+    if source is not None:
+        return Guard(RewardModel.load(source, device=device).requires_grad_(False), questions)
+    if has_prompts:
+        raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
+    return None
+
+
+def _load_policy(policy: ModelSource, sft: ModelSource, config: PPOConfig, device: str) -> Policy:
+    assert config.lora is None or isinstance(config.lora, LoraConfig)
+    return load_policy(policy, lora=config.lora, reference=sft, seed=config.seed, device=device)
+
+
+def _round_products(learner: Learner, reward_model: RewardModel, guard: Guard | None) -> None:
+    """All that compute do it in bfloat16; after the last copy was made, since a copy would call its original."""
+    models = [learner.policy.model, learner.policy.frozen, learner.value_model.blocks, reward_model.blocks]
+    if guard is not None and isinstance(guard.score, RewardModel):
+        models.append(guard.score.blocks)
+    for model in models:
+        if model is not None:
+            compute_in_bfloat16(model)
+
+
+def _encode(
+    prompts: Sequence[Prompt],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
+    config: PPOConfig,
+    report: Reporter,
+) -> tuple[list[Question], list[dict[str, str]]]:
+    """The prompts that fit the context, and those that don't: `{"prompt_id", "reason"}`."""
+    questions: list[Question] = []
+    refused: list[dict[str, str]] = []
+    for prompt in prompts:
+        tokens = encode_prompt(tokenizer, prompt.messages)
+        reason = context_refusal(policy.model, prompt.id, len(tokens), config.max_new_tokens)
+        if reason is None:
+            questions.append(Question(prompt.id, tokens))
+        else:
+            refused.append({"prompt_id": prompt.id, "reason": reason})
+            report.log("warning", reason)
+    if not questions:
+        raise ValueError(
+            f"There is no prompt to learn on: {len(prompts)} prompts, of them {len(refused)} over the model's context. "
+            "Import prompts for training first, or lower max_new_tokens."
+        )
+    return questions, refused
+
+
+def _encode_passages(
+    texts: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
+    config: PPOConfig,
+    report: Reporter,
+) -> list[Passage]:
+    """The texts of PPO-ptx in tokens; what is left out is said."""
+    if bool(texts) != (config.ptx_coefficient > 0):
+        raise ValueError(
+            "PPO-ptx needs both texts and a weight: "
+            + (
+                "set ptx_coefficient (the paper's is 27.8)."
+                if texts
+                else "ptx_coefficient is set, and no text is given."
+            )
+        )
+    limit = min(MAX_TOKENS, context_length(policy.model.config))
+    passages, refused = encode_texts(texts, tokenizer, max_tokens=limit)
+    for reason in refused:
+        report.log("warning", reason)
+    if texts and not passages:
+        raise ValueError(f"There is nothing to learn in the {len(texts)} texts for PPO-ptx: {refused[0]}")
+    return passages
+
+
+def _identity(
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    guard: Guard | None,
+    config: PPOConfig,
+    sources: Mapping[str, ModelSource],
+) -> dict[str, Any]:
+    """What must be the same for a run to go on, and what the version's manifest says of its making."""
+    return {
+        "kind": "ppo",
+        "config": config.as_json(),
+        "prompts_sha256": hash_questions(questions),
+        "guard_prompts_sha256": hash_questions(guard.questions) if guard else None,
+        "ptx_texts_sha256": hash_passages(passages) if passages else None,
+        "model": sources["policy"].name,
+        "parents": parents(**sources),
+    }
