@@ -30,8 +30,8 @@ from app.datasets import pages as datasets_pages
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable
 from app.loop import api as loop_api
+from app.loop import comparison_pages, subscriptions
 from app.loop import pages as loop_pages
-from app.loop import subscriptions
 from app.projects import api as projects_api
 from app.projects import pages as projects_pages
 from app.prompts import api as prompts_api
@@ -100,6 +100,7 @@ PAGES = [
     gold_pages,
     datasets_pages,
     loop_pages,
+    comparison_pages,
     webhooks_pages,
 ]
 

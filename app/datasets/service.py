@@ -33,7 +33,7 @@ from app.quality.orders import Judgement
 from app.quality.reviews import is_rejected
 from app.rankings.models import Ranking, RankingPlace
 from app.registry.models import Version
-from app.tasks.models import Lease, Task, TaskCompletion
+from app.tasks.models import Lease, Purpose, Task, TaskCompletion
 
 BATCH = 500
 PREVIEW_SIZE = 10
@@ -180,6 +180,7 @@ def current_rankings(project_id: uuid.UUID, chosen: DatasetFilter | None = None)
             ~is_rejected(),
             Task.withdrawn_at.is_(None),
             ~Task.is_gold,
+            Task.purpose == Purpose.LEARN,
             Prompt.withdrawn_at.is_(None),
             Prompt.split.in_(LEARNED_FROM),
             *conditions,

@@ -12,8 +12,8 @@ from starlette import status
 from app.accounts.guards import AdminCaller, ReadCaller, WriteCaller
 from app.datasets import service as datasets
 from app.idempotency import idempotent
-from app.loop import alternatives, external, forecast, sampling, service, training
-from app.loop.schemas import PlanOut, RoundOut
+from app.loop import alternatives, comparisons, external, forecast, sampling, service, training
+from app.loop.schemas import ComparisonOut, PlanOut, RoundOut
 from app.projects.guards import ApiProject
 from app.projects.service import get_project
 from app.registry import service as registry
@@ -55,6 +55,18 @@ class ExternalIn(BaseModel):
     dataset_id: uuid.UUID | None = None
     """What it learned from."""
     training: dict[str, Any] = Field({}, description="How it was trained, for its page", examples=[{"lr": 1e-6}])
+
+
+class CompareIn(BaseModel):
+    """Which two policies people will compare, without knowing it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version_id: uuid.UUID
+    against_id: uuid.UUID | None = None
+    """Left out: version 1."""
+    num_prompts: int = Field(comparisons.DEFAULT_PROMPTS, ge=1, le=comparisons.MAX_PROMPTS)
+    """At most so many held-out prompts, each ranked once; it stops earlier when it is decided."""
 
 
 class PromoteIn(BaseModel):
@@ -150,6 +162,40 @@ async def evaluate(
         session, project=project, policy=version, actor_id=caller.user.id, max_queued=settings.max_queued_runs
     )
     return RunOut.model_validate(run)
+
+
+@router.post("/projects/{project_id}/comparisons", status_code=status.HTTP_201_CREATED)
+@idempotent()
+async def compare(
+    project: ApiProject, body: CompareIn, caller: WriteCaller, session: SessionDep, settings: SettingsDep
+) -> ComparisonOut:
+    """Let people compare two policies blindly: tasks like any other, on held-out prompts, until it is decided."""
+    comparison = await comparisons.start(
+        session,
+        project=project,
+        version=await registry.get_version(session, body.version_id),
+        against=await registry.get_version(session, body.against_id)
+        if body.against_id
+        else await registry.base_version(session, project.id),
+        num_prompts=body.num_prompts,
+        actor_id=caller.user.id,
+        max_queued=settings.max_queued_runs,
+    )
+    return ComparisonOut.of(await comparisons.view_of(session, comparison))
+
+
+@router.get("/projects/{project_id}/comparisons")
+async def list_comparisons(project: ApiProject, caller: ReadCaller, session: SessionDep) -> list[ComparisonOut]:
+    """The newest comparisons with their figures at this moment, newest first."""
+    return [ComparisonOut.of(view) for view in await comparisons.list_comparisons(session, project.id)]
+
+
+@router.post("/projects/{project_id}/comparisons/{number}:stop")
+async def stop_comparison(number: int, project: ApiProject, caller: WriteCaller, session: SessionDep) -> ComparisonOut:
+    """End a comparison before it is decided. What was ranked stays."""
+    comparison = await comparisons.get_comparison(session, project_id=project.id, number=number)
+    await comparisons.stop(session, comparison, actor_id=caller.user.id)
+    return ComparisonOut.of(await comparisons.view_of(session, comparison))
 
 
 @router.post("/versions/{version_id}:promote")

@@ -1,14 +1,15 @@
-"""The table of rounds."""
+"""Tables of the loop: rounds, and blind comparisons of what came out of them."""
 
 from __future__ import annotations
 
 import uuid
 from datetime import datetime
+from enum import StrEnum
 
-from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Created, ProjectId, UuidKey
+from app.db import Base, Created, EmptyObject, ProjectId, UserId, UuidKey
 
 
 class Round(Base):
@@ -30,3 +31,66 @@ class Round(Base):
     next_version_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("versions.id"))
     created_at: Mapped[Created]
     closed_at: Mapped[datetime | None]
+
+
+class ComparisonState(StrEnum):
+    """Where a comparison of two versions stands."""
+
+    SAMPLING = "sampling"  # both versions answer held-out prompts -> ranking, stopped
+    RANKING = "ranking"  # people rank, without knowing it -> better, worse, undecided, stopped
+    BETTER = "better"  # the version answers better than the other
+    WORSE = "worse"
+    UNDECIDED = "undecided"  # everything is ranked, and one half is still within the interval
+    STOPPED = "stopped"  # by a person, before it was decided
+
+
+class Comparison(Base):
+    """People compare two policies blindly, on prompts that neither learned from."""
+
+    __tablename__ = "comparisons"
+    __table_args__ = (
+        UniqueConstraint("project_id", "number"),
+        # The same two are compared once at a time.
+        Index(
+            "uq_comparisons_open",
+            "version_id",
+            "against_id",
+            unique=True,
+            postgresql_where=text("state in ('sampling', 'ranking')"),
+        ),
+        Index("ix_comparisons_runs", "version_run_id"),
+        Index("ix_comparisons_against_runs", "against_run_id"),
+        CheckConstraint("version_id <> against_id", name="two_versions"),
+        CheckConstraint("state in ('sampling', 'ranking', 'better', 'worse', 'undecided', 'stopped')", name="state"),
+        CheckConstraint("(state in ('sampling', 'ranking')) = (closed_at is null)", name="closed"),
+    )
+
+    id: Mapped[UuidKey]
+    project_id: Mapped[ProjectId]
+    number: Mapped[int]
+    version_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("versions.id"))
+    against_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("versions.id"))
+    # The runs in which the two answer the same prompts.
+    version_run_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("runs.id"))
+    against_run_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("runs.id"))
+    state: Mapped[str] = mapped_column(server_default=ComparisonState.SAMPLING, default=ComparisonState.SAMPLING)
+    # app/loop/outcomes.py: Figures, as they were when it closed.
+    figures: Mapped[EmptyObject]
+    created_by: Mapped[UserId | None]
+    created_at: Mapped[Created]
+    closed_at: Mapped[datetime | None]
+
+
+class ComparedPrompt(Base):
+    """One prompt of a comparison: which answers of its task are whose. A trigger keeps its task apart from learning."""
+
+    __tablename__ = "compared_prompts"
+    __table_args__ = (Index("ix_compared_prompts_prompt", "prompt_id"),)
+
+    comparison_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("comparisons.id", ondelete="CASCADE"), primary_key=True)
+    prompt_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"), primary_key=True)
+    # Null where all answers are the same text: a tie that nobody needs to rank.
+    task_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), unique=True)
+    # One entry an answer that was drawn, naming the completion on the task's sheet with that text: it may be both's.
+    of_version: Mapped[list[uuid.UUID]]
+    of_against: Mapped[list[uuid.UUID]]

@@ -111,13 +111,14 @@ async def enqueue_sampling(
     kind: RunKind,
     policy: Version,
     seed_offset: int,
+    k: int | None = None,
     is_triggered: bool = False,
     actor_id: uuid.UUID | None = None,
     max_queued: int | None = None,
 ) -> Run:
-    """A `sample` or `evaluate` run with its settings frozen."""
+    """A `sample` or `evaluate` run with its settings frozen; K answers a prompt, as the project says by default."""
     sampling = {**project.sampling, "seed": (int(project.sampling["seed"]) + seed_offset) % 2**31}
-    config = {"policy": await registry.reference(session, policy), "k": project.k, "sampling": sampling}
+    config = {"policy": await registry.reference(session, policy), "k": k or project.k, "sampling": sampling}
     return await runs.enqueue(
         session,
         project_id=project.id,

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from app.loop.outcomes import LabelShare
+
+if TYPE_CHECKING:
+    from app.loop.comparisons import ComparisonView
 
 
 class PlanOut(BaseModel):
@@ -34,3 +40,28 @@ class RoundOut(BaseModel):
     next_version_id: uuid.UUID | None
     created_at: datetime
     closed_at: datetime | None
+
+
+class ComparisonOut(BaseModel):
+    """A blind comparison of two policies. `low` and `high` may be looked at after every ranking."""
+
+    number: int
+    state: Literal["sampling", "ranking", "better", "worse", "undecided", "stopped"]
+    version_id: uuid.UUID
+    against_id: uuid.UUID
+    num_prompts: int
+    num_ranked: int
+    win_rate: float | None
+    low: float
+    high: float
+    labels: list[LabelShare]
+    created_at: datetime
+    closed_at: datetime | None
+
+    @classmethod
+    def of(cls, view: ComparisonView) -> ComparisonOut:
+        """The wire shape of a comparison with its figures."""
+        row, figures = view.comparison, view.figures
+        names = ("number", "state", "version_id", "against_id", "created_at", "closed_at")
+        said = ("num_prompts", "num_ranked", "win_rate", "low", "high", "labels")
+        return cls(**{name: getattr(row, name) for name in names}, **{name: getattr(figures, name) for name in said})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.events import events
-from app.loop import alternatives, external, sampling, service, training
+from app.loop import alternatives, comparisons, external, sampling, service, training
 from app.projects.service import ProjectCreated
 from app.prompts.service import CompletionsStored
 from app.rankings.importing import RankingsImported
@@ -17,5 +17,6 @@ def subscribe() -> None:
     events.subscribe(CompletionsStored, sampling.make_tasks)
     events.subscribe(RankingStored, training.train_at_threshold)
     events.subscribe(RankingsImported, training.train_at_threshold)
-    for module in (training, alternatives, external):
+    events.subscribe(RankingStored, comparisons.ranking_stored)
+    for module in (training, alternatives, external, comparisons):
         events.subscribe(RunFinished, module.run_finished)

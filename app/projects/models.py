@@ -38,6 +38,7 @@ class Project(Base):
         CheckConstraint("overlap between 1 and 100", name="overlap"),
         CheckConstraint("overlap_share between 0 and 1", name="overlap_share"),
         CheckConstraint("gold_share between 0 and 0.5", name="gold_share"),
+        CheckConstraint("compare_share between 0 and 1", name="compare_share"),
         CheckConstraint("lease_minutes between 1 and 1440", name="lease_minutes"),
         CheckConstraint("rationale in ('off', 'optional', 'required')", name="rationale"),
         CheckConstraint("min_rationale between 0 and 2000", name="min_rationale"),
@@ -78,6 +79,8 @@ class Project(Base):
     overlap_share: Mapped[float] = mapped_column(server_default="1", default=1.0)
     # How many of the tasks that a person gets have a known order.
     gold_share: Mapped[float] = mapped_column(server_default="0", default=0.0)
+    # While versions are compared: how many of the tasks that a person gets are for that.
+    compare_share: Mapped[float] = mapped_column(server_default="0.25", default=0.25)
     lease_minutes: Mapped[int] = mapped_column(server_default="60", default=60)
     # {"temperature", "top_p", "max_new_tokens", "seed"}
     sampling: Mapped[dict[str, Any]] = mapped_column(JSONB)

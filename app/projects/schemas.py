@@ -105,6 +105,7 @@ class ProjectSettings(BaseModel):
     overlap: int = Field(1, ge=1, le=100)
     overlap_share: float = Field(1, ge=0, le=1)
     gold_share: float = Field(0, ge=0, le=0.5)
+    compare_share: float = Field(0.25, ge=0, le=1)
     lease_minutes: int = Field(60, ge=1, le=1440)
     sampling: Sampling = Sampling()
     training: Training = Training()
@@ -149,6 +150,7 @@ class ProjectOut(BaseModel):
     overlap: int
     overlap_share: float
     gold_share: float
+    compare_share: float
     lease_minutes: int
     sampling: Sampling
     training: Training

@@ -318,6 +318,15 @@ async def freeze_run_prompts(
     return len(added.all())
 
 
+async def freeze_prompt_list(session: AsyncSession, *, run_id: uuid.UUID, prompt_ids: Sequence[uuid.UUID]) -> None:
+    """Write the list of prompts that a run works on, in this order."""
+    rows = [
+        {"run_id": run_id, "position": position, "prompt_id": prompt_id}
+        for position, prompt_id in enumerate(prompt_ids)
+    ]
+    await session.execute(insert(RunPrompt), rows)
+
+
 async def stream_run_prompts(session: AsyncSession, run_id: uuid.UUID) -> AsyncIterator[dict[str, Any]]:
     """A run's frozen prompts in order, each with the number of completions that this run has delivered for it."""
     num_completions = (

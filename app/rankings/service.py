@@ -21,7 +21,7 @@ from app.rankings.answers import Order, RankingAnswer, Rules, body_hash, errors_
 from app.rankings.models import Ranking, RankingPlace
 from app.rankings.provenance import UNKNOWN, Provenance
 from app.tasks import service as tasks
-from app.tasks.models import Lease, LeaseState, Task, TaskCompletion
+from app.tasks.models import Lease, LeaseState, Purpose, Task, TaskCompletion
 from app.tasks.service import LETTERS, LeaseReleased
 
 
@@ -318,13 +318,13 @@ def is_current() -> ColumnElement[bool]:
 
 
 def is_counted() -> ColumnElement[bool]:
-    """Rankings that are learned from: current ones, but not of gold tasks."""
-    return and_(is_current(), ~is_of_gold())
+    """Rankings that are learned from: current ones, but not of gold tasks, and not of comparisons."""
+    return and_(is_current(), ~is_kept_apart())
 
 
-def is_of_gold() -> ColumnElement[bool]:
-    """Rankings of tasks whose order is known."""
-    return exists().where(Task.id == Ranking.task_id, Task.is_gold)
+def is_kept_apart() -> ColumnElement[bool]:
+    """Rankings that nothing learns from: of tasks whose order is known, and of those that compare versions."""
+    return exists().where(Task.id == Ranking.task_id, or_(Task.is_gold, Task.purpose == Purpose.COMPARE))
 
 
 async def get_ranking(session: AsyncSession, ranking_id: uuid.UUID) -> RankingView:
@@ -374,11 +374,14 @@ def is_settled(transaction_id: InstrumentedAttribute[int]) -> ColumnElement[bool
 async def follow_rankings(
     session: AsyncSession, *, project_id: uuid.UUID, after: tuple[int, int] | None = None, limit: int = 500
 ) -> list[RankingView]:
-    """A project's rankings in the order of the stream, those after the cursor `(transaction, number)`; none of gold.
+    """A project's rankings in the order of the stream, those after the cursor `(transaction, number)`; none of gold
+    or of a comparison: whoever follows them may learn from them.
 
     What is not settled yet comes with a later page: nothing is ever skipped.
     """
-    query = select(Ranking).where(Ranking.project_id == project_id, is_settled(Ranking.transaction_id), ~is_of_gold())
+    query = select(Ranking).where(
+        Ranking.project_id == project_id, is_settled(Ranking.transaction_id), ~is_kept_apart()
+    )
     if after is not None:
         query = query.where(tuple_(Ranking.transaction_id, Ranking.number) > tuple_(*after))
     rows = await session.scalars(query.order_by(Ranking.transaction_id, Ranking.number).limit(limit))
@@ -439,7 +442,7 @@ async def _display_orders(session: AsyncSession, rankings: Sequence[Ranking]) ->
 
 
 async def count_rankings(session: AsyncSession, project_id: uuid.UUID, *, since: datetime | None = None) -> int:
-    """How many rankings of a project count: current ones, none of gold; those stored at or after `since`."""
+    """How many rankings of a project count: current ones that are learned from; those stored at or after `since`."""
     query = select(func.count()).select_from(Ranking).where(Ranking.project_id == project_id, is_counted())
     if since is not None:
         query = query.where(Ranking.created_at >= since)

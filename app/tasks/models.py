@@ -41,6 +41,13 @@ class SkipKind(StrEnum):
     OTHER = "other"  # said in words
 
 
+class Purpose(StrEnum):
+    """What the rankings of a task are for. A task keeps its purpose for ever."""
+
+    LEARN = "learn"
+    COMPARE = "compare"  # whether one version answers better than another: nothing learns from it
+
+
 class Task(Base):
     """2..9 completions of one prompt that wait for `overlap` rankings."""
 
@@ -55,6 +62,13 @@ class Task(Base):
         ),
         Index("ix_tasks_prompt", "prompt_id"),
         Index("ix_tasks_gold", "project_id", postgresql_where=text("is_gold")),
+        Index(
+            "ix_tasks_compare",
+            "project_id",
+            "number",
+            postgresql_where=text("purpose = 'compare' and num_taken < overlap and withdrawn_at is null"),
+        ),
+        CheckConstraint("purpose in ('learn', 'compare')", name="purpose"),
         CheckConstraint("overlap between 1 and 100", name="overlap"),
         CheckConstraint("num_taken >= 0", name="num_taken"),
     )
@@ -64,6 +78,7 @@ class Task(Base):
     project_id: Mapped[ProjectId]
     prompt_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
     run_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("runs.id"))
+    purpose: Mapped[str] = mapped_column(server_default=Purpose.LEARN, default=Purpose.LEARN)
     # Written by `loop`.
     round: Mapped[int | None]
     priority: Mapped[ZeroByDefault]

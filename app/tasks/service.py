@@ -24,7 +24,7 @@ from app.accounts.service import audit
 from app.errors import Conflict, Invalid, NotFound, Unavailable
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
-from app.tasks.models import Lease, LeaseKind, LeaseState, SkipKind, Task, TaskCompletion
+from app.tasks.models import Lease, LeaseKind, LeaseState, Purpose, SkipKind, Task, TaskCompletion
 
 MIN_COMPLETIONS = 2
 MAX_COMPLETIONS = 9
@@ -90,6 +90,7 @@ async def create_task(
     round: int | None = None,
     overlap: int | None = None,
     priority: int | None = None,
+    purpose: Purpose = Purpose.LEARN,
 ) -> Task:
     """Let completions of one prompt wait to be ranked. `priority` is the round by default: the newest come first.
 
@@ -108,6 +109,7 @@ async def create_task(
         overlap=overlap or (1 if is_single else project.overlap),
         is_single=is_single,
         priority=(round or 0) if priority is None else priority,
+        purpose=purpose,
     )
     session.add(task)
     await session.flush()
@@ -173,6 +175,20 @@ async def withdraw_task(
     await _expire(session, and_(Lease.task_id == task_id, Lease.state == LeaseState.OPEN), limit=None)
     await audit(session, actor_id=actor_id, action="task.withdraw", subject=str(task_id))
     return task
+
+
+async def withdraw_unranked(session: AsyncSession, task_ids: Sequence[uuid.UUID]) -> int:
+    """Hand those of these tasks out no more that nobody has answered; returns how many.
+
+    What is locked is being taken or answered right now, and is left alone: who holds a task may wait for the caller.
+    """
+    answered = exists().where(Lease.task_id == Task.id, Lease.state == LeaseState.ANSWERED)
+    query = select(Task.id).where(Task.id.in_(task_ids), Task.withdrawn_at.is_(None), ~answered).order_by(Task.id)
+    found = (await session.scalars(query.with_for_update(skip_locked=True, of=Task))).all()
+    if found:
+        await session.execute(update(Task).where(Task.id.in_(found)).values(withdrawn_at=datetime.now(UTC)))
+        await _expire(session, and_(Lease.task_id.in_(found), Lease.state == LeaseState.OPEN), limit=None)
+    return len(found)
 
 
 # Taking tasks
@@ -327,13 +343,9 @@ async def _left_lease(session: AsyncSession, *, project: Project, annotator: Use
 
 async def _new_lease(session: AsyncSession, *, project: Project, annotator: User) -> Lease | None:
     """A lease, not stored yet, on the first waiting task that nobody else is taking at this moment."""
-    task_id = await session.scalar(
-        select(Task.id)
-        .where(_is_handed_out([project.id]), has_place(), ~_had_by(annotator))
-        .order_by(Task.priority.desc(), Task.number)
-        .limit(1)
-        .with_for_update(skip_locked=True, key_share=True, of=Task)
-    )
+    task_id = None
+    for purpose in await _purposes_in_turn(session, project, annotator):
+        task_id = task_id or await _first_waiting(session, project, annotator, purpose)
     if task_id is None:
         return None
     task_id = await _gold_instead(session, project, annotator) or task_id
@@ -342,14 +354,47 @@ async def _new_lease(session: AsyncSession, *, project: Project, annotator: User
     return Lease(task_id=task_id, annotator_id=annotator.id, display_order=order, seed=seed, was_preloaded=False)
 
 
+async def _first_waiting(
+    session: AsyncSession, project: Project, annotator: User, purpose: Purpose
+) -> uuid.UUID | None:
+    """The first waiting task of a purpose, locked; others' locks are never waited for."""
+    task_id: uuid.UUID | None = await session.scalar(
+        select(Task.id)
+        .where(_is_handed_out([project.id]), has_place(), Task.purpose == purpose, ~_had_by(annotator))
+        .order_by(Task.priority.desc(), Task.number)
+        .limit(1)
+        .with_for_update(skip_locked=True, key_share=True, of=Task)
+    )
+    return task_id
+
+
+async def _purposes_in_turn(session: AsyncSession, project: Project, annotator: User) -> Sequence[Purpose]:
+    """What this annotator's next task is for; and what else, where nothing of that waits.
+
+    Comparisons come between the others at the project's rate, by a seeded hash: nobody can tell them, and asking again
+    changes nothing. Mostly there are none, and then nothing is counted.
+    """
+    waits = _is_handed_out([project.id]) & has_place() & (Task.purpose == Purpose.COMPARE)
+    if not await session.scalar(select(exists().where(waits))):
+        return (Purpose.LEARN,)
+    num_had = await _num_had(session, annotator)
+    is_turn = _draw(project.seed, "compare", annotator.id, num_had) < project.compare_share
+    return (Purpose.COMPARE, Purpose.LEARN) if is_turn else (Purpose.LEARN, Purpose.COMPARE)
+
+
+async def _num_had(session: AsyncSession, annotator: User) -> int:
+    """How many tasks this annotator was given so far."""
+    query = select(func.count()).select_from(Lease).where(Lease.annotator_id == annotator.id)
+    return await session.scalar(query) or 0
+
+
 async def _gold_instead(session: AsyncSession, project: Project, annotator: User) -> uuid.UUID | None:
     """A gold task that this annotator has not had, where it is time for one. It comes only where another task waits:
     the last tasks of a project would else be gold.
     """
     if not project.gold_share:
         return None
-    query = select(func.count()).select_from(Lease).where(Lease.annotator_id == annotator.id)
-    if not is_golds_turn(project, annotator.id, await session.scalar(query) or 0):
+    if not is_golds_turn(project, annotator.id, await _num_had(session, annotator)):
         return None
     # Everybody gets them in an order of their own: two who sit side by side do not meet the same ones.
     mixed = func.md5(func.concat(cast(Task.id, Text), str(annotator.id)))

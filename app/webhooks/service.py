@@ -23,10 +23,9 @@ from app.accounts.service import audit
 from app.errors import Invalid, NotFound
 from app.events import events
 from app.rankings.models import Ranking, RankingChange
-from app.rankings.service import is_settled
+from app.rankings.service import is_kept_apart, is_settled
 from app.registry.service import VersionPromoted
 from app.runs.service import RunEnded
-from app.tasks.models import Task
 from app.webhooks.models import Delivery, HookEvent, Webhook
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 (the form of every secret of Standard Webhooks)
@@ -215,9 +214,8 @@ async def count_rankings_of(session: AsyncSession, webhook: Webhook) -> None:
         is_settled(RankingChange.transaction_id),
         place > tuple_(webhook.counted_transaction, webhook.counted_number),
     )
-    of_gold = select(Ranking.id).join(Task, Task.id == Ranking.task_id)
-    of_gold = of_gold.where(Task.project_id == webhook.project_id, Task.is_gold)
-    kind = and_(RankingChange.kind == "stored", RankingChange.ranking_id.not_in(of_gold))
+    kept_apart = select(Ranking.id).where(Ranking.project_id == webhook.project_id, is_kept_apart())
+    kind = and_(RankingChange.kind == "stored", RankingChange.ranking_id.not_in(kept_apart))
     num_new = await session.scalar(select(func.count()).select_from(RankingChange).where(*newer, kind))
     last = (
         await session.execute(
