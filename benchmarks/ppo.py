@@ -194,10 +194,11 @@ def measure_ours(
 
     from trainer import ppo
     from trainer.config import PPOConfig
-    from trainer.models import ModelSource, RewardModel, ValueModel, load_policy
+    from trainer.models import RewardModel, ValueModel, load_policy
     from trainer.ppo_learner import Learner
     from trainer.reporting import SilentReporter
     from trainer.rollout import Question
+    from trainer.weights import ModelSource
 
     if not num_batches:
         torch.manual_seed(0)

@@ -25,11 +25,11 @@ from safetensors.torch import load_file, save_file
 
 from trainer.config import RewardConfig
 from trainer.cross_validation import CrossValidation, cross_validate
-from trainer.models import ModelSource
 from trainer.preferences import Accuracy, Ranking, pairwise_accuracy, read_rankings
 from trainer.reporting import SilentReporter, TerminalReporter
 from trainer.reward_report import people_agree
 from trainer.scorer import StateCache
+from trainer.weights import ModelSource
 
 QUICK_RANKINGS = 16
 QUICK_CHARACTERS = 1_200

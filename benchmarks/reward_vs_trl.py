@@ -112,8 +112,9 @@ def _prepare(folder: Path, case: Case, sizes: dict[str, Any]) -> None:
 
     from trainer.config import RewardConfig
     from trainer.data import encode_rankings
-    from trainer.models import ModelSource, RewardModel, load_tokenizer
+    from trainer.models import RewardModel
     from trainer.preferences import read_rankings
+    from trainer.weights import ModelSource, load_tokenizer
 
     source = ModelSource(folder / "base")
     _save_base(source.base, sizes)
@@ -238,10 +239,10 @@ def _train_ours(folder: Path, *, checkpointing: bool) -> dict[str, Any]:
     import torch
 
     from trainer.config import RewardConfig
-    from trainer.models import ModelSource
     from trainer.preferences import read_rankings
     from trainer.reporting import SilentReporter
     from trainer.reward import train_reward
+    from trainer.weights import ModelSource
 
     torch.set_num_threads(1)
     meter, job = Meter(), Meter()

@@ -44,12 +44,12 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trainer.config import PPOConfig, RewardConfig
-from trainer.models import ModelSource
 from trainer.ppo_run import train_ppo
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
 from trainer.sampling import Prompt
+from trainer.weights import ModelSource
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10G": 70.0, "L4": 121.0}
 """Dense bfloat16, by a part of the device's name (SXM where there are several)."""

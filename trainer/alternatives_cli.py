@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.cli import (
+from trainer.console import (
     BarReporter,
     ConfigOption,
     JsonOption,
@@ -16,6 +16,7 @@ from trainer.cli import (
     ResumeOption,
     TokenOption,
     UrlOption,
+    fetched_version,
     find_source,
     last_checkpoint,
     one_line_errors,
@@ -28,8 +29,8 @@ from trainer.cli import (
 from trainer.settings import SettingsError, WorkerSettings
 
 if TYPE_CHECKING:
-    from trainer.models import ModelSource
     from trainer.star import CheckedPrompt
+    from trainer.weights import ModelSource
 
 PromptsArgument = Annotated[Path, typer.Argument(help="JSON lines with `messages` or `prompt`.")]
 OutOption = Annotated[Path, typer.Option(help="Folder of the new policy.")]
@@ -211,9 +212,9 @@ def best_of_n(
         from tqdm import tqdm
 
         from trainer.best_of_n import choose_best, kl_bound, scorer_of
-        from trainer.models import load_causal_lm, load_tokenizer
         from trainer.own_answers import draw_answers
         from trainer.sampling import LocalSampler, Prompt
+        from trainer.weights import load_causal_lm, load_tokenizer
 
         source, device = find_source(model), _device()
         version = _version(source, policy)
@@ -260,7 +261,6 @@ def serve_reward(
 ) -> None:
     """Score answers over HTTP, in the shape of OpenRLHF's remote reward. [env var: RANKLOOP_REWARD_TOKEN]"""
     with one_line_errors():
-        from trainer.cli import fetched_version
         from trainer.reward_server import serve
 
         if Path(version).is_dir():
@@ -278,7 +278,7 @@ def _device() -> str:
 
 def _version(source: ModelSource, folder: Path | None) -> ModelSource:
     """A version of the model, from a folder on this machine."""
-    from trainer.models import ModelSource
+    from trainer.weights import ModelSource
 
     if folder is not None and not folder.is_dir():
         raise SettingsError(f"{folder} is no folder.")

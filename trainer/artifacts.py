@@ -18,7 +18,7 @@ from trainer.folders import MANIFEST, Progress, new_folder
 from trainer.settings import ListedModel, SettingsError, WorkerSettings
 
 if TYPE_CHECKING:
-    from trainer.models import ModelSource
+    from trainer.weights import ModelSource
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*(/[a-z0-9][a-z0-9_.-]*)*")
 CHECKPOINT = "checkpoint"
@@ -101,7 +101,7 @@ def model_source(
     reference: ModelReference, client: Client, settings: WorkerSettings, progress: Progress
 ) -> ModelSource:
     """Base and version of a model reference as folders on this machine, fetched where they are not here yet."""
-    from trainer.models import ModelSource
+    from trainer.weights import ModelSource
 
     base = base_folder(reference["alias"], settings, progress)
     return ModelSource(base, version_folder(reference, client, settings), reference["alias"])

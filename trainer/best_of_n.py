@@ -24,13 +24,14 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.config import BestOfNConfig
 from trainer.fitting import parents
-from trainer.models import ModelSource, RewardModel, load_tokenizer
+from trainer.models import RewardModel
 from trainer.own_answers import Drawn, is_learnable, train_on_own_answers
 from trainer.preferences import Answer
 from trainer.reporting import Reporter, RunResult
 from trainer.sampling import Prompt
 from trainer.scorer import score
 from trainer.sft import SFTResult
+from trainer.weights import ModelSource, load_tokenizer
 
 ScoreAll = Callable[[Sequence[tuple[Sequence[Mapping[str, str]], Answer]]], Sequence[float]]
 """What each (messages, answer) is worth."""

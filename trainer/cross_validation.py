@@ -12,11 +12,11 @@ from trainer.config import RewardConfig
 from trainer.data import Task, all_rankings, for_each_ranking
 from trainer.distributed import one_voice
 from trainer.fitting import Keeper
-from trainer.models import ModelSource, count_parameters, load_tokenizer
 from trainer.preferences import Accuracy, Ranking, make_folds, pairwise_accuracy, to_rankings
 from trainer.reporting import Reporter, SilentReporter
 from trainer.reward import Rows, encode_tasks, fit, make_reward_model, report_on
 from trainer.scorer import Scorer, StateCache, pad_id_of
+from trainer.weights import ModelSource, count_parameters, load_tokenizer
 
 
 @dataclass(frozen=True)

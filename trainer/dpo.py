@@ -55,10 +55,11 @@ from trainer.fitting import (
     save_version,
 )
 from trainer.losses import davidson_loss, pairwise_loss
-from trainer.models import ModelSource, Policy, context_length, count_parameters, load_causal_lm, load_tokenizer
+from trainer.models import Policy
 from trainer.packing import Document, Packed, can_pack, learned_logprobs, pack
 from trainer.preferences import Accuracy, Ranking, Ties, hash_rankings, pairwise_accuracy, to_rankings
 from trainer.reporting import Reporter, RunResult, stop_if_cancelled
+from trainer.weights import ModelSource, context_length, count_parameters, load_causal_lm, load_tokenizer
 
 DEFAULT_MAX_LENGTH = 2048
 

@@ -20,7 +20,8 @@ from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
 from trainer.config import DPOConfig, FitConfig, LoraConfig, SFTConfig
 from trainer.distributed import add_up_gradients, clip_gradients, put_weights_together, shard, world, write_once
 from trainer.folders import new_folder, sha256_file, write_manifest
-from trainer.models import ModelSource, Policy, RewardModel, load_policy
+from trainer.models import Policy, RewardModel, load_policy
+from trainer.weights import ModelSource
 
 CARRIED = "carried"
 

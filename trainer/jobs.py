@@ -17,8 +17,8 @@ from trainer.settings import SettingsError, WorkerSettings
 from trainer.transport import Retries
 
 if TYPE_CHECKING:
-    from trainer.models import ModelSource
     from trainer.sampling import Prompt, Sampler
+    from trainer.weights import ModelSource
 
 UNUSABLE = "The last checkpoint can't be used, the run begins anew"
 ENDPOINT_PATIENCE_SECONDS = 300.0
@@ -227,9 +227,9 @@ def do(job: Job) -> Outcome:
 
 def make_sampler(job: Job, reference: ModelReference) -> Sampler:
     """The server that the worker's list names for this model, or the model itself in this process."""
-    from trainer.models import load_causal_lm, load_tokenizer
     from trainer.openai_sampler import OpenAISampler
     from trainer.sampling import LocalSampler
+    from trainer.weights import load_causal_lm, load_tokenizer
 
     endpoint = job.settings.find_model(reference["alias"]).endpoint
     if endpoint is None:

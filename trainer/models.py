@@ -1,7 +1,6 @@
-"""Policy, reward and value model: how they are loaded, what they compute, how they are saved as a version's files.
+"""Policy, reward and value model: what they compute, and how they are saved as a version's files.
 
-Owns adapters (LoRA through peft) and full weights alike; knows no loss, no optimizer and no dataset. Only safetensors
-and JSON are read and written. Dropout is off everywhere.
+Adapters and full weights alike; knows no loss, no optimizer and no dataset.
 """
 
 from __future__ import annotations
@@ -9,10 +8,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Any, cast
@@ -22,94 +19,29 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that every reader of torch knows)
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from trainer.checkpoints import save_tensors
 from trainer.config import LoraConfig
 from trainer.folders import new_folder
 from trainer.shared_prompt import PackedRow, is_packing, packed_states
+from trainer.weights import (
+    ModelSource,
+    add_adapter,
+    from_pretrained,
+    load_adapter,
+    load_causal_lm,
+    load_tokenizer,
+    load_trunk,
+    save_full,
+    save_weights,
+    without_dropout,
+    write_json,
+)
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REWARD_HEAD, REWARD_FACTS = "reward_head.safetensors", "reward.json"
 REWARD_MEMBERS = "reward_members.safetensors"
 """The heads of an ensemble, where there is one; the head is their mean."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where weights come from: a base model's folder, and the folder of a version of it (docs/protocol.md)."""
-
-    base: Path
-    """The folder of the base model, with its tokenizer."""
-    version: Path | None = None
-    """An adapter on the base, or full weights. None: the base itself."""
-    alias: str = ""
-    """What saved files call the base; the folder's name when empty. Never a path."""
-
-    @property
-    def name(self) -> str:
-        """The alias of the base model."""
-        return self.alias or self.base.name
-
-    @property
-    def adapter(self) -> Path | None:
-        """The version's folder where it is an adapter."""
-        return self.version if self.version is not None and (self.version / ADAPTER_CONFIG).is_file() else None
-
-    @property
-    def weights(self) -> Path:
-        """The folder of full weights that are loaded first: the base, or a version with weights of its own."""
-        return self.base if self.version is None or self.adapter else self.version
-
-
-# --- Tokenizer and facts ---------------------------------------------------------------------------------------------
-
-
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, with a padding token that is not EOS.
-
-    ValueError when the folder has none, or when it has no EOS, without which no answer ends.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.base, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The model “{source.name}” has no tokenizer that can be read: {error}") from error
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"The tokenizer of “{source.name}” names no EOS token: set eos_token in its config.")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.pad_token = _choose_padding(tokenizer)
-    return cast(PreTrainedTokenizerBase, tokenizer)
-
-
-def _choose_padding(tokenizer: Any) -> str:
-    """A special token that ends nothing and begins nothing; masks decide what padding is, so that any token serves."""
-    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    special = [tokenizer.unk_token_id, *sorted(tokenizer.added_tokens_decoder), *range(len(taken) + 1)]
-    return str(tokenizer.convert_ids_to_tokens(next(i for i in special if i is not None and i not in taken)))
-
-
-def context_length(config: Any) -> int:
-    """How many tokens a model of this transformers config takes: prompt and completion together."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if limit else 2**31
-
-
-def count_parameters(source: ModelSource) -> int:
-    """Parameters of the base model, from its config alone: nothing is loaded."""
-    config = AutoConfig.from_pretrained(source.base, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model = cast(Any, AutoModelForCausalLM).from_config(config, trust_remote_code=False)
-    model.tie_weights()
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def position_ids(attention_BL: Tensor) -> Tensor:
@@ -127,152 +59,6 @@ def _last_of(hidden_BLD: Tensor, attention_BL: Tensor) -> Tensor:
     """hidden_BD at each row's last real token."""
     row_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
     return hidden_BLD[row_B, _last_position(attention_BL)]
-
-
-# --- Loading ---------------------------------------------------------------------------------------------------------
-
-
-def load_causal_lm(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A policy version as a plain model for sampling: an adapter is merged into the weights."""
-    model = _from_pretrained(AutoModelForCausalLM, source, dtype)
-    if source.adapter:
-        model = _load_adapter(model, source.adapter).merge_and_unload()
-    return cast(PreTrainedModel, _without_dropout(model).to(device))
-
-
-def _load_trunk(source: ModelSource, dtype: torch.dtype) -> Any:
-    """The transformer without its language-model head; a policy's adapter is merged into it."""
-    if source.adapter:
-        return cast(Any, load_causal_lm(source, dtype=dtype)).base_model
-    return _without_dropout(_from_pretrained(AutoModel, source, dtype))
-
-
-def _from_pretrained(kind: Any, source: ModelSource, dtype: torch.dtype) -> Any:
-    try:
-        with _quiet_transformers():
-            return kind.from_pretrained(
-                source.weights, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
-    except OSError as error:
-        raise ValueError(
-            f"The model “{source.name}” cannot be loaded: its folder needs config.json and model.safetensors ({error})."
-        ) from error
-
-
-def _without_dropout(model: Any) -> Any:
-    names = ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout", "dropout")
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        # Attention keeps a number of its own, which counts when blocks are computed again in training mode.
-        for name in names:
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-    for name in names[:3]:
-        if hasattr(model.config, name):
-            setattr(model.config, name, 0.0)
-    return model.eval()
-
-
-def _load_adapter(model: Any, folder: Path) -> Any:
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ValueError(f"The version has an {ADAPTER_CONFIG}, but no {ADAPTER_WEIGHTS}: deliver it again.")
-    with _quiet_peft():
-        return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-
-
-def _add_adapter(model: Any, lora: LoraConfig, seed: int) -> Any:
-    """Fresh adapters on every linear layer of the last blocks; they change nothing before the first step."""
-    num_blocks = model.config.get_text_config().num_hidden_layers
-    first = max(0, num_blocks - lora.num_last_blocks)
-    targets = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(part.isdigit() and int(part) >= first for part in name.split("."))
-    ]
-    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets)
-    with torch.random.fork_rng(), _quiet_peft():
-        torch.manual_seed(seed)
-        return peft.get_peft_model(model, config)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """transformers draws progress bars, and reports that a trunk has no use for a language-model head."""
-    level, has_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if has_bars:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """peft asks transformers for an attribute under its old name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        yield
-
-
-# --- Precision -------------------------------------------------------------------------------------------------------
-
-
-def compute_in_bfloat16(model: PreTrainedModel) -> None:
-    """Let a transformer multiply matrices in bfloat16, its language-model head among them, whoever calls it.
-
-    Its weights stay in fp32, and so does all that is around it: scalar heads, log-probabilities, losses.
-    """
-    parts = [model.base_model, model.get_output_embeddings() if model is not model.base_model else None]
-    for part in parts:
-        if part is not None:
-            autocast = torch.autocast(model.device.type, dtype=torch.bfloat16)
-            part.forward = autocast(part.forward)
-    cast(Any, model.base_model).products_dtype = torch.bfloat16
-
-
-def products_dtype(model: PreTrainedModel) -> torch.dtype:
-    """What a transformer multiplies matrices in: how exact what it says can be."""
-    return cast(torch.dtype, getattr(model.base_model, "products_dtype", model.dtype))
-
-
-# --- Saving ----------------------------------------------------------------------------------------------------------
-
-
-def _save_weights(model: Any, folder: Path, *, alias: str, is_on_base: bool) -> None:
-    """An adapter on the base as an adapter; anything else as full weights, an adapter merged into them."""
-    if not isinstance(model, peft.PeftModel):
-        _save_full(model, folder)
-    elif is_on_base:
-        _save_adapter(model, folder, alias)
-    else:
-        _save_full(copy.deepcopy(model).merge_and_unload(), folder)
-
-
-def _save_full(model: Any, folder: Path) -> None:
-    # transformers would write the folder that the model was loaded from into its config.
-    setattr(model.config, "_name_or_path", "")  # noqa: B010 (a private name with no public one)
-    with _quiet_transformers():
-        model.save_pretrained(folder)
-
-
-def _save_adapter(model: Any, folder: Path, alias: str) -> None:
-    """What `peft.PeftModel.from_pretrained` reads, without its model card and without any path of this machine."""
-    weights = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_tensors(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / ADAPTER_WEIGHTS
-    )
-    facts = model.peft_config["default"].to_dict() | {"base_model_name_or_path": alias, "inference_mode": True}
-    plain = {name: sorted(value) if isinstance(value, set) else value for name, value in facts.items()}
-    write_json(folder / ADAPTER_CONFIG, plain)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Readable JSON with sorted keys, the same bytes for the same content."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # --- What a transformer says before each token of an answer ----------------------------------------------------------
@@ -409,7 +195,7 @@ class Policy(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the version's weights into an existing folder."""
         is_on_base = self.source.weights == self.source.base
-        _save_weights(self._adapter[0] or self.model, folder, alias=self.source.name, is_on_base=is_on_base)
+        save_weights(self._adapter[0] or self.model, folder, alias=self.source.name, is_on_base=is_on_base)
 
 
 def load_policy(
@@ -428,12 +214,12 @@ def load_policy(
     reference is the policy with its adapter off; else it is a frozen copy. Without `has_reference`, nothing is copied.
     """
     reference = reference or source
-    model = _without_dropout(_from_pretrained(AutoModelForCausalLM, source, dtype))
+    model = without_dropout(from_pretrained(AutoModelForCausalLM, source, dtype))
     adapter = None
     if source.adapter:
-        adapter = _load_adapter(model, source.adapter)
+        adapter = load_adapter(model, source.adapter)
     elif lora is not None:
-        adapter = _add_adapter(model, lora, seed)
+        adapter = add_adapter(model, lora, seed)
     is_switchable = adapter is not None and reference.adapter is None and reference.weights == source.weights
     frozen = (
         None if is_switchable or not has_reference else load_causal_lm(reference, dtype=dtype).requires_grad_(False)
@@ -536,9 +322,9 @@ class RewardModel(_ScalarModel):
         dtype: torch.dtype = torch.float32,
     ) -> RewardModel:
         """A fresh reward model on the weights of an SFT version; with `lora`, only adapters and the head learn."""
-        trunk = _load_trunk(source, dtype)
+        trunk = load_trunk(source, dtype)
         if lora is not None:
-            trunk = _add_adapter(trunk, lora, seed)
+            trunk = add_adapter(trunk, lora, seed)
         model = cls(trunk, source, is_on_base=source.version is None)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -553,9 +339,9 @@ class RewardModel(_ScalarModel):
         """A reward version, as `save` wrote it. ValueError when the version is none."""
         if source.version is None or not (source.version / REWARD_HEAD).is_file():
             raise ValueError(f"This version of “{source.name}” is no reward model: it has no {REWARD_HEAD}.")
-        trunk = _without_dropout(_from_pretrained(AutoModel, source, dtype))
+        trunk = without_dropout(from_pretrained(AutoModel, source, dtype))
         if source.adapter:
-            trunk = _load_adapter(trunk, source.adapter)
+            trunk = load_adapter(trunk, source.adapter)
         model = cls(trunk, source, is_on_base=source.adapter is not None)
         model.head.load_state_dict(load_file(source.version / REWARD_HEAD))
         model.head.bias.requires_grad_(False)
@@ -595,7 +381,7 @@ class RewardModel(_ScalarModel):
 
     def save(self, folder: Path) -> None:
         """Write the version's weights, its head and `reward.json` into an existing folder."""
-        _save_weights(self.trunk, folder, alias=self.source.name, is_on_base=self.is_on_base)
+        save_weights(self.trunk, folder, alias=self.source.name, is_on_base=self.is_on_base)
         head = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
         save_tensors(head, folder / REWARD_HEAD)
         if self.members is not None:
@@ -637,7 +423,7 @@ def merge_to_folder(source: ModelSource, out: Path) -> None:
     model: Any = _as_classifier(source, tokenizer.pad_token_id) if is_reward else load_causal_lm(source)
     tokenizer.init_kwargs.pop("local_files_only", None)
     with new_folder(out) as building:
-        _save_full(model, building)
+        save_full(model, building)
         tokenizer.save_pretrained(building)
 
 

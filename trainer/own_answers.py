@@ -21,11 +21,11 @@ from trainer.config import BestOfNConfig, StarConfig
 from trainer.demonstrations import Conversation
 from trainer.distributed import require_one_process
 from trainer.fitting import CARRIED, checkpoint_folder, parents
-from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.preferences import Answer
 from trainer.reporting import Reporter, stop_if_cancelled
 from trainer.sampling import Draw, LocalSampler, Prompt, context_refusal, decode, encode_prompt
 from trainer.sft import SFTResult, train_sft
+from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ from trainer.losses import (
     masked_whiten,
     pretraining_loss,
 )
-from trainer.models import Policy, RewardModel, has_plain_head, products_dtype
+from trainer.models import Policy, RewardModel, has_plain_head
 from trainer.ppo_guard import Guard, Judgement
 from trainer.ppo_learner import Learner
 from trainer.pretraining import Passage, passage_batches
@@ -74,6 +74,7 @@ from trainer.rollout import (
 )
 from trainer.sampling import LocalSampler
 from trainer.shared_prompt import CannotShare, allow_packing
+from trainer.weights import products_dtype
 
 STEP_METRICS = (
     "ppo/policy/loss",

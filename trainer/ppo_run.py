@@ -13,17 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from trainer.config import LoraConfig, PPOConfig
 from trainer.distributed import one_voice, world
 from trainer.fitting import checkpoint_folder, parents, save_version
-from trainer.models import (
-    ModelSource,
-    Policy,
-    RewardModel,
-    ValueModel,
-    compute_in_bfloat16,
-    context_length,
-    count_parameters,
-    load_policy,
-    load_tokenizer,
-)
+from trainer.models import Policy, RewardModel, ValueModel, load_policy
 from trainer.ppo import optimise
 from trainer.ppo_guard import Guard
 from trainer.ppo_learner import Learner, PPOResult
@@ -31,6 +21,7 @@ from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages
 from trainer.reporting import Reporter
 from trainer.rollout import Question, hash_questions
 from trainer.sampling import Prompt, context_refusal, encode_prompt
+from trainer.weights import ModelSource, compute_in_bfloat16, context_length, count_parameters, load_tokenizer
 
 
 def train_ppo(

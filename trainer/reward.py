@@ -59,7 +59,7 @@ from trainer.fitting import (
     save_version,
 )
 from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
-from trainer.models import ModelSource, RewardModel, context_length, count_parameters, load_tokenizer
+from trainer.models import RewardModel
 from trainer.preferences import (
     Accuracy,
     Ranking,
@@ -72,6 +72,7 @@ from trainer.preferences import (
 from trainer.reporting import Reporter, RunResult, stop_if_cancelled
 from trainer.reward_report import make_report
 from trainer.scorer import Scorer, pad_id_of
+from trainer.weights import ModelSource, context_length, count_parameters, load_tokenizer
 
 Rows = Iterable[Mapping[str, Any] | Ranking]
 

@@ -30,10 +30,11 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.config import RewardConfig
 from trainer.data import encode_answer
-from trainer.models import ModelSource, RewardModel, context_length, load_tokenizer
+from trainer.models import RewardModel
 from trainer.preferences import Answer
 from trainer.sampling import encode_prompt
 from trainer.scorer import Scorer
+from trainer.weights import ModelSource, context_length, load_tokenizer
 
 MOST_BODY_BYTES = 32 * 2**20
 MOST_ANSWERS = 4096

@@ -26,7 +26,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trainer.models import context_length, position_ids
+from trainer.models import position_ids
+from trainer.weights import context_length
 
 MAX_REDRAWS = 3
 """How often a completion that repeats another one of its prompt is drawn again."""

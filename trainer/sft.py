@@ -52,11 +52,12 @@ from trainer.fitting import (
     plan_batches,
     save_version,
 )
-from trainer.models import ModelSource, Policy, context_length, count_parameters, load_tokenizer
+from trainer.models import Policy
 from trainer.packing import EMPTY, Document, Packed, can_pack, learned_logprobs, pack
 from trainer.preferences import Answer
 from trainer.reporting import Reporter, RunResult, stop_if_cancelled
 from trainer.sampling import encode_prompt
+from trainer.weights import ModelSource, context_length, count_parameters, load_tokenizer
 
 PAPER_MAX_LENGTH = 2048
 FEWEST_HELD_OUT = 8

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer.cli import JsonOption, TokenOption, UrlOption, one_line_errors, parse_settings, settings_with, show
 from trainer.client import Client
+from trainer.console import JsonOption, TokenOption, UrlOption, one_line_errors, parse_settings, settings_with, show
 from trainer.settings import WorkerSettings
 from trainer.simulate import Annotators, LoopResult, RunFailed, hire, rank_waiting, run_loop
 

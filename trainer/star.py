@@ -22,11 +22,11 @@ from typing import Any
 from trainer.checks import Check, CheckTimeout
 from trainer.config import StarConfig
 from trainer.fitting import parents
-from trainer.models import ModelSource
 from trainer.own_answers import Drawn, is_learnable, train_on_own_answers
 from trainer.reporting import Reporter, RunResult
 from trainer.sampling import Prompt
 from trainer.sft import SFTResult
+from trainer.weights import ModelSource
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from trainer.best_of_n import train_best_of_n
 from trainer.checks import Check
 from trainer.config import BestOfNConfig, StarConfig
 from trainer.dpo import train_dpo
-from trainer.models import ModelSource
 from trainer.ppo_run import train_ppo
 from trainer.reporting import RunResult, SilentReporter
 from trainer.reward import train_reward
 from trainer.sampling import Prompt
 from trainer.sft import train_sft
 from trainer.star import CheckedPrompt, train_star
+from trainer.weights import ModelSource
 
 WORDS = ("a", "b c", "d a b a", "c", "b b a d c", "d d", "a c", "b", "c a c a", "d b", "a a", "c b d")
 PROMPTS = [Prompt(f"p{number}", [{"role": "user", "content": text}]) for number, text in enumerate(WORDS)]

@@ -16,7 +16,7 @@ from tests.trainer import two_processes
 from tests.trainer.tiny import save_tiny
 from trainer.distributed import World, add_up, joined, part_of, put_together, require_one_process, world
 from trainer.fitting import require_plain_saving
-from trainer.models import ModelSource, compute_in_bfloat16, load_causal_lm, products_dtype
+from trainer.weights import ModelSource, compute_in_bfloat16, load_causal_lm, products_dtype
 
 ROOT = Path(__file__).resolve().parents[2]
 GATE = 1e-6

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from tests.trainer.tiny import Recorder, save_tiny
 from trainer.config import DPOConfig, LoraConfig
 from trainer.dpo import DPOResult, dpo_loss, train_dpo
-from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import RunCancelled, SilentReporter
+from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
 CONFIG = DPOConfig(lora=None, learning_rate=1e-3, rankings_per_batch=4, checkpoint_every=2, warmup_ratio=0.0)

@@ -10,19 +10,14 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.trainer.tiny import make_tokenizer, save_tiny
 from trainer.config import LoraConfig
-from trainer.models import (
+from trainer.models import Policy, RewardModel, ValueModel, load_policy, merge_to_folder, position_ids
+from trainer.weights import (
     ADAPTER_CONFIG,
     ModelSource,
-    Policy,
-    RewardModel,
-    ValueModel,
     context_length,
     count_parameters,
     load_causal_lm,
-    load_policy,
     load_tokenizer,
-    merge_to_folder,
-    position_ids,
 )
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)

@@ -18,13 +18,13 @@ from tests.trainer.tiny import make_model, make_tokenizer, save_tiny
 from trainer.best_of_n import BestOfNResult, choose_best, kl_bound, scorer_of, train_best_of_n
 from trainer.checks import Check, CheckTimeout
 from trainer.config import BestOfNConfig, RewardConfig, SFTConfig, StarConfig
-from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.own_answers import Drawn, draw_answers
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
 from trainer.sampling import LocalSampler, Prompt, encode_prompt
 from trainer.star import CheckedPrompt, CheckJudge, StarResult, train_star
+from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 
 SFT = SFTConfig(lora=None, epochs=2, learning_rate=3e-3, conversations_per_batch=4, checkpoint_every=1)
 BEST_OF_N = BestOfNConfig(n=4, max_new_tokens=4, prompts_per_checkpoint=4, sft=SFT)

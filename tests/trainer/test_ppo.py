@@ -20,7 +20,7 @@ from trainer import rollout as rollouts
 from trainer.checkpoints import CheckpointError
 from trainer.config import LoraConfig, PPOConfig
 from trainer.fitting import learning_parameters
-from trainer.models import ModelSource, Policy, RewardModel, ValueModel, has_plain_head, load_policy
+from trainer.models import Policy, RewardModel, ValueModel, has_plain_head, load_policy
 from trainer.ppo import Trajectory, optimise
 from trainer.ppo_guard import Guard, Judgement
 from trainer.ppo_learner import Learner, PPOResult, Progress
@@ -30,6 +30,7 @@ from trainer.reporting import RunCancelled, SilentReporter
 from trainer.rollout import Question, Rollout, Score, TrainingFailed, make_rollout, walk
 from trainer.sampling import Draw, Generated, LocalSampler, Prompt
 from trainer.shared_prompt import CannotShare, allow_packing, is_packing
+from trainer.weights import ModelSource
 
 TOKENIZER = make_tokenizer(("a", "b", "c"))
 EOS, PAD = 1, 0

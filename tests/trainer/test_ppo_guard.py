@@ -20,12 +20,13 @@ from tests.trainer.test_ppo import (
     save_base,
 )
 from trainer.losses import pairwise_loss
-from trainer.models import ModelSource, Policy, RewardModel, ValueModel, load_policy
+from trainer.models import Policy, RewardModel, ValueModel, load_policy
 from trainer.ppo import optimise
 from trainer.ppo_guard import Guard
 from trainer.ppo_learner import Learner
 from trainer.rollout import make_rollout
 from trainer.sampling import Generated
+from trainer.weights import ModelSource
 
 ANSWERS = all_answers(3)
 BETA = 0.5 / 50

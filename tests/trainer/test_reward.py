@@ -17,11 +17,12 @@ from trainer.cross_validation import cross_validate
 from trainer.data import encode_rankings
 from trainer.fitting import learning_rate_at
 from trainer.folders import sha256_file
-from trainer.models import ModelSource, RewardModel, load_tokenizer
+from trainer.models import RewardModel
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import RunCancelled, SilentReporter
 from trainer.reward import RewardResult, _accumulate, _importance, ranking_loss, train_reward
 from trainer.scorer import Scorer, StateCache, score, score_with_doubt
+from trainer.weights import ModelSource, load_tokenizer
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
 CONFIG = RewardConfig(

@@ -15,10 +15,11 @@ from starlette.testclient import TestClient
 
 from tests.trainer.tiny import save_tiny
 from trainer import reward_server
-from trainer.models import ModelSource, RewardModel, load_tokenizer
+from trainer.models import RewardModel
 from trainer.preferences import Answer
 from trainer.reward_server import create_app, serve
 from trainer.scorer import score
+from trainer.weights import ModelSource, load_tokenizer
 
 MESSAGES = [{"role": "user", "content": "a b"}]
 ANSWERS = ["c", "a a a", "d b c a", "b"]

@@ -17,10 +17,10 @@ from trainer.config import LoraConfig, SFTConfig
 from trainer.demonstrations import Conversation, read_conversations, to_conversations
 from trainer.fitting import learning_rate_at
 from trainer.folders import sha256_file
-from trainer.models import ModelSource, load_causal_lm, load_tokenizer
 from trainer.packing import Document, can_pack, learned_logprobs, pack
 from trainer.reporting import RunCancelled, SilentReporter
 from trainer.sft import SFTResult, encode_conversation, train_sft
+from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
 CONFIG = SFTConfig(

@@ -17,13 +17,13 @@ from trainer.config import DPOConfig, LoraConfig, PPOConfig, RewardConfig, SFTCo
 from trainer.distributed import joined
 from trainer.dpo import train_dpo
 from trainer.fitting import make_policy
-from trainer.models import ModelSource
 from trainer.ppo_run import train_ppo
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
 from trainer.sampling import Prompt
 from trainer.sft import train_sft
+from trainer.weights import ModelSource
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
 REWARD = RewardConfig(lora=None, epochs=2, learning_rate=3e-3, rankings_per_batch=4, checkpoint_every=2)

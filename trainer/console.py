@@ -1,0 +1,182 @@
+"""What the trainer's commands share: options, models by name, files of prompts, bars, figures, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
+
+import typer
+
+from trainer.reporting import Level
+from trainer.settings import SettingsError, WorkerSettings
+
+if TYPE_CHECKING:
+    from trainer.weights import ModelSource
+
+PATIENCE_SECONDS = 5.0
+"""How long a person waits for a Rankloop that does not answer."""
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Alias of a model (`pocket`, `smollm2-135m`, or one that you list), or a folder.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint beside --out, where there is one.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file; `-` is the terminal.")]
+ConfigOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the training; may be given several times."),
+]
+UrlOption = Annotated[str | None, typer.Option(help="Address of Rankloop.  [env var: RANKLOOP_URL]")]
+TokenOption = Annotated[str | None, typer.Option(help="API token.  [env var: RANKLOOP_TOKEN]")]
+
+
+def last_checkpoint(out: Path, *, is_resuming: bool) -> Path | None:
+    """The checkpoint beside a version's folder, where one is asked for and there is one; else the run begins anew."""
+    from trainer.fitting import checkpoint_folder
+
+    folder = checkpoint_folder(out)
+    return folder if is_resuming and folder.exists() else None
+
+
+def fetched_version(version_id: str, settings: WorkerSettings) -> ModelSource:
+    """The files of a version, from Rankloop."""
+    from trainer.artifacts import model_source
+    from trainer.client import Client, ModelReference, Retries
+
+    with Client(settings.url, settings.token, retries=Retries(PATIENCE_SECONDS)) as client:
+        found = client.get_version(version_id)
+        reference: ModelReference = {
+            "version_id": found["id"],
+            "number": found["number"],
+            "kind": found["kind"],
+            "alias": found["alias"],
+            "files": found["files"],
+        }
+        return model_source(reference, client, settings, say)
+
+
+def settings_with(url: str | None, token: str | None) -> WorkerSettings:
+    """The settings of the environment, with what the command line says instead."""
+    given = {"url": url, "token": token}
+    return WorkerSettings().model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+def find_source(model: str) -> ModelSource:
+    """A model by alias, or the folder of one."""
+    from trainer.artifacts import base_folder
+    from trainer.weights import ModelSource
+
+    if (Path(model) / "config.json").is_file():
+        return ModelSource(Path(model))
+    return ModelSource(base_folder(model, WorkerSettings(), say), alias=model)
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """Prompts of JSON lines with `messages` or `prompt`; ids are made up where there are none.
+
+    SettingsError names the line that can't be read.
+    """
+    prompts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+            turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in messages]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SettingsError(f"{path}, line {number}: needs `messages` or `prompt` ({error}).") from error
+        prompts.append({"id": str(row.get("id", number)), "messages": turns})
+    return prompts
+
+
+def show(figures: dict[str, Any], json_file: Path | None) -> None:
+    """The figures on the terminal, and as JSON where that is asked for; a report of many parts only as JSON."""
+    if json_file is not None and str(json_file) != "-":
+        json_file.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if str(json_file) == "-":
+        typer.echo(json.dumps(figures, ensure_ascii=False))
+        return
+    for name, value in figures.items():
+        if name.endswith("report"):
+            continue
+        typer.echo(f"{name:24} {json.dumps(value, ensure_ascii=False)}")
+
+
+def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE pairs; a value is JSON where it can be, else text. SettingsError names what is no pair."""
+    overrides: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {pair}: write it as KEY=VALUE.")
+        try:
+            overrides[key] = json.loads(value)
+        except ValueError:
+            overrides[key] = value
+    return overrides
+
+
+class BarReporter:
+    """The `Reporter` of a terminal: a bar with what was reached last, and the log above it."""
+
+    def __init__(self, *, is_shown: bool = True) -> None:
+        self._is_shown = is_shown
+
+    def __enter__(self) -> Self:
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit="step", dynamic_ncols=True, disable=not self._is_shown)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """The newest figures, beside the bar."""
+        self._bar.set_postfix({name: f"{value:.3g}" for name, value in list(values.items())[:3]})
+
+    def progress(self, step: int, total: int, message: str) -> None:
+        """Move the bar."""
+        self._bar.total = total
+        self._bar.set_description_str(message, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def log(self, level: Level, text: str) -> None:
+        """A line above the bar."""
+        self._bar.write(text if level == "info" else f"{level}: {text}", file=sys.stderr)
+
+    def should_stop(self) -> bool:
+        """Never: Ctrl+C ends the program."""
+        return False
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can set right is said in one line, with exit code 1."""
+    from trainer.transport import ClientError
+
+    try:
+        yield
+    except (SettingsError, ClientError, ValueError, OSError) as error:
+        refuse(str(error))
+    except Exception as error:
+        if not type(error).__module__.startswith("trainer."):
+            raise
+        refuse(str(error))
+
+
+def refuse(message: str) -> NoReturn:
+    """Say why not, and end with exit code 1."""
+    typer.echo(message, err=True)
+    raise typer.Exit(1)
+
+
+def say(message: str, share: float) -> None:
+    """Where long work stands, on the terminal; how far it is, the message says."""
+    typer.echo(message, err=True)
