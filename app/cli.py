@@ -102,6 +102,7 @@ def serve(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the port; about one a core.")] = 1,
     fd: Annotated[int | None, typer.Option(hidden=True, help="A socket that listens already, by its number.")] = None,
 ) -> None:
     """Serve the pages and the API. The database must run and be migrated."""
@@ -122,7 +123,7 @@ def serve(
 
     try:
         asyncio.run(check())
-        run(settings, bind(host, port) if fd is None else socket.socket(fileno=fd))
+        run(settings, bind(host, port) if fd is None else socket.socket(fileno=fd), processes=processes)
     except (CannotStart, DatabaseUnreachable) as error:
         raise fail(error) from error
 

@@ -31,6 +31,12 @@ class Settings(BaseSettings):
     """
     webhook_hosts: str = ""
     """Hosts, with commas between them, that webhooks may reach although their addresses are not public."""
+    log_format: Literal["text", "json"] = "text"
+    """`json`: each line of the log is an object, for programs that gather logs."""
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """`info`: one line a request. `debug`: exceptions with their words, which may hold what people wrote."""
+    metrics_token: str = ""
+    """Secret for `/metrics`; without it only this machine may ask, and only while the site is on it alone."""
     max_body_bytes: int = 64 * 1024 * 1024
     """Largest body of a request, uploads included."""
 

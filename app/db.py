@@ -72,6 +72,7 @@ def make_engine(url: str, **options: Any) -> AsyncEngine:
     options.setdefault("pool_pre_ping", True)
     return create_async_engine(
         url.replace("postgres://", "postgresql://", 1).replace("postgresql://", "postgresql+psycopg://", 1),
+        hide_parameters=True,  # what people wrote is in no message of an error
         connect_args={"connect_timeout": 5, "options": "-c lock_timeout=10s -c statement_timeout=120s"},
         **options,
     )

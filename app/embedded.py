@@ -263,6 +263,8 @@ class EmbeddedPostgres:
             "unix_socket_permissions": "0700",
             "logging_collector": "off",
             "max_connections": "100",
+            # Without DETAIL, which quotes the rows that a rule refused: what people wrote is in no log.
+            "log_error_verbosity": "terse",
         }
         arguments = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
         with self.log_path.open("ab") as log:

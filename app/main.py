@@ -29,9 +29,12 @@ from app.datasets import api as datasets_api
 from app.datasets import pages as datasets_pages
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable
+from app.logs import RequestIds, named, request_id
 from app.loop import api as loop_api
 from app.loop import comparison_pages, subscriptions
 from app.loop import pages as loop_pages
+from app.operations import pages as operations_pages
+from app.operations.metrics import Metrics, Observed
 from app.projects import api as projects_api
 from app.projects import pages as projects_pages
 from app.prompts import api as prompts_api
@@ -48,7 +51,7 @@ from app.reach import PROJECT_FINDERS
 from app.registry import api as registry_api
 from app.runs import api as runs_api
 from app.runs import pages as runs_pages
-from app.security import SameOrigin, SecurityHeaders
+from app.security import Bugs, SameOrigin, SecurityHeaders
 from app.tasks import api as tasks_api
 from app.tasks import pages as tasks_pages
 from app.validation import explain
@@ -102,6 +105,7 @@ PAGES = [
     loop_pages,
     comparison_pages,
     webhooks_pages,
+    operations_pages,
 ]
 
 
@@ -121,12 +125,12 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.state.settings = settings
     app.state.sessionmaker = sessionmaker
     app.state.project_finders = PROJECT_FINDERS
+    app.state.metrics = Metrics()
     app.state.provider = provider_pages.make_provider(settings)
     for module in DOMAINS:
         app.include_router(module.router, prefix=API)
     for module in PAGES:
         app.include_router(module.router, include_in_schema=False)
-    app.add_api_route("/health", health, include_in_schema=False)
     app.add_api_route("/service-worker.js", service_worker, include_in_schema=False)
     app.mount("/static", assets.Assets(), name="static")
     app.add_exception_handler(RankloopError, handle_refusal)
@@ -135,12 +139,14 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_exception_handler(IntegrityError, handle_integrity_error)
     app.add_exception_handler(DataError, handle_unstorable_text)
     app.add_exception_handler(OperationalError, handle_database_trouble)
-    app.add_exception_handler(500, handle_bug)
     app.add_middleware(GZipMiddleware, compresslevel=6, exclude_content_types=NOT_COMPRESSED)
     if settings.api_requests_per_minute:
         app.add_middleware(RateLimits, path=API, per_minute=settings.api_requests_per_minute)
     app.add_middleware(SameOrigin)
+    app.add_middleware(Bugs, answer=handle_bug)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(Observed, metrics=app.state.metrics, api=API)
+    app.add_middleware(RequestIds)
     subscriptions.subscribe()
     webhooks.subscribe()
     return app
@@ -163,11 +169,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     watch.cancel()
     await asyncio.gather(postman, watch, return_exceptions=True)
     await engine.dispose()
-
-
-async def health() -> dict[str, str]:
-    """The process is alive. It asks the database nothing: a full pool must not look like a dead process."""
-    return {"status": "ok"}
 
 
 async def service_worker() -> FileResponse:
@@ -195,12 +196,14 @@ def answer(request: Request, error: RankloopError) -> Response:
         message=message,
         errors=told,
         onward=error.onward,
+        request_id=request_id.get(),
     )
 
 
 def problem(status: int, title: str, detail: str, errors: list[dict[str, str]]) -> JSONResponse:
     """The JSON of RFC 9457."""
     body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail, "errors": errors}
+    body["request_id"] = request_id.get()
     return JSONResponse(body, status, media_type="application/problem+json")
 
 
@@ -246,7 +249,7 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
 
 async def handle_integrity_error(request: Request, error: Exception) -> Response:
     """A rule that the database kept and no service had checked: refused, nothing is stored, and it goes to the log."""
-    log.warning("the database refused: %s", error.__cause__ or error)
+    log.warning("the database refused: %s", named(error.__cause__ or error))
     return answer(
         request, Conflict("This breaks a rule of the database, and was not stored. Load the page again and retry.")
     )
@@ -259,7 +262,7 @@ async def handle_unstorable_text(request: Request, error: Exception) -> Response
 
 async def handle_database_trouble(request: Request, error: Exception) -> Response:
     """The database is away, full or overrun: nothing was stored."""
-    log.error("database trouble: %s", error.__cause__ or error)
+    log.error("database trouble: %s", named(error.__cause__ or error))
     return answer(
         request, Unavailable("The database can't be reached right now. Nothing was stored; try again in a moment.")
     )

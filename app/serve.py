@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import shutil
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.config import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 SECONDS_TO_FINISH = 10
 """How long requests may still take after the process was asked to stop."""
@@ -36,18 +44,56 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
-    """Answer requests on a listening socket until SIGTERM or SIGINT; requests under way are finished."""
+def serve(settings: Settings, listener: socket.socket, *, processes: int = 1) -> None:
+    """Answer requests on a listening socket until SIGTERM or SIGINT; requests under way are finished.
+
+    Several processes share the socket. One that ends is started again; SIGHUP replaces them one after the other, each
+    when its successor answers.
+    """
     import uvicorn
+    from uvicorn.supervisors import Multiprocess
 
-    from app.main import create_app
+    from app import logs
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        "app.serve:app_of_the_environment",
+        factory=True,
+        workers=processes,
         access_log=False,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=SECONDS_TO_FINISH,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    os.environ |= {
+        "RANKLOOP_DATA_DIR": str(settings.data_dir.absolute()),
+        "RANKLOOP_DATABASE_URL": settings.require_database_url(),
+        "RANKLOOP_PUBLIC_URL": settings.public_url,
+    }
+    if processes == 1:
+        uvicorn.Server(config).run(sockets=[listener])
+        return
+    with shared_metrics():
+        Multiprocess(config, sockets=[listener]).run()
+
+
+def app_of_the_environment() -> FastAPI:
+    """The app of one process, with the settings of its environment."""
+    from app import logs
+    from app.main import create_app
+
+    settings = Settings()
+    logs.configure(settings)
+    return create_app(settings)
+
+
+@contextmanager
+def shared_metrics() -> Iterator[dict[str, str]]:
+    """A folder in which processes count together, named in the environment; the answer is its variable."""
+    folder = Path(tempfile.mkdtemp(prefix="rankloop-metrics-"))
+    variable = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    os.environ |= variable
+    try:
+        yield variable
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -265,11 +266,16 @@ class Supervisor:
 
     def _start_web(self, listener: socket.socket, logs: Path) -> None:
         """Web processes share one listening socket, which outlives each of them."""
-        fd = listener.fileno()
+        fd, environment = listener.fileno(), self._environment()
+        if self.options.web > 1:
+            counts = self.settings.data_dir / "metrics"
+            shutil.rmtree(counts, ignore_errors=True)
+            counts.mkdir()
+            environment["PROMETHEUS_MULTIPROC_DIR"] = str(counts)
         command = [sys.executable, "-m", "rankloop", "serve", "--fd", str(fd)]
         for number in range(1, self.options.web + 1):
             name = f"web-{number}" if self.options.web > 1 else "web"
-            child = Child(name, command, environment=self._environment(), logs=logs, fds=[fd])
+            child = Child(name, command, environment=environment, logs=logs, fds=[fd])
             child.start()
             self.web.append(child)
 

@@ -21,11 +21,13 @@ def database_url() -> str:
 
 
 def run_migrations(connection: Connection) -> None:
-    """Migrate in one transaction. A lock that is not granted in time fails the migration rather than the app."""
+    """Migrate in one transaction. Who comes second waits for the first, however long that takes; a lock on a table that
+    is not granted in time fails the migration rather than the app.
+    """
     context.configure(connection=connection, target_metadata=metadata, compare_type=True, compare_server_default=True)
     with context.begin_transaction():
-        connection.execute(text("set local lock_timeout = '5s'"))
         connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        connection.execute(text("set local lock_timeout = '5s'"))
         context.run_migrations()
 
 

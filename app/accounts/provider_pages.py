@@ -124,5 +124,5 @@ async def checked_claims(request: Request, provider: StarletteOAuth2App, setting
 
 def away(error: Exception) -> RankloopError:
     """What a visitor is told; the cause is in the log."""
-    log.error("the OpenID provider does not answer: %s", error)
+    log.error("the OpenID provider does not answer: %s", type(error).__name__)
     return ProviderAway()

@@ -110,6 +110,11 @@ def read_how(text: str, *, lease_id: uuid.UUID, leased_at: datetime, now: dateti
         if len(text) > MAX_HOW_LENGTH:
             raise Invalid.field("how", f"takes at most {MAX_HOW_LENGTH} characters")
         return How.model_validate_json(text).provenance(leased_at=leased_at, now=now)
-    except (ValidationError, Invalid) as error:
+    except ValidationError as error:
+        # Where it is wrong, without what was sent.
+        places = [".".join(map(str, item["loc"])) for item in error.errors(include_input=False)]
+        log.warning("lease %s: how it was ranked is not known, as the page told, in %s", lease_id, places)
+        return UNKNOWN
+    except Invalid as error:
         log.warning("lease %s: how it was ranked is not known, as the page told: %s", lease_id, error)
         return UNKNOWN

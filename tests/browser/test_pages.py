@@ -40,7 +40,7 @@ CURVES = [
     for name, value in (("objective/kl", 0.1), ("accuracy/train", 0.2), ("accuracy/validation", 0.1))
 ]
 # Files, and a part of a page that is loaded by itself.
-NO_PAGES = (".csv", ".json", "/download", "/export", "/live")
+NO_PAGES = ("/health", "/ready", "/metrics", ".csv", ".json", "/download", "/export", "/live")
 
 
 @dataclass

@@ -1,0 +1,92 @@
+"""Several web processes on one socket: they count together, finish what they began, and end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import psycopg
+import pytest
+
+pytestmark = [pytest.mark.real_commits, pytest.mark.slow]
+SECONDS = 60
+# Not `rankloop serve`: it refuses the database of the tests, which runs with fsync off.
+PROGRAM = """
+import sys
+from pathlib import Path
+from app.config import Settings
+from app.serve import bind, serve
+if __name__ == "__main__":
+    listener = bind("127.0.0.1", 0)
+    print(listener.getsockname()[1], flush=True)
+    serve(Settings(data_dir=Path(sys.argv[1]), database_url=sys.argv[2]), listener, processes=2)
+"""
+
+
+@pytest.fixture
+def two_processes(tmp_path: Path, fresh_database_url: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Two processes behind one address."""
+    program = tmp_path / "two.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, str(program), str(tmp_path), fresh_database_url]
+    root = Path(__file__).resolve().parents[2]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env={"PYTHONPATH": str(root)})
+    assert started.stdout is not None
+    url = f"http://127.0.0.1:{int(started.stdout.readline())}"
+    yield started, url
+    started.kill()
+    with started:
+        pass
+
+
+def test_they_count_together_and_finish_what_they_began(
+    two_processes: tuple[subprocess.Popen[str], str], fresh_database_url: str
+) -> None:
+    started, url = two_processes
+    for _ in range(20):
+        assert httpx2.get(f"{url}/health", timeout=SECONDS).status_code == 200
+    counts = httpx2.get(f"{url}/metrics", timeout=SECONDS).text
+    assert 'rankloop_http_requests_total{method="GET",route="/health",status="200"} 20.0' in counts
+    answers: list[int] = []
+
+    def ask() -> None:
+        headers = {"authorization": "Bearer rl_nobodys"}
+        answers.append(httpx2.get(f"{url}/api/v1/projects", headers=headers, timeout=SECONDS).status_code)
+
+    with psycopg.connect(fresh_database_url) as holder:
+        holder.execute("lock table api_tokens in access exclusive mode")
+        asking = threading.Thread(target=ask)
+        asking.start()
+        await_waiting(fresh_database_url)
+        started.send_signal(signal.SIGTERM)
+        await_refusal(url)
+    asking.join(SECONDS)
+    assert answers == [401], "a request that had begun was not finished"
+    assert started.wait(SECONDS) == 0
+
+
+def await_waiting(url: str) -> None:
+    """Until a request waits for the lock."""
+    query = "select from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    deadline = time.monotonic() + SECONDS
+    with psycopg.connect(url, autocommit=True) as connection:
+        while connection.execute(query).fetchone() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def await_refusal(url: str) -> None:
+    """Until nobody accepts any more; the socket itself stays open in the parent, so a request goes unanswered."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        try:
+            httpx2.get(f"{url}/health", timeout=0.3)
+        except httpx2.HTTPError:
+            return
+    raise AssertionError("the processes go on taking requests")
