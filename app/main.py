@@ -183,10 +183,14 @@ def wants_json(request: Request) -> bool:
 
 def answer(request: Request, error: RankloopError) -> Response:
     """A refusal as problem+json (RFC 9457), or as a page that says what to do."""
-    if wants_json(request):
+    if request.url.path.startswith(API):
         errors = [{"field": item.field, "rule": item.rule} for item in error.errors]
         return problem(error.status, type(error).__name__, str(error), errors)
     told = [FieldError(item.field, item.in_words(words(request))) for item in error.errors]
+    if wants_json(request):
+        # A script of a page shows this to its reader.
+        errors = [{"field": item.field, "rule": item.rule} for item in told]
+        return problem(error.status, type(error).__name__, str(words(request)["_"](str(error))), errors)
     message = str(Invalid()) if error.is_sum_of_errors else str(error)
     return render(
         request,

@@ -55,7 +55,7 @@
     await forgetOthers(person);
   }).catch(() => { /* storage is forbidden: nothing was kept */ });
   on("submit", "form[data-confirm]", (event, form) => { if (!confirm(form.dataset.confirm)) event.preventDefault(); });
-  on("submit", "form[method=post]:not(#rank, [data-theme-form])", (event, form) => {
+  on("submit", "form[method=post]:not(#rank, [data-skip], [data-theme-form])", (event, form) => {
     if (event.defaultPrevented) return;
     if (form.dataset.sent) event.preventDefault();
     form.dataset.sent = "yes";

@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette import status
 
 from app.accounts.guards import Admin, Annotator, Trainer
 from app.db import stamp
+from app.errors import Conflict
 from app.projects.guards import PageProject
 from app.prompts import service as prompts
 from app.tasks import ahead, drafts, lists, reports, service
@@ -24,18 +25,26 @@ router = APIRouter()
 PAGE_SIZE = 50
 
 
-@router.post("/leases/{lease_id}/skip")
+@router.post("/leases/{lease_id}/skip", response_model=None)
 async def skip_task(
+    request: Request,
     lease_id: uuid.UUID,
-    annotator: Annotator,
+    annotator: SamePerson,
     session: SessionDep,
     reason: Annotated[str, Form(max_length=service.MAX_REASON_LENGTH)] = "",
     kind: Annotated[SkipKind | None, Form()] = None,
-) -> RedirectResponse:
-    """Give a task back for good, and go on to the next one."""
-    lease = await service.release_lease(session, lease_id=lease_id, annotator=annotator, reason=reason, kind=kind)
-    project = await service.project_of(session, lease)
-    return see_other(f"/projects/{project.slug}/rank")
+) -> Response:
+    """Give a task back for good, and go on to the next one. A script, which asks for JSON, goes on by itself."""
+    lease = await service.get_lease(session, lease_id=lease_id, annotator=annotator)
+    onward = f"/projects/{(await service.project_of(session, lease)).slug}/rank"
+    try:
+        await service.release_lease(session, lease_id=lease_id, annotator=annotator, reason=reason, kind=kind)
+    except Conflict as conflict:
+        conflict.onward = onward
+        raise
+    if "application/json" in request.headers.get("accept", ""):
+        return Response(status_code=status.HTTP_204_NO_CONTENT)
+    return see_other(onward)
 
 
 @router.post("/leases/{lease_id}/draft")

@@ -1,4 +1,4 @@
-// Rankings on their way. Each lies on the device until the server has it; sent again and again it is stored once, as the
+// Rankings and skips on their way. Each lies on the device until the server has it; sent again and again it is stored once, as the
 // lease is its key. What belongs to somebody else is left alone: it waits for them.
 import * as device from "./device.js";
 
@@ -20,7 +20,7 @@ export function listen(whose) {
   document.addEventListener("visibilitychange", () => document.hidden || flush());
 }
 
-// {lease, person, url, body, how}: an answer as a form would send it, and how it came about.
+// {lease, person, url, body, how, isSkip}: what a form would send, and how a ranking came about.
 export const add = (entry) => device.put("outbox", { ...entry, at: Date.now(), refusal: null });
 export const has = async (lease) => !!(await device.get("outbox", lease));
 export const drop = (lease) => device.remove("outbox", lease);
@@ -76,6 +76,6 @@ async function send(entry) {
 // Also asks for the page that says what is wrong with an answer.
 export function post(entry, accept) {
   const body = new URLSearchParams(entry.body);
-  body.set("how", JSON.stringify({ ...entry.how, sent_at: new Date().toISOString() }));
+  if (entry.how) body.set("how", JSON.stringify({ ...entry.how, sent_at: new Date().toISOString() }));
   return fetch(entry.url, { method: "POST", body, headers: { Accept: accept, "Rankloop-Person": entry.person } });
 }

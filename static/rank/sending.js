@@ -1,4 +1,5 @@
-// Submitting: the ranking is laid on the device, the next task comes into view at once, and the sending goes on behind it.
+// Submitting and skipping: what was said is laid on the device, the next task comes into view at once, and the sending goes
+// on behind it.
 import { fill, fillCount, form, note, savedNote, say, strip, submitButton, words } from "./page.js";
 import * as ahead from "./ahead.js";
 import * as clock from "./clock.js";
@@ -21,7 +22,11 @@ export function listen() {
     event.preventDefault();
     submit();
   });
-  document.addEventListener("submit", (event) => event.target.matches("[data-skip]") && forget(form.dataset.lease));
+  document.addEventListener("submit", (event) => {
+    if (!event.target.matches("[data-skip]")) return;
+    event.preventDefault();
+    skip(event.target);
+  });
   document.addEventListener("change", ({ target }) => { if (target.name === "kind") target.form.reason.required = target.value === "other"; });
   window.addEventListener("pageshow", (event) => event.persisted && location.reload());
   outbox.listen(form.dataset.person);
@@ -53,12 +58,23 @@ export function submit() {
 }
 
 async function start() {
-  if (isSending) return;
   if ("trial" in form.dataset) return form.submit();
+  await leave({ ...said(form), how: clock.tell() });
+}
+
+async function skip(dialogForm) {
+  dialogForm.closest("dialog").close();
+  await leave({ ...said(dialogForm), isSkip: true });
+}
+
+const said = (element) => ({ url: element.getAttribute("action"), body: String(new URLSearchParams(new FormData(element))) });
+
+async function leave(entry) {
+  if (isSending) return;
   isSending = true;
   drafts.end();
   const { lease, person } = form.dataset;
-  await outbox.add({ lease, person, url: form.getAttribute("action"), body: String(new URLSearchParams(new FormData(form))), how: clock.tell() });
+  await outbox.add({ ...entry, lease, person });
   await pack.mark(lease, true);
   await moveOn();
 }
@@ -92,7 +108,10 @@ function rest() {
 
 // Behind the annotator's back: send what waits, then fetch the task after this one.
 async function goOn() {
-  if (!(await outbox.flush()) || !form.dataset.aheadUrl) return;
+  const isAllSent = await outbox.flush();
+  // Another tab may have sent it, and heard the refusal.
+  await showRefused();
+  if (!isAllSent || !form.dataset.aheadUrl) return;
   const { lease } = form.dataset;
   const inHand = await ahead.fetchAhead();
   const isOther = inHand !== undefined && inHand !== lease && lease === form.dataset.lease;
@@ -125,9 +144,12 @@ function forget(lease) {
 }
 
 // Refused: the annotator is back at that task, with the reasons; what was begun meanwhile is kept as a draft. When it
-// can't be ranked any more, the page says why, and keeps the ranking until its annotator has read that.
-async function takeBack(entry, { status }) {
-  if (status !== 422) {
+// can't be ranked any more, the page says why, and keeps the ranking until its annotator has read that; so it does with a
+// skip that was not taken.
+const isToMend = ({ isSkip }, { status }) => status === 422 && !isSkip;
+
+async function takeBack(entry, problem) {
+  if (!isToMend(entry, problem)) {
     await showRefused();
     if (isResting) location.assign(form.dataset.nextUrl);
     return;
@@ -143,15 +165,15 @@ async function takeBack(entry, { status }) {
 
 async function showRefused() {
   const box = document.getElementById("refused");
-  const refused = (await outbox.refused()).filter(({ refusal }) => refusal.status !== 422);
+  const refused = (await outbox.refused()).filter((entry) => !isToMend(entry, entry.refusal));
   box.replaceChildren(...refused.map(row));
   box.hidden = !refused.length;
 }
 
-function row({ lease, at, refusal }) {
+function row({ lease, at, isSkip, refusal }) {
   const line = document.createElement("p");
   const button = document.createElement("button");
-  line.append(fill(words.notStored, { time: new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }), reason: refusal.detail }), " ", button);
+  line.append(fill(isSkip ? words.notSkipped : words.notStored, { time: new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }), reason: refusal.detail }), " ", button);
   button.type = "button";
   button.textContent = words.discard;
   button.addEventListener("click", async () => {

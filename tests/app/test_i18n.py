@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from app import validation
 from app.i18n import (
     format_ago,
     format_bytes,
@@ -57,6 +58,17 @@ def test_both_languages_fill_the_same_gaps() -> None:
 
 def test_every_chinese_sentence_says_something() -> None:
     assert [english for english, chinese in PAIRS if not chinese.strip()] == []
+
+
+def test_chinese_pages_say_you_in_one_way() -> None:
+    """您 throughout, as strangers are spoken to."""
+    assert [chinese for _, chinese in PAIRS if "你" in chinese] == []
+
+
+def test_what_a_form_refuses_is_told_in_chinese() -> None:
+    known = read_catalogue()
+    told = [*validation.SENTENCES.values(), *validation.PATTERNS.values(), validation.OTHER_PATTERN]
+    assert [sentence for sentence in told if sentence not in known] == []
 
 
 def test_nothing_stays_nothing() -> None:

@@ -330,7 +330,64 @@ async def test_formulas_of_a_pack_are_drawn_offline(open_page: OpenPage, site: S
     assert ("loaded" in found, "error" in found) == (True, False)
 
 
+async def skip(page: Page) -> None:
+    await page.keyboard.press("s")
+    await page.get_by_label("broken").check()
+    await page.get_by_role("button", name="Skip this task").click()
+
+
+async def test_a_skip_without_a_connection_arrives_once(open_page: OpenPage, site: Site) -> None:
+    """And with it the report of a broken prompt; the task that was fetched ahead is there at once."""
+    page = await open_page(site.annotator)
+    await open_rank(page, site)
+    first = await lease_of(page)
+    await page.context.set_offline(True)
+    await skip(page)
+    await shown_after(page, first)
+    await expect(page.locator(".strip .note")).to_contain_text("No connection")
+    await page.context.set_offline(False)
+    await nothing_waits(page)
+    async with site.server.sessions() as session:
+        skipped = list(await session.scalars(select(Lease).where(Lease.state == "released")))
+    assert [(str(lease.id), lease.skip_kind) for lease in skipped] == [(first, "broken")]
+    await fetched(page, lambda: press(page))
+    await nothing_waits(page)
+    assert len(await site.rankings()) == 1
+
+
+async def test_a_skip_that_comes_too_late_is_said(open_page: OpenPage, site: Site) -> None:
+    """Another tab ranked the task meanwhile. A script's refusal is in the language of its page."""
+    page = await open_page(site.annotator, locale="zh-CN")
+    await open_rank(page, site)
+    other = await page.context.new_page()
+    await open_rank(other, site)
+    await fetched(other, lambda: press(other))
+    await nothing_waits(other)
+    first = await lease_of(page)
+    await page.keyboard.press("s")
+    await page.locator("#skip [value=broken]").check()
+    await page.locator("#skip button").click()
+    await shown_after(page, first)
+    await expect(page.locator("#refused")).to_contain_text("的跳过未被接受：您已经对这个任务排过序。")
+
+
 # A change of mind, and leaving
+
+
+async def test_a_change_of_mind_without_a_connection_arrives_once(open_page: OpenPage, site: Site) -> None:
+    page = await open_page(site.annotator)
+    await open_rank(page, site)
+    await fetched(page, lambda: press(page))
+    await nothing_waits(page)
+    (ranking,) = await site.rankings()
+    await page.goto(f"/rankings/{ranking.id}/change")
+    await page.context.set_offline(True)
+    await page.keyboard.press("3")
+    await press(page, "")
+    await expect(page.locator(".strip .note")).to_contain_text("No connection")
+    await page.context.set_offline(False)
+    await expect(page.get_by_role("heading", name="My rankings")).to_be_visible()
+    assert [found.supersedes_id for found in await site.rankings()] == [None, ranking.id]
 
 
 async def test_a_ranking_is_changed_from_the_list_of_the_last_ones(open_page: OpenPage, site: Site) -> None:

@@ -295,6 +295,7 @@ async def test_skipping_leads_to_another_task(open_page: OpenPage, site: Site) -
     await page.get_by_label("In your words").fill("too long")
     await page.get_by_role("button", name="Skip this task").click()
     await other_task(page, lease)
+    await nothing_waits(page)
     async with site.server.sessions() as session:
         skipped = await session.get_one(Lease, lease)
     assert (skipped.state, skipped.skip_kind, skipped.skip_reason) == ("released", "other", "too long")

@@ -211,6 +211,21 @@ async def test_a_skipped_task_gives_way_to_the_next(
     assert str(lease.id) not in (await client.get(answer.headers["location"])).text
     await session.refresh(lease)
     assert (lease.state, lease.skip_reason) == (LeaseState.RELEASED, "too long")
+    # A script goes on by itself; sent twice it is the same.
+    again = await client.post(f"/leases/{lease.id}/skip", headers=ORIGIN | {"Accept": "application/json"})
+    assert (again.status_code, again.content) == (204, b"")
+
+
+async def test_a_skip_that_comes_too_late_shows_the_way_on(
+    client: AsyncClient, session: AsyncSession, project: Project, ada: User
+) -> None:
+    lease = await open_task(session, client, project)
+    lease.state = LeaseState.ANSWERED
+    await session.flush()
+    page = await client.post(
+        f"/leases/{lease.id}/skip", data={"kind": "same"}, headers=ORIGIN | {"Accept": "text/html"}
+    )
+    assert (page.status_code, f'href="/projects/{project.slug}/rank"' in page.text) == (409, True)
 
 
 async def test_the_last_page_says_that_nothing_waits(client: AsyncClient, project: Project, ada: User) -> None:
