@@ -40,7 +40,7 @@ from app.projects import pages as projects_pages
 from app.prompts import api as prompts_api
 from app.prompts import pages as prompts_pages
 from app.quality import api as quality_api
-from app.quality import gold_pages
+from app.quality import gold_pages, qualification, qualification_pages
 from app.quality import pages as quality_pages
 from app.quality import watch as quality_watch
 from app.rankings import ahead_pages, import_pages, mine_pages, try_pages
@@ -101,6 +101,7 @@ PAGES = [
     writing_pages,
     quality_pages,
     gold_pages,
+    qualification_pages,
     datasets_pages,
     loop_pages,
     comparison_pages,
@@ -147,6 +148,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_middleware(SecurityHeaders)
     app.add_middleware(Observed, metrics=app.state.metrics, api=API)
     app.add_middleware(RequestIds)
+    qualification.subscribe()
     subscriptions.subscribe()
     webhooks.subscribe()
     return app

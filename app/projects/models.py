@@ -39,6 +39,10 @@ class Project(Base):
         CheckConstraint("overlap_share between 0 and 1", name="overlap_share"),
         CheckConstraint("gold_share between 0 and 0.5", name="gold_share"),
         CheckConstraint("compare_share between 0 and 1", name="compare_share"),
+        CheckConstraint("qualify_tasks between 0 and 25", name="qualify_tasks"),
+        CheckConstraint("qualify_mark between 0 and 1", name="qualify_mark"),
+        CheckConstraint("qualify_tries between 1 and 10", name="qualify_tries"),
+        CheckConstraint("gold_window between 0 and 100", name="gold_window"),
         CheckConstraint("lease_minutes between 1 and 1440", name="lease_minutes"),
         CheckConstraint("rationale in ('off', 'optional', 'required')", name="rationale"),
         CheckConstraint("min_rationale between 0 and 2000", name="min_rationale"),
@@ -81,6 +85,12 @@ class Project(Base):
     gold_share: Mapped[float] = mapped_column(server_default="0", default=0.0)
     # While versions are compared: how many of the tasks that a person gets are for that.
     compare_share: Mapped[float] = mapped_column(server_default="0.25", default=0.25)
+    # The tasks of a qualification (0: none is asked), the agreement with their known orders that passes it, and how
+    # often somebody may try. The same mark holds during work, over so many of the newest gold tasks (0: nobody looks).
+    qualify_tasks: Mapped[ZeroByDefault]
+    qualify_mark: Mapped[float] = mapped_column(server_default="0.7", default=0.7)
+    qualify_tries: Mapped[int] = mapped_column(server_default="2", default=2)
+    gold_window: Mapped[ZeroByDefault]
     lease_minutes: Mapped[int] = mapped_column(server_default="60", default=60)
     # {"temperature", "top_p", "max_new_tokens", "seed"}
     sampling: Mapped[dict[str, Any]] = mapped_column(JSONB)

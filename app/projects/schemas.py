@@ -106,6 +106,10 @@ class ProjectSettings(BaseModel):
     overlap_share: float = Field(1, ge=0, le=1)
     gold_share: float = Field(0, ge=0, le=0.5)
     compare_share: float = Field(0.25, ge=0, le=1)
+    qualify_tasks: int = Field(0, ge=0, le=25)
+    qualify_mark: float = Field(0.7, ge=0, le=1)
+    qualify_tries: int = Field(2, ge=1, le=10)
+    gold_window: int = Field(0, ge=0, le=100)
     lease_minutes: int = Field(60, ge=1, le=1440)
     sampling: Sampling = Sampling()
     training: Training = Training()
@@ -151,6 +155,10 @@ class ProjectOut(BaseModel):
     overlap_share: float
     gold_share: float
     compare_share: float
+    qualify_tasks: int
+    qualify_mark: float
+    qualify_tries: int
+    gold_window: int
     lease_minutes: int
     sampling: Sampling
     training: Training

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from app.accounts.guards import AdminCaller, ReadCaller
+from app.accounts.guards import AdminCaller, AnnotateCaller, ReadCaller
 from app.projects.guards import ApiProject
-from app.quality import service
-from app.quality.schemas import AnnotatorOut, AnnotatorPage, BiasOut, QualityOut
+from app.quality import qualification, service
+from app.quality.schemas import (
+    AnnotatorOut,
+    AnnotatorPage,
+    BiasOut,
+    DecisionIn,
+    QualificationOut,
+    QualityOut,
+    StandingOut,
+)
 from app.web import SessionDep
 
 router = APIRouter(tags=["quality"])
@@ -41,3 +50,24 @@ async def list_annotators(
 async def get_bias(project: ApiProject, caller: ReadCaller, session: SessionDep) -> BiasOut:
     """What the newest rankings lean on besides the answers: position, length, version, annotator."""
     return BiasOut.of(await service.bias_report(session, project))
+
+
+@router.put("/projects/{project_id}/quality/annotators/{user_id}/standing")
+async def decide_standing(
+    user_id: uuid.UUID, body: DecisionIn, project: ApiProject, caller: AdminCaller, session: SessionDep
+) -> StandingOut:
+    """Let an annotator in, give them all their tries again, or leave them out."""
+    standing = await qualification.decide(session, project, user_id, body.decision, actor_id=caller.user.id)
+    return StandingOut.model_validate(standing)
+
+
+@router.get("/projects/{project_id}/qualification")
+async def get_qualification(project: ApiProject, caller: AnnotateCaller, session: SessionDep) -> QualificationOut:
+    """Where the caller stands before real work; after a try, their orders beside the known ones."""
+    return QualificationOut.of(await qualification.report_of(session, project, caller.user))
+
+
+@router.post("/projects/{project_id}/qualification:begin")
+async def begin_qualification(project: ApiProject, caller: AnnotateCaller, session: SessionDep) -> StandingOut:
+    """Begin a try; `POST /tasks:next` then gives its tasks. Twice is harmless."""
+    return StandingOut.model_validate(await qualification.begin(session, project, caller.user))

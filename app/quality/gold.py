@@ -54,9 +54,16 @@ async def known_orders(session: AsyncSession, project: Project) -> Gold:
 
 
 async def mark(
-    session: AsyncSession, project: Project, task_id: uuid.UUID, *, answer: RankingAnswer, why: str, actor: User
+    session: AsyncSession,
+    project: Project,
+    task_id: uuid.UUID,
+    *,
+    answer: RankingAnswer,
+    why: str,
+    actor: User,
+    is_qualifying: bool = False,
 ) -> GoldOrder:
-    """Make a task gold, or write its known order anew.
+    """Make a task gold, or write its known order anew. `is_qualifying`: it is asked in the qualification only.
 
     Raises:
         NotFound: the project has no such task.
@@ -68,10 +75,11 @@ async def mark(
     places = await complete_places(session, task, answer)
     order = await session.get(GoldOrder, task.id) or GoldOrder(task_id=task.id)
     order.places, order.why, order.marked_by, order.marked_at = places, why, actor.id, datetime.now(UTC)
+    order.is_qualifying = is_qualifying
     session.add(order)
     await session.flush()
     # A trigger has marked it.
-    await session.refresh(task, ["is_gold"])
+    await session.refresh(task, ["is_gold", "is_qualifying"])
     await audit(session, actor_id=actor.id, action="task.gold", subject=str(task.id), places=places)
     return order
 

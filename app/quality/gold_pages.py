@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from app.accounts.guards import Admin
 from app.projects.guards import PageProject
 from app.prompts.models import Prompt
-from app.quality import gold
+from app.quality import gold, qualification
 from app.quality.models import GoldOrder
 from app.rankings.forms import read_form
 from app.rankings.service import AnswerRefused
@@ -25,7 +25,15 @@ router = APIRouter()
 async def list_gold(request: Request, project: PageProject, user: Admin, session: SessionDep) -> HTMLResponse:
     """The tasks whose order is known, and how well people do on them."""
     rows = await gold.list_gold(session, project)
-    return render(request, "quality/gold.html", here="quality", project=project, rows=rows, most=gold.LISTED)
+    return render(
+        request,
+        "quality/gold.html",
+        here="quality",
+        project=project,
+        rows=rows,
+        most=gold.LISTED,
+        num_tests=await qualification.count_tests(session, project),
+    )
 
 
 @router.get("/projects/{slug}/tasks/{task_id}/gold")
@@ -58,12 +66,20 @@ async def show_gold(
 async def mark_gold(
     task_id: uuid.UUID, request: Request, project: PageProject, user: Admin, session: SessionDep
 ) -> RedirectResponse:
-    """Make it gold, or write its order anew: `place_<completion id>`, `why`."""
+    """Make it gold, or write its order anew: `place_<completion id>`, `why`, `is_qualifying`."""
     form = await request.form()
     fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
     task = await tasks.get_task(session, project_id=project.id, task_id=task_id)
     sent = read_form(fields, await tasks.completion_ids(session, task.id))
     if sent.errors:
         raise AnswerRefused(sent.errors)
-    await gold.mark(session, project, task_id, answer=sent.answer, why=str(form.get("why", "")), actor=user)
+    await gold.mark(
+        session,
+        project,
+        task_id,
+        answer=sent.answer,
+        why=str(form.get("why", "")),
+        actor=user,
+        is_qualifying="is_qualifying" in form,
+    )
     return see_other(f"/projects/{project.slug}/quality/gold")

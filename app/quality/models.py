@@ -11,7 +11,7 @@ from enum import StrEnum
 from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Created, EmptyObject, ProjectId, UserId, UuidKey
+from app.db import Base, Created, EmptyObject, FalseByDefault, ProjectId, UserId, UuidKey
 
 
 class AnnotatorRecord(Base):
@@ -47,7 +47,10 @@ class QualityFlag(Base):
             postgresql_where=text("settled_at is null"),
         ),
         Index("ix_quality_flags_annotator", "annotator_id"),
-        CheckConstraint("check_name in ('random', 'reversed', 'first_card', 'longest', 'speeding')", name="check_name"),
+        CheckConstraint(
+            "check_name in ('random', 'reversed', 'first_card', 'longest', 'speeding', 'gold', 'qualification')",
+            name="check_name",
+        ),
         CheckConstraint("(settled_at is null) = (settlement is null)", name="settled"),
         CheckConstraint("settlement in ('confirmed', 'dismissed')", name="settlement"),
     )
@@ -56,7 +59,7 @@ class QualityFlag(Base):
     project_id: Mapped[ProjectId]
     annotator_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     check_name: Mapped[str]
-    # app/quality/detectors.py: Evidence
+    # app/quality/detectors.py: Evidence; of gold and of a qualification app/quality/qualification.py: Marks
     evidence: Mapped[EmptyObject]
     # Rankings up to this one were looked at; a settled flag says nothing of later ones.
     last_number: Mapped[int] = mapped_column(BigInteger)
@@ -127,5 +130,7 @@ class GoldOrder(Base):
     # Of the task's answers, in its order; 1 is best, two with the same place are tied.
     places: Mapped[list[int]] = mapped_column(ARRAY(Integer))
     why: Mapped[str] = mapped_column(server_default="", default="")
+    # Asked in the qualification, where the order is shown afterwards, and nowhere else.
+    is_qualifying: Mapped[FalseByDefault]
     marked_by: Mapped[UserId | None]
     marked_at: Mapped[Created]

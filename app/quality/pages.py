@@ -13,7 +13,7 @@ from app.accounts.guards import Admin, Annotator, Reviewer
 from app.errors import Invalid
 from app.plots import Whisker, whiskers
 from app.projects.guards import PageProject
-from app.quality import gold, reviews, service
+from app.quality import gold, qualification, reviews, service
 from app.quality.agreement import Agreement, Estimate
 from app.quality.bias import Lean, as_csv
 from app.quality.detectors import threshold
@@ -22,6 +22,7 @@ from app.quality.schemas import BiasOut, SettleForm
 from app.rankings.forms import read_form
 from app.rankings.service import AnswerRefused
 from app.tasks.lists import list_completions
+from app.tasks.standings import has_gate
 from app.web import SessionDep, render, see_other
 
 router = APIRouter()
@@ -81,6 +82,8 @@ async def list_annotators(
         here="quality",
         project=project,
         rows=rows[:PAGE_SIZE],
+        has_gate=has_gate(project),
+        standings=await qualification.list_standings(session, project, [row.id for row in rows]),
         may_lag=num_measured == service.AT_ONCE,
         next_url=f"?after={after + PAGE_SIZE}" if len(rows) > PAGE_SIZE else None,
         is_first=after == 0,
@@ -103,6 +106,8 @@ async def show_annotator(
         person=person,
         portrait=await service.person_view(session, project, person, known),
         flags=flags.get(person.id, []),
+        has_gate=has_gate(project),
+        standing=await qualification.find_standing(session, project, person.id),
         threshold=threshold(),
     )
 

@@ -12,7 +12,9 @@ from app.quality.agreement import Agreement
 from app.quality.bias import PositionTest, Report, rows_of
 from app.quality.detectors import flags_of
 from app.quality.people import Portrait
+from app.quality.qualification import Report as QualificationReport
 from app.quality.service import INSTRUCTGPT, Overview, PersonRow
+from app.tasks.models import StandingState
 
 Note = Annotated[str, Field(max_length=1000)]
 
@@ -24,6 +26,68 @@ class SettleForm(BaseModel):
 
     settlement: Literal["confirmed", "dismissed"]
     note: Note = ""
+
+
+class DecisionIn(BaseModel):
+    """What an admin decides about an annotator."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    decision: Literal["let_in", "retry", "exclude"]
+
+
+class StandingOut(BaseModel):
+    """Whether somebody gets real work. `score`: the agreement with known orders that led to this state."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    annotator_id: uuid.UUID
+    state: StandingState
+    num_tries: int
+    num_asked: int
+    num_done: int
+    score: float | None
+    changed_at: datetime
+
+
+class FeedbackOut(BaseModel):
+    """A task of a try that is over. Orders are of letters, best first; `answers` says what each letter was."""
+
+    answers: dict[str, str]
+    order: list[list[str]]
+    known: list[list[str]]
+    agreement: float
+    why: str
+
+
+class QualificationOut(BaseModel):
+    """Where one stands before real work. `standing` null: not begun."""
+
+    standing: StandingOut | None
+    is_exempt: bool
+    """Reviewers and admins need no qualification."""
+    num_unseen: int
+    """Tasks of the qualification that are left for this person."""
+    feedback: list[FeedbackOut]
+
+    @classmethod
+    def of(cls, report: QualificationReport) -> QualificationOut:
+        """The wire shape."""
+        return cls(
+            standing=StandingOut.model_validate(report.standing) if report.standing else None,
+            is_exempt=report.is_exempt,
+            num_unseen=report.num_unseen,
+            feedback=[
+                FeedbackOut(
+                    answers={card.letter: card.text for card in item.cards},
+                    order=[list(cell) for cell in item.order],
+                    known=[list(cell) for cell in item.known],
+                    agreement=item.agreement,
+                    why=item.why,
+                )
+                for item in report.feedback
+            ],
+        )
 
 
 class Part(BaseModel):

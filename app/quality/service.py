@@ -28,6 +28,7 @@ from app.quality.people import Gold, Portrait, portray
 from app.rankings.models import Ranking
 from app.rankings.service import is_current
 from app.registry.models import Version
+from app.tasks.standings import may_annotate
 
 # InstructGPT (Ouyang et al. 2022), section 3.4: how often its training labelers agreed with each other.
 INSTRUCTGPT = {"value": 0.726, "margin": 0.015}
@@ -286,12 +287,14 @@ async def flags_of_people(
 
 
 async def get_person(session: AsyncSession, project: Project, person: uuid.UUID) -> User:
-    """Somebody who ranked in a project.
+    """Somebody who ranked in a project, or may.
 
     Raises:
-        NotFound: there is nobody of this id, or they ranked nothing here.
+        NotFound: there is nobody of this id, or they never had to do with it.
     """
     user = await session.get(User, person)
+    if user is not None and await may_annotate(session, project, user):
+        return user
     ranked = select(Ranking.id).where(Ranking.annotator_id == person, Ranking.project_id == project.id).limit(1)
     if user is None or await session.scalar(ranked) is None:
         raise NotFound("Nobody of this id ranked anything in this project.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -58,10 +58,11 @@ async def list_own(
 
 
 async def reviewed_among(session: AsyncSession, views: Sequence[RankingView]) -> set[uuid.UUID]:
-    """Which of these rankings a reviewer has decided about."""
+    """Which of these rankings stay as they are: a reviewer has decided about them, or a qualification has."""
     ids = [view.ranking.id for view in views]
     query = select(Ranking.id).join(Task, Task.id == Ranking.task_id)
-    return set(await session.scalars(query.where(Ranking.id.in_(ids), Ranking.number <= Task.settled_number)))
+    stays = or_(Ranking.number <= Task.settled_number, Task.is_qualifying)
+    return set(await session.scalars(query.where(Ranking.id.in_(ids), stays)))
 
 
 async def find_own(session: AsyncSession, *, ranking_id: uuid.UUID, annotator: User) -> RankingView:

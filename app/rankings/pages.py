@@ -28,11 +28,12 @@ from app.rankings.provenance import read_how
 from app.rankings.service import AnswerRefused, RankingView
 from app.runs.models import RunKind
 from app.runs.service import OPEN_STATES, list_runs
-from app.tasks import ahead, lists
+from app.tasks import ahead, lists, standings
 from app.tasks import service as tasks
 from app.tasks.guards import SamePerson
 from app.tasks.models import Lease, Task
 from app.tasks.service import LETTERS, Sheet, TasksPacked
+from app.tasks.standings import Unqualified
 from app.web import SessionDep, render, see_other, words
 
 router = APIRouter()
@@ -45,15 +46,17 @@ PACK_COOKIE = "rl_pack"
 # Ranking
 
 
-@router.get("/projects/{slug}/rank")
+@router.get("/projects/{slug}/rank", response_model=None)
 async def show_next_task(
     request: Request, project: PageProject, annotator: Annotator, session: SessionDep
-) -> HTMLResponse:
+) -> HTMLResponse | RedirectResponse:
     """The task in hand, or the next one. Loading the page again gives the same task."""
     try:
         lease = await tasks.next_lease(
             session, project=project, annotator=annotator, now=datetime.now(UTC), pack_id=pack_id_of(request)
         )
+    except Unqualified as gate:
+        return see_other(str(gate.onward))
     except TasksPacked as packed:
         where = await ahead.find_pack(session, annotator=annotator)
         return render(request, "rankings/packed.html", status_code=packed.status, project=project, pack=where)
@@ -132,6 +135,7 @@ async def show_sheet(
     lease, project = sheet.lease, sheet.project
     now = datetime.now(UTC)
     told = [{"field": anchor(error), "rule": sentence(request, error)} for error in errors]
+    test = None if is_trial or changes else await standings.test_of(session, project, lease)
     waiting = await tasks.waiting_counts(session, [project.id], annotator, now)
     return render(
         request,
@@ -152,12 +156,13 @@ async def show_sheet(
         can_write=not is_trial and await can_write(session, sheet),
         progress={
             "done_today": await count_today(session, project, annotator) + num_before,
-            "num_open": max(0, waiting[project.id] - num_before),
+            "num_open": test.num_asked - test.num_done if test else max(0, waiting[project.id] - num_before),
         },
         errors=told,
         draft_saved_at="" if changes else stamp(lease.draft_saved_at),
         is_trial=is_trial,
-        **sent_to(lease, project, is_trial=is_trial, changes=changes),
+        test=test,
+        **sent_to(lease, project, is_trial=is_trial, changes=changes) | (ALONE if test else {}),
     )
 
 
@@ -178,6 +183,10 @@ def addresses(lease: Lease, project: Project) -> dict[str, Any]:
         "ahead_url": f"/projects/{project.slug}/rank/ahead",
         "pack_url": f"/projects/{project.slug}/rank/pack",
     }
+
+
+# A task of the qualification is ranked by itself: nothing is fetched ahead or taken along.
+ALONE = {"ahead_url": "", "pack_url": ""}
 
 
 def trial_addresses(project: Project) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class ChangeClosed(Conflict):
     """This project is paused or closed: its rankings stay as they are."""
 
 
+class QualificationOver(Conflict):
+    """The answers of a qualification stay as they are: the known order is shown afterwards."""
+
+
 class RankingNotFound(NotFound):
     """There is no such ranking, or it is not yours."""
 
@@ -151,7 +155,7 @@ async def revise(
         RankingNotFound: there is none, or it is somebody else's.
         AlreadySuperseded: it was revised in another way.
         ChangeClosed: the project is paused or archived.
-        RankingSettled: a reviewer has decided about it.
+        RankingSettled, QualificationOver: a reviewer has decided about it; it is part of a qualification.
         AnswerRefused: the answer breaks a rule; it names each field.
     """
     await tasks.lock_annotator(session, annotator.id)
@@ -172,8 +176,7 @@ async def revise(
     project = await tasks.project_of(session, lease)
     if not is_open(project):
         raise ChangeClosed
-    if is_reviewed(await tasks.lock_task(session, old.task_id), old):
-        raise RankingSettled
+    require_unsettled(await tasks.lock_task(session, old.task_id), old)
     require_fine(answer, rules_of(project, lease.display_order))
     ranking = Ranking(
         project_id=old.project_id,
@@ -193,6 +196,19 @@ def is_open(project: Project) -> bool:
     return not project.is_paused and project.archived_at is None
 
 
+def require_unsettled(task: Task, ranking: Ranking) -> None:
+    """Refuse to change what was decided about.
+
+    Raises:
+        RankingSettled: a reviewer has.
+        QualificationOver: it was a task of a qualification.
+    """
+    if is_reviewed(task, ranking):
+        raise RankingSettled
+    if task.is_qualifying:
+        raise QualificationOver
+
+
 def is_reviewed(task: Task, ranking: Ranking) -> bool:
     """Whether a reviewer has decided about this ranking of the task."""
     return ranking.number <= (task.settled_number or 0)
@@ -204,14 +220,13 @@ def require_changeable(project: Project, task: Task, view: RankingView) -> None:
     Raises:
         AlreadySuperseded: there is a newer one.
         ChangeClosed: the project is paused or archived.
-        RankingSettled: a reviewer has decided about it.
+        RankingSettled, QualificationOver: a reviewer has decided about it; it is part of a qualification.
     """
     if view.superseded_by is not None:
         raise AlreadySuperseded
     if not is_open(project):
         raise ChangeClosed
-    if is_reviewed(task, view.ranking):
-        raise RankingSettled
+    require_unsettled(task, view.ranking)
 
 
 async def store(

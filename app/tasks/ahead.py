@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import User
 from app.errors import Conflict, Invalid
 from app.projects.models import Project
-from app.tasks import service
+from app.tasks import service, standings
 from app.tasks.models import Lease, LeaseKind, LeaseState
 from app.tasks.service import MAX_PACK, TasksPacked
 
@@ -34,12 +34,14 @@ async def preload(session: AsyncSession, *, project: Project, annotator: User, n
 
     When the one in hand is done, the one that was fetched ahead takes its place, unless an admin paused the project,
     withdrew the task or lowered the overlap before it was begun. Nothing is fetched while nothing is in hand: the page
-    asks for that by itself. A pack needs nothing ahead.
+    asks for that by itself. A pack needs nothing ahead, nor does a qualification.
     """
     held = await service.hold_leases(session, annotator=annotator, now=now)
     packed = next((lease for lease in held if lease.kind == LeaseKind.OFFLINE), None)
     in_hand = packed or await service.lease_in_hand(session, held, project)
     if packed or in_hand is None or project.is_paused or project.archived_at is not None:
+        return Desk(in_hand)
+    if not await standings.may_work(session, project, annotator):
         return Desk(in_hand)
     ahead = next((lease for lease in held if lease.kind == LeaseKind.PRELOADED), None)
     kind = LeaseKind.PRELOADED
@@ -76,6 +78,7 @@ async def take_pack(
         Invalid: not 1 to 25 tasks.
         TasksPacked: another pack is out.
         ProjectRests: the project is paused.
+        Unqualified: they have to pass the project's qualification first, or again.
     """
     if not 1 <= num <= MAX_PACK:
         raise Invalid.field("num", f"a pack holds 1 to {MAX_PACK} tasks")
@@ -87,6 +90,8 @@ async def take_pack(
         return packed
     if project.is_paused or project.archived_at is not None:
         raise ProjectRests
+    if not await standings.may_work(session, project, annotator):
+        raise standings.Unqualified(project)
     # What is in hand goes back for a moment: what was left last is the first of the pack.
     await service.give_back(session, held)
     return await _fill_pack(session, project=project, annotator=annotator, num=num, now=now, pack_id=pack_id)

@@ -1,4 +1,7 @@
-"""Tables of tasks and leases. Triggers keep `num_taken` true and never let it exceed `overlap` (design, rule 1)."""
+"""Tables of tasks, of leases, and of who may have them.
+
+Triggers keep `num_taken` true and never let it exceed `overlap` (design, rule 1).
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,44 @@ class Purpose(StrEnum):
     COMPARE = "compare"  # whether one version answers better than another: nothing learns from it
 
 
+class StandingState(StrEnum):
+    """How far somebody is in a project that asks for a qualification, or looks at gold during work."""
+
+    TESTING = "testing"  # ranks the tasks of the qualification -> qualified, failed, excluded
+    QUALIFIED = "qualified"  # does real work -> paused
+    FAILED = "failed"  # may try again -> testing
+    PAUSED = "paused"  # was let in, but agrees too little with gold -> testing
+    EXCLUDED = "excluded"  # until an admin says otherwise
+
+
+class Standing(Base):
+    """Whether somebody gets real work in a project. Written by `quality`; whoever has no row has not begun."""
+
+    __tablename__ = "standings"
+    __table_args__ = (
+        CheckConstraint("state in ('testing', 'qualified', 'failed', 'paused', 'excluded')", name="state"),
+        CheckConstraint("num_done between 0 and num_asked", name="num_done"),
+        CheckConstraint("num_tries >= 0", name="num_tries"),
+        CheckConstraint("score between 0 and 1", name="score"),
+    )
+
+    project_id: Mapped[ProjectId] = mapped_column(primary_key=True)
+    annotator_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    state: Mapped[str]
+    # Since the person was let in, or paused; a pause gives as many tries as there were at first.
+    num_tries: Mapped[ZeroByDefault]
+    # Of the try that runs, or ran last: its tasks, and those that are answered.
+    num_asked: Mapped[ZeroByDefault]
+    num_done: Mapped[ZeroByDefault]
+    # Their newest ranking when that try began, or when an admin decided: only later ones count.
+    since_number: Mapped[int] = mapped_column(BigInteger, server_default="0", default=0)
+    # The agreement with known orders that led to this state; null: an admin decided, or nothing is decided yet.
+    score: Mapped[float | None]
+    changed_at: Mapped[Created]
+
+
 class Task(Base):
     """2..9 completions of one prompt that wait for `overlap` rankings."""
 
@@ -70,6 +111,7 @@ class Task(Base):
         ),
         CheckConstraint("purpose in ('learn', 'compare')", name="purpose"),
         CheckConstraint("overlap between 1 and 100", name="overlap"),
+        CheckConstraint("is_gold or not is_qualifying", name="qualifying"),
         CheckConstraint("num_taken >= 0", name="num_taken"),
     )
 
@@ -89,6 +131,8 @@ class Task(Base):
     is_single: Mapped[FalseByDefault]
     # Its order is known: everybody may get it. Written by the trigger of `quality`'s known orders.
     is_gold: Mapped[FalseByDefault]
+    # Gold that belongs to the qualification: its order is shown afterwards, so it never comes between other tasks.
+    is_qualifying: Mapped[FalseByDefault]
     # Open leases and current rankings; written by triggers alone.
     num_taken: Mapped[ZeroByDefault]
     withdrawn_at: Mapped[datetime | None]

@@ -24,6 +24,7 @@ from app.accounts.service import audit
 from app.errors import Conflict, Invalid, NotFound, Unavailable
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
+from app.tasks import standings
 from app.tasks.models import Lease, LeaseKind, LeaseState, Purpose, SkipKind, Task, TaskCompletion
 
 MIN_COMPLETIONS = 2
@@ -204,6 +205,7 @@ async def next_lease(
 
     Raises:
         TasksPacked: the annotator's tasks are in another device's pack, or in one of another project.
+        Unqualified: they have to pass the project's qualification first, or again.
         TasksContended: tasks wait, and all of them stayed locked by others for seconds.
     """
     held = await hold_leases(session, annotator=annotator, now=now)
@@ -213,6 +215,8 @@ async def next_lease(
     lease = await lease_in_hand(session, held, project)
     if lease is not None or project.is_paused or project.archived_at is not None:
         return lease
+    if await standings.is_tested(session, project, annotator):
+        return await _next_test(session, project=project, annotator=annotator, now=now)
     for pause in (*RETRY_PAUSES, None):
         lease = await lease_any(session, project=project, annotator=annotator, now=now)
         if lease is not None or not await _is_any_waiting(session, project, annotator, now):
@@ -236,13 +240,59 @@ async def lease_any(
     lease = await _left_lease(session, project=project, annotator=annotator)
     lease = lease or await _new_lease(session, project=project, annotator=annotator)
     if lease is not None:
-        lease.state = LeaseState.OPEN
-        lease.kind = kind
-        lease.was_preloaded = lease.was_preloaded or kind == LeaseKind.PRELOADED
-        lease.pack_id = pack_id or lease.pack_id
-        lease.expires_at = now + (PACK_LIFE if kind == LeaseKind.OFFLINE else timedelta(minutes=project.lease_minutes))
-        session.add(lease)
-        await session.flush()
+        await _open(session, lease, project=project, now=now, kind=kind, pack_id=pack_id)
+    return lease
+
+
+async def _open(
+    session: AsyncSession,
+    lease: Lease,
+    *,
+    project: Project,
+    now: datetime,
+    kind: LeaseKind = LeaseKind.ACTIVE,
+    pack_id: uuid.UUID | None = None,
+) -> None:
+    lease.state = LeaseState.OPEN
+    lease.kind = kind
+    lease.was_preloaded = lease.was_preloaded or kind == LeaseKind.PRELOADED
+    lease.pack_id = pack_id or lease.pack_id
+    lease.expires_at = now + (PACK_LIFE if kind == LeaseKind.OFFLINE else timedelta(minutes=project.lease_minutes))
+    session.add(lease)
+    await session.flush()
+
+
+async def _next_test(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease:
+    """A task of the qualification.
+
+    Raises:
+        Unqualified: this person had them all; the page of the qualification says so.
+        TasksContended: all that are left stayed locked by others for seconds.
+    """
+    for pause in (*RETRY_PAUSES, None):
+        lease = await _test_lease(session, project=project, annotator=annotator, now=now)
+        if lease is not None:
+            return lease
+        if not await count_tests_left(session, project, annotator):
+            raise standings.Unqualified(project)
+        if pause is not None:
+            await asyncio.sleep(pause)
+    raise TasksContended
+
+
+async def count_tests_left(session: AsyncSession, project: Project, annotator: User) -> int:
+    """How many tasks of the qualification this annotator has not had."""
+    query = select(func.count()).select_from(Task).where(_is_handed_out([project.id]), Task.is_gold)
+    return await session.scalar(query.where(Task.is_qualifying, ~_had_by(annotator))) or 0
+
+
+async def _test_lease(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease | None:
+    lease = await _left_lease(session, project=project, annotator=annotator, is_test=True)
+    if lease is None:
+        task_id = await _gold_for(session, project, annotator, is_test=True)
+        lease = await _lease_on(session, task_id, annotator) if task_id else None
+    if lease is not None:
+        await _open(session, lease, project=project, now=now)
     return lease
 
 
@@ -303,6 +353,9 @@ async def _is_still_due(session: AsyncSession, lease: Lease, project: Project) -
     """Whether a task that was fetched ahead is handed out: it was begun, or no admin's change speaks against it."""
     if lease.draft is not None:
         return True
+    annotator = await session.get_one(User, lease.annotator_id)
+    if not await standings.may_work(session, project, annotator):
+        return False
     task = await session.get_one(Task, lease.task_id, populate_existing=True)
     has_its_place = task.is_gold or task.num_taken <= task.overlap
     return not project.is_paused and project.archived_at is None and has_its_place
@@ -322,7 +375,9 @@ def has_place() -> ColumnElement[bool]:
     return and_(Task.num_taken < Task.overlap, ~Task.is_gold)
 
 
-async def _left_lease(session: AsyncSession, *, project: Project, annotator: User) -> Lease | None:
+async def _left_lease(
+    session: AsyncSession, *, project: Project, annotator: User, is_test: bool = False
+) -> Lease | None:
     """The annotator's own expired lease, the last one first, with its order and draft, while its task has a place."""
     lease: Lease | None = await session.scalar(
         select(Lease)
@@ -332,6 +387,7 @@ async def _left_lease(session: AsyncSession, *, project: Project, annotator: Use
             Lease.state == LeaseState.EXPIRED,
             _is_handed_out([project.id]),
             or_(has_place(), Task.is_gold),
+            Task.is_qualifying == is_test,
         )
         .order_by(Lease.expires_at.desc(), Lease.id)
         .limit(1)
@@ -348,7 +404,11 @@ async def _new_lease(session: AsyncSession, *, project: Project, annotator: User
         task_id = task_id or await _first_waiting(session, project, annotator, purpose)
     if task_id is None:
         return None
-    task_id = await _gold_instead(session, project, annotator) or task_id
+    return await _lease_on(session, await _gold_instead(session, project, annotator) or task_id, annotator)
+
+
+async def _lease_on(session: AsyncSession, task_id: uuid.UUID, annotator: User) -> Lease:
+    """A lease, not stored yet, with an order of its own."""
     seed = secrets.randbits(63)
     order = shuffle(await completion_ids(session, task_id), seed)
     return Lease(task_id=task_id, annotator_id=annotator.id, display_order=order, seed=seed, was_preloaded=False)
@@ -396,11 +456,18 @@ async def _gold_instead(session: AsyncSession, project: Project, annotator: User
         return None
     if not is_golds_turn(project, annotator.id, await _num_had(session, annotator)):
         return None
+    return await _gold_for(session, project, annotator)
+
+
+async def _gold_for(
+    session: AsyncSession, project: Project, annotator: User, *, is_test: bool = False
+) -> uuid.UUID | None:
+    """A gold task that this annotator has not had: one of the qualification, or one of those that come between."""
     # Everybody gets them in an order of their own: two who sit side by side do not meet the same ones.
     mixed = func.md5(func.concat(cast(Task.id, Text), str(annotator.id)))
     task_id: uuid.UUID | None = await session.scalar(
         select(Task.id)
-        .where(_is_handed_out([project.id]), Task.is_gold, ~_had_by(annotator))
+        .where(_is_handed_out([project.id]), Task.is_gold, Task.is_qualifying == is_test, ~_had_by(annotator))
         .order_by(mixed)
         .limit(1)
         # Never waited for: who takes a pack holds several, and two could wait for each other's.
