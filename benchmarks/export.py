@@ -41,7 +41,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import service as accounts
 from app.accounts.models import Role, Scope
-from app.datasets.service import freeze
 from app.db import standalone_session
 from app.embedded import EmbeddedPostgres
 from app.loop import subscriptions
@@ -78,55 +77,53 @@ def make_texts(num: int, num_words: int, seed: int) -> list[str]:
     return [" ".join(generator.choices(WORDS, k=num_words)) for _ in range(num)]
 
 
-def make_line(number: int, prompts: list[str], answers: list[str]) -> str:
-    """One row as `freeze` writes it."""
-    ids = [str(uuid.UUID(int=number * 16 + answer + 1)) for answer in range(K)]
-    row: dict[str, Any] = {
-        "ranking_id": str(uuid.UUID(int=number)),
-        "prompt_id": str(uuid.UUID(int=number)),
-        "split": "train" if number % 7 else "validation",
-        "language": "en",
-        "messages": [{"role": "user", "content": f"{number}: {prompts[number % len(prompts)]}"}],
-        "completions": [
-            {
-                "id": key,
-                "text": answers[(number * 5 + place) % len(answers)],
-                "version_id": None,
-                "finish_reason": "stop",
-            }
-            for place, key in enumerate(ids)
-        ],
-        "order": [[ids[2]], [ids[0]], [ids[3], ids[1]]] if number % 10 == 0 else [[key] for key in ids],
-        "annotator": f"{number % 100:016x}",
-        "labels": {},
-        "ratings": {},
-        "denied": {},
-        "rationale": "",
-        "confidence": None,
-        "all_bad": None,
-        "strength": None,
-        "display_order": ids,
-        "created_at": "2026-11-21T10:00:00+00:00",
-    }
-    return orjson.dumps(row, option=orjson.OPT_SORT_KEYS).decode()
+# Straight into the tables, past triggers and foreign keys: what they would check is so by the way it is made. Ids are
+# as random as those of real rows, so that reading them costs what it costs.
+FILL = """
+insert into prompts (id, project_id, messages, split, root_hash, content_hash)
+    select md5('prompt' || n)::uuid, %(project)s,
+        jsonb_build_array(jsonb_build_object('role', 'user', 'content', n || ': ' || t.words)),
+        case when n %% 7 = 0 then 'validation' else 'train' end, sha256(int4send(n)), sha256(int4send(n))
+    from generate_series(1, %(num)s) n join bench_prompts t on t.number = n %% 997 order by n;
+insert into completions (id, prompt_id, text, content_hash, finish_reason)
+    select md5('answer' || n || '-' || k)::uuid, md5('prompt' || n)::uuid, t.words, sha256(int4send(n * 4 + k)), 'stop'
+    from generate_series(1, %(num)s) n cross join generate_series(0, 3) k
+    join bench_answers t on t.number = (n * 5 + k) %% 4999 order by n, k;
+insert into tasks (id, project_id, prompt_id, overlap, num_taken, round)
+    select md5('task' || n)::uuid, %(project)s, md5('prompt' || n)::uuid, 1, 1, 1 + n %% 5
+    from generate_series(1, %(num)s) n;
+insert into task_completions (task_id, completion_id, position)
+    select md5('task' || n)::uuid, md5('answer' || n || '-' || k)::uuid, k
+    from generate_series(1, %(num)s) n cross join generate_series(0, 3) k;
+insert into leases (id, task_id, annotator_id, state, display_order, seed, expires_at)
+    select md5('lease' || n)::uuid, md5('task' || n)::uuid, (%(people)s::uuid[])[1 + n %% 50], 'answered',
+        array(select md5('answer' || n || '-' || (k + n) %% 4)::uuid from generate_series(0, 3) k), n, now()
+    from generate_series(1, %(num)s) n;
+insert into rankings (id, project_id, task_id, lease_id, annotator_id, source, body_hash, created_at)
+    select md5('ranking' || n)::uuid, %(project)s, md5('task' || n)::uuid, md5('lease' || n)::uuid,
+        (%(people)s::uuid[])[1 + n %% 50], 'page', sha256(int4send(n)), now() - make_interval(secs => %(num)s - n)
+    from generate_series(1, %(num)s) n;
+insert into ranking_places (ranking_id, task_id, completion_id, place, rating, labels)
+    select md5('ranking' || n)::uuid, md5('task' || n)::uuid, md5('answer' || n || '-' || k)::uuid,
+        case when n %% 10 = 0 then least((k + n) %% 4, 2) else (k + n) %% 4 end + 1, 1 + (n + k) %% 7,
+        case when (n + k) %% 40 = 0 then '{opinion}' else '{}' end::text[]
+    from generate_series(1, %(num)s) n cross join generate_series(0, 3) k;
+"""
 
 
-def fill(database: str, project_id: uuid.UUID, num: int) -> uuid.UUID:
-    """A dataset with so many rows. Past triggers and foreign keys: its rankings do not exist."""
-    dataset_id = uuid.uuid4()
-    prompts, answers = make_texts(997, 20, 1), make_texts(4999, 40, 2)
+def fill(database: str, project_id: uuid.UUID, num: int) -> None:
+    """So many rankings of four answers, by 50 people, each of its own prompt."""
     with psycopg.connect(database, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute("set session_replication_role = replica")
-        counts = {"train": num - num // 7, "validation": num // 7, "num_rankings": num}
-        cursor.execute(
-            "insert into datasets (id, project_id, number, counts, num_rows, sha256) values (%s, %s, 1000, %s, %s, %s)",
-            (dataset_id, project_id, json.dumps(counts), num, "0" * 64),
-        )
-        with cursor.copy("copy dataset_rows (dataset_id, position, ranking_id, line) from stdin") as copy:
-            for number in range(num):
-                copy.write_row((dataset_id, number, uuid.UUID(int=number), make_line(number, prompts, answers)))
-        cursor.execute("vacuum analyze dataset_rows")
-    return dataset_id
+        for name, texts in (("bench_prompts", make_texts(997, 20, 1)), ("bench_answers", make_texts(4999, 40, 2))):
+            cursor.execute(sql.SQL("create temporary table {} (number int, words text)").format(sql.Identifier(name)))
+            cursor.executemany(
+                sql.SQL("insert into {} values (%s, %s)").format(sql.Identifier(name)), list(enumerate(texts))
+            )
+        people = [row[0] for row in cursor.execute("select id from users where role = 'annotator'")]
+        for statement in FILL.split(";\n")[:-1]:
+            cursor.execute(statement, {"project": project_id, "num": num, "people": people})
+        cursor.execute("vacuum analyze")
 
 
 # Measuring
@@ -209,7 +206,7 @@ def measure_imports(bench: Bench, num: int) -> None:
 
 
 @contextlib.contextmanager
-def annotators_at_work(bench: Bench, tokens: list[str], *, is_measured: bool = True) -> Iterator[None]:
+def annotators_at_work(bench: Bench, tokens: list[str], *, during: str) -> Iterator[None]:
     """People who take a task and rank it, each every few seconds, until the block ends."""
     stopping = threading.Event()
     seconds: list[float] = []
@@ -222,9 +219,9 @@ def annotators_at_work(bench: Bench, tokens: list[str], *, is_measured: bool = T
         stopping.set()
         for person in people:
             person.join()
-        if is_measured and seconds:
+        if seconds:
             seconds.sort()
-            bench.figures["annotators"] = {
+            bench.figures.setdefault("annotators", {})[during] = {
                 "requests": len(seconds),
                 "p50_ms": 1000 * seconds[len(seconds) // 2],
                 "p95_ms": 1000 * seconds[int(len(seconds) * 0.95)],
@@ -287,12 +284,18 @@ async def prepare(database: str) -> tuple[Project, str, list[str]]:
         return (project, *await make_people(session))
 
 
-async def measure_freezing(bench: Bench) -> None:
-    """Freeze what the annotators ranked."""
-    async with standalone_session(bench.database) as session:
-        started = time.monotonic()
-        dataset = await freeze(session, project=await session.get_one(Project, bench.project.id))
-        bench.figures["freeze"] = {"rankings": dataset.num_rows, "seconds": time.monotonic() - started}
+def measure_freezing(bench: Bench) -> uuid.UUID:
+    """Freeze all rankings over HTTP."""
+    started = time.monotonic()
+    answer = httpx2.post(
+        f"{bench.url}/api/v1/datasets",
+        json={"project_id": str(bench.project.id)},
+        headers={"Authorization": f"Bearer {bench.token}"},
+        timeout=3600,
+    )
+    answer.raise_for_status()
+    bench.figures["freeze"] = {"rankings": answer.json()["num_rows"], "seconds": time.monotonic() - started}
+    return uuid.UUID(answer.json()["id"])
 
 
 @contextlib.contextmanager
@@ -324,16 +327,19 @@ def run(num_rankings: int, formats: list[str], *, num_imported: int) -> dict[str
             upgrade(database)
             project, token, tokens = asyncio.run(prepare(database))
             started = time.monotonic()
-            dataset_id = fill(database, project.id, num_rankings)
+            fill(database, project.id, num_rankings)
             print(f"filled in {time.monotonic() - started:.0f} s", file=sys.stderr)
             with web_process(folder, database) as (url, pid):
                 bench = Bench(folder, url, database, pid, token, num_rankings, project)
                 give_work(bench, min(num_rankings // 5, 20_000))
+                with annotators_at_work(bench, tokens, during="freeze"):
+                    dataset_id = measure_freezing(bench)
                 measure_exports(bench, dataset_id, formats)
-                with annotators_at_work(bench, tokens):
+                with annotators_at_work(bench, tokens, during="export"):
                     download(bench, dataset_id, "format=pairs")
                     time.sleep(5)
-                asyncio.run(measure_freezing(bench))
+                with annotators_at_work(bench, tokens, during="nothing"):
+                    time.sleep(20)
                 measure_imports(bench, num_imported)
                 bench.figures["web_mb"] = peak_megabytes(pid)
             return {"num_rankings": num_rankings, **bench.figures}

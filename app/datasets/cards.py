@@ -5,9 +5,7 @@ After "Datasheets for Datasets" (Gebru et al., 2021), with the front matter that
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -18,84 +16,18 @@ NO_LICENCE = "unknown"
 MAX_PEOPLE_SHOWN = 50
 
 
-@dataclass
-class Biases:
-    """What can be counted of biases while rows pass."""
-
-    num_decided: int = 0
-    first_shown_won: int = 0
-    expected_by_chance: float = 0.0
-    num_of_different_length: int = 0
-    longer_won: int = 0
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Count one ranking: whether the first card won, and how often the longer answer did."""
-        order, shown = row["order"], row["display_order"]
-        if len(order) > 1 and len(order[0]) == 1:
-            self.num_decided += 1
-            self.first_shown_won += order[0][0] == shown[0]
-            self.expected_by_chance += 1 / len(shown)
-        lengths = {answer["id"]: len(answer["text"]) for answer in row["completions"]}
-        cells = [[lengths[key] for key in cell] for cell in order]
-        for position, cell in enumerate(cells):
-            for worse in cells[position + 1 :]:
-                for length in cell:
-                    self.num_of_different_length += sum(length != other for other in worse)
-                    self.longer_won += sum(length > other for other in worse)
-
-    def as_json(self) -> dict[str, Any]:
-        """Shares of [0, 1], with what they are shares of."""
-        return {
-            "first_shown_wins": share(self.first_shown_won, self.num_decided),
-            "first_shown_would_win_by_chance": share(self.expected_by_chance, self.num_decided),
-            "num_decided": self.num_decided,
-            "longer_wins": share(self.longer_won, self.num_of_different_length),
-            "num_pairs_of_different_length": self.num_of_different_length,
-        }
+def biases(sums: Mapping[str, float]) -> dict[str, Any]:
+    """How often the first card and the longer answer win, from counts: shares of [0, 1], and of what."""
+    return {
+        "first_shown_wins": share(sums["first_shown_won"], sums["num_decided"]),
+        "first_shown_would_win_by_chance": share(sums["expected_by_chance"], sums["num_decided"]),
+        "num_decided": sums["num_decided"],
+        "longer_wins": share(sums["longer_won"], sums["num_of_different_length"]),
+        "num_pairs_of_different_length": sums["num_of_different_length"],
+    }
 
 
-@dataclass
-class Contents:
-    """What a card says of the rows, counted while they are frozen."""
-
-    people: Counter[str] = field(default_factory=Counter)
-    languages: Counter[str] = field(default_factory=Counter)
-    labels: Counter[str] = field(default_factory=Counter)
-    versions: Counter[str] = field(default_factory=Counter)
-    biases: Biases = field(default_factory=Biases)
-    num_with_rating: int = 0
-    num_with_gaps: int = 0
-    first: str = ""
-    last: str = ""
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Count one row."""
-        self.people[row["annotator"]] += 1
-        self.languages[row["language"]] += 1
-        self.labels.update(key for keys in row["labels"].values() for key in keys)
-        self.versions.update({answer["version_id"] or "elsewhere" for answer in row["completions"]})
-        self.biases.add(row)
-        self.num_with_rating += bool(row["ratings"])
-        self.num_with_gaps += sum(map(len, row["order"])) < len(row["completions"])
-        self.first = min(self.first or row["created_at"], row["created_at"])
-        self.last = max(self.last, row["created_at"])
-
-    def as_json(self) -> dict[str, Any]:
-        """As it is stored."""
-        return {
-            "annotators": dict(self.people.most_common(MAX_PEOPLE_SHOWN)),
-            "languages": dict(self.languages.most_common()),
-            "labels": dict(self.labels.most_common()),
-            "answers_of": dict(self.versions.most_common(MAX_PEOPLE_SHOWN)),
-            "biases": self.biases.as_json(),
-            "num_with_rating": self.num_with_rating,
-            "num_with_gaps": self.num_with_gaps,
-            "first_ranking_at": self.first,
-            "last_ranking_at": self.last,
-        }
-
-
-def share(part: float, whole: int) -> float | None:
+def share(part: float, whole: float) -> float | None:
     """A share, or None of nothing."""
     return round(part / whole, 4) if whole else None
 
@@ -122,7 +54,7 @@ def task_of(project: Project) -> dict[str, Any]:
 def card_markdown(card: Mapping[str, Any], splits: Sequence[str], not_held: Sequence[str] = ()) -> str:
     """The card as the README of a dataset folder. `splits`: those that have a file; `not_held`: by its format."""
     sections = [front_matter(card, splits), f"# {one_line(card['title'])}", about(card), contents(card), people(card)]
-    sections += [task(card), biases(card)]
+    sections += [task(card), said_of_biases(card)]
     if not_held:
         sections.append("## What this format does not hold\n\n" + bullets(not_held))
     sections.append("## Licence\n\n" + (one_line(card["licence"]) or "Not stated. Ask whoever gave you the data."))
@@ -191,7 +123,7 @@ def task(card: Mapping[str, Any]) -> str:
     return f"## What was asked\n\n{rules}\n\n{words}"
 
 
-def biases(card: Mapping[str, Any]) -> str:
+def said_of_biases(card: Mapping[str, Any]) -> str:
     """What may be wrong with them."""
     if "biases" not in card:
         return ""

@@ -40,7 +40,10 @@ class DatasetRow(Base):
     __tablename__ = "dataset_rows"
     __table_args__ = (Index("ix_dataset_rows_ranking", "ranking_id"),)
 
-    dataset_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"), primary_key=True)
+    # Deferred: a dataset is stored after its lines, when their hash is known, and never changes after that.
+    dataset_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("datasets.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"), primary_key=True
+    )
     position: Mapped[int] = mapped_column(primary_key=True)
     ranking_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("rankings.id"))
     line: Mapped[str]

@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import secrets
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC
-from itertools import combinations
 from typing import Any
 
 import orjson
 from psycopg import AsyncConnection
-from sqlalchemy import Select, String, and_, bindparam, cast, func, select, text
-from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy import Select, String, and_, cast, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.accounts.models import User
 from app.accounts.service import audit
-from app.datasets.cards import Contents, task_of
+from app.datasets import snapshots
+from app.datasets.cards import task_of
 from app.datasets.filters import LEARNED_FROM, DatasetFilter
 from app.datasets.models import Dataset, DatasetRow
 from app.errors import Conflict, NotFound
 from app.projects.models import Project
-from app.prompts.models import Completion, Prompt
-from app.quality.agreement import measure
-from app.quality.orders import Judgement
+from app.prompts.models import Prompt
 from app.quality.reviews import is_rejected
-from app.rankings.models import Ranking, RankingPlace
+from app.rankings.models import Ranking
 from app.registry.models import Version
-from app.tasks.models import Lease, Purpose, Task, TaskCompletion
+from app.tasks.models import Lease, Purpose, Task
 
-BATCH = 500
 PREVIEW_SIZE = 10
 # What one read of a dataset brings: many rows where they are short, few where they are long.
 ROWS_AT_ONCE = 1000
 BYTES_AT_ONCE = 4 * 1024 * 1024
-# Agreement is measured on so many rankings of tasks that two people or more ranked.
-MAX_JUDGEMENTS = 20_000
 
 
 class NothingToFreeze(Conflict):
@@ -50,46 +40,6 @@ class NothingToFreeze(Conflict):
 
 class NothingChosen(Conflict):
     """No ranking fits what you chose. Choose less narrowly."""
-
-
-@dataclass
-class Tally:
-    """What a dataset counts while its lines are made."""
-
-    sha256: Any = field(default_factory=hashlib.sha256)
-    num_rows: int = 0
-    num_pairs: int = 0
-    num_ties: int = 0
-    prompts: set[str] = field(default_factory=set)
-    annotators: set[str] = field(default_factory=set)
-    by_split: Counter[str] = field(default_factory=Counter)
-    by_round: Counter[str] = field(default_factory=Counter)
-    contents: Contents = field(default_factory=Contents)
-
-    def add(self, row: Mapping[str, Any], line: str, round_number: int | None) -> None:
-        """Count one line."""
-        self.sha256.update(line.encode() + b"\n")
-        self.num_rows += 1
-        sizes = [len(cell) for cell in row["order"]]
-        self.num_pairs += sum(better * worse for better, worse in combinations(sizes, 2))
-        self.num_ties += sum(size * (size - 1) // 2 for size in sizes)
-        self.prompts.add(row["prompt_id"])
-        self.annotators.add(row["annotator"])
-        self.by_split[row["split"]] += 1
-        self.by_round["imported" if round_number is None else str(round_number)] += 1
-        self.contents.add(row)
-
-    def counts(self) -> dict[str, Any]:
-        """The counts as they are stored."""
-        return {
-            "num_rankings": self.num_rows,
-            "num_prompts": len(self.prompts),
-            "num_pairs": self.num_pairs,
-            "num_ties": self.num_ties,
-            "num_annotators": len(self.annotators),
-            **{split: self.by_split[split] for split in LEARNED_FROM},
-            "by_round": dict(self.by_round),
-        }
 
 
 # Freezing
@@ -113,48 +63,31 @@ async def freeze(
         NothingChosen: the filter leaves none.
     """
     chosen = chosen or DatasetFilter()
-    number = await next_number(session, project.id)
     key = secrets.token_bytes(32)
-    tally = await spool_lines(session, current_rankings(project.id, chosen), key)
-    if tally.num_rows == 0:
+    num_rows = await snapshots.choose(session, current_rankings(project.id, chosen), key)
+    if num_rows == 0:
         raise NothingToFreeze if chosen == DatasetFilter() else NothingChosen
+    dataset_id = uuid.uuid4()
+    tally = await snapshots.write(session, dataset_id, num_rows)
     dataset = Dataset(
+        id=dataset_id,
         project_id=project.id,
-        number=number,
+        number=await next_number(session, project.id),
         name=name.strip(),
         licence=licence.strip(),
         filter=chosen.chosen(),
-        counts=tally.counts(),
-        card=tally.contents.as_json() | {"task": task_of(project), "agreement": await agreement(session)},
-        num_rows=tally.num_rows,
+        counts=await snapshots.counts(session, num_rows, tally),
+        card=await snapshots.contents(session, tally) | {"task": task_of(project)},
+        num_rows=num_rows,
         sha256=tally.sha256.hexdigest(),
         pseudonym_key=key,
         created_by=created_by,
     )
     session.add(dataset)
     await session.flush()
-    await keep_lines(session, dataset.id)
+    await session.execute(text("drop table frozen_rankings"))
     await audit(session, actor_id=created_by, action="dataset.freeze", subject=str(dataset.id), sha256=dataset.sha256)
     return dataset
-
-
-async def agreement(session: AsyncSession) -> dict[str, Any] | None:
-    """How well the people agree whose rankings are being frozen; None where no two ranked the same task."""
-    query = text(
-        "with shared as (select task_id from frozen_rows f join rankings r on r.id = f.ranking_id"
-        " group by task_id having count(*) > 1 order by task_id)"
-        " select r.task_id as task, t.prompt_id as prompt,"
-        " coalesce(r.annotator_id::text, r.annotator_name, r.id::text) as annotator,"
-        " array_agg(p.place order by c.position) as places"
-        " from shared s join frozen_rows f on true join rankings r on r.id = f.ranking_id and r.task_id = s.task_id"
-        " join tasks t on t.id = r.task_id join ranking_places p on p.ranking_id = r.id"
-        " join task_completions c on c.task_id = r.task_id and c.completion_id = p.completion_id"
-        " group by r.id, t.prompt_id order by r.task_id, r.number limit :limit"
-    )
-    rows = (await session.execute(query, {"limit": MAX_JUDGEMENTS})).mappings()
-    judgements = [Judgement(**row) for row in rows]
-    found = measure(judgements) if judgements else None
-    return asdict(found) if found and found.num_tasks else None
 
 
 async def next_number(session: AsyncSession, project_id: uuid.UUID) -> int:
@@ -165,11 +98,11 @@ async def next_number(session: AsyncSession, project_id: uuid.UUID) -> int:
 
 
 def current_rankings(project_id: uuid.UUID, chosen: DatasetFilter | None = None) -> Select[Any]:
-    """What a dataset is made from, one row a ranking, in one statement: one instant of the database."""
+    """The ids of the rankings that a dataset is made from, with their tasks, prompts and leases at hand."""
     newer = aliased(Ranking)
     conditions = chosen.conditions(project_id) if chosen else ()
     return (
-        select(*columns_of_ranking())
+        select(Ranking.id)
         .join(Task, Task.id == Ranking.task_id)
         .join(Prompt, Prompt.id == Task.prompt_id)
         .outerjoin(Lease, Lease.id == Ranking.lease_id)
@@ -189,111 +122,12 @@ def current_rankings(project_id: uuid.UUID, chosen: DatasetFilter | None = None)
     )
 
 
-def columns_of_ranking() -> list[Any]:
-    """What a line is made from."""
-    said = [Ranking.rationale, Ranking.confidence, Ranking.all_bad, Ranking.strength]
-    who = [Ranking.annotator_id, Ranking.annotator_name, Task.round]
-    asked = [Task.prompt_id, Prompt.split, Prompt.language, Prompt.messages, Lease.display_order]
-    return [Ranking.id, Ranking.created_at, *who, *said, *asked, answers_of_ranking()]
-
-
-def answers_of_ranking() -> Any:
-    """The completions of a ranking with their places, as a JSON array in the order of the task."""
-    answer = func.jsonb_build_object(
-        *("id", Completion.id, "text", Completion.text, "version_id", Completion.version_id),
-        *("finish_reason", Completion.finish_reason, "place", RankingPlace.place),
-        *("rating", RankingPlace.rating, "labels", RankingPlace.labels),
-        *("denied", RankingPlace.denied),
-    )
-    return (
-        select(func.jsonb_agg(aggregate_order_by(answer, TaskCompletion.position)))
-        .join_from(RankingPlace, Completion, Completion.id == RankingPlace.completion_id)
-        .join(
-            TaskCompletion,
-            (TaskCompletion.task_id == RankingPlace.task_id) & (TaskCompletion.completion_id == Completion.id),
-        )
-        .where(RankingPlace.ranking_id == Ranking.id)
-        .correlate(Ranking)
-        .scalar_subquery()
-        .label("answers")
-    )
-
-
-async def spool_lines(session: AsyncSession, query: Select[Any], key: bytes) -> Tally:
-    """Write the lines into a temporary table, some at a time: their hash is needed before the dataset can be stored."""
-    tally = Tally()
-    await session.execute(text("create temporary table frozen_rows (position int, ranking_id uuid, line text)"))
-    connection = await driver_connection(session)
-    result = await session.stream(query, execution_options={"yield_per": BATCH})
-    async for rankings in result.partitions():
-        async with (
-            connection.cursor() as cursor,
-            cursor.copy("copy frozen_rows (position, ranking_id, line) from stdin") as copy,
-        ):
-            for ranking in rankings:
-                row = dataset_row(ranking, key)
-                line = orjson.dumps(row, option=orjson.OPT_SORT_KEYS).decode()
-                await copy.write_row((tally.num_rows, ranking.id, line))
-                tally.add(row, line, ranking.round)
-    return tally
-
-
-async def keep_lines(session: AsyncSession, dataset_id: uuid.UUID) -> None:
-    """Move the lines from the temporary table to the dataset."""
-    await session.execute(
-        text(
-            "insert into dataset_rows (dataset_id, position, ranking_id, line)"
-            " select :dataset_id, position, ranking_id, line from frozen_rows order by position"
-        ).bindparams(bindparam("dataset_id", dataset_id))
-    )
-    await session.execute(text("drop table frozen_rows"))
-
-
 async def driver_connection(session: AsyncSession) -> AsyncConnection[Any]:
     """The session's own connection as psycopg knows it, for COPY."""
     raw = await (await session.connection()).get_raw_connection()
     connection = raw.driver_connection
     assert isinstance(connection, AsyncConnection)
     return connection
-
-
-def dataset_row(ranking: Any, key: bytes) -> dict[str, Any]:
-    """One line as docs/protocol.md has it."""
-    answers = ranking.answers
-    shown = ranking.display_order or [answer["id"] for answer in answers]
-    return {
-        "ranking_id": str(ranking.id),
-        "prompt_id": str(ranking.prompt_id),
-        "split": ranking.split,
-        "language": ranking.language,
-        "messages": ranking.messages,
-        "completions": [
-            {name: answer[name] for name in ("id", "text", "version_id", "finish_reason")} for answer in answers
-        ],
-        "order": cells_of(answers),
-        "annotator": pseudonym(key, ranking),
-        "labels": {answer["id"]: answer["labels"] for answer in answers if answer["labels"]},
-        "ratings": {answer["id"]: answer["rating"] for answer in answers if answer["rating"] is not None},
-        "denied": {answer["id"]: answer["denied"] for answer in answers if answer["denied"]},
-        **{name: getattr(ranking, name) for name in ("rationale", "confidence", "all_bad", "strength")},
-        "display_order": [str(item) for item in shown],
-        "created_at": ranking.created_at.astimezone(UTC).isoformat(),
-    }
-
-
-def cells_of(answers: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The order, best first; an answer without a place is in no cell."""
-    cells: defaultdict[int, list[str]] = defaultdict(list)
-    for answer in answers:
-        if answer["place"] is not None:
-            cells[answer["place"]].append(answer["id"])
-    return [cells[place] for place in sorted(cells)]
-
-
-def pseudonym(key: bytes, ranking: Any) -> str:
-    """The same for one annotator within a dataset, and another in the next. Who was erased is nobody twice."""
-    who = ranking.annotator_id or ranking.annotator_name or ranking.id
-    return hmac.new(key, str(who).encode(), hashlib.sha256).hexdigest()[:16]
 
 
 # Reading

@@ -5,22 +5,36 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 import uuid
+from datetime import UTC, datetime
+from itertools import combinations
 from typing import Any
 
+import orjson
 import pytest
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.datasets import service
+from app.datasets import service, snapshots
+from app.datasets.cards import share
 from app.datasets.models import Dataset, DatasetRow
 from app.datasets.service import NothingToFreeze
 from app.db import make_engine, make_sessionmaker
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
-from app.tasks.models import Task
-from tests.factories import completion_ids_of, make_project, make_prompt, make_ranking, make_task, make_user
+from app.tasks.models import Task, TaskCompletion
+from tests.factories import (
+    add,
+    completion_ids_of,
+    make_completion,
+    make_project,
+    make_prompt,
+    make_ranking,
+    make_task,
+    make_user,
+)
 
 
 @pytest.fixture
@@ -68,6 +82,74 @@ async def test_a_row_is_as_the_protocol_has_it(session: AsyncSession, project: P
         "display_order": list(reversed(shown)),
         "created_at": ranking.created_at.isoformat(),
     }
+
+
+HOSTILE = [
+    "".join(map(chr, range(1, 0x80))),
+    'He said: "\\\\n" \\ / </script> \u2028 \u2029 \ufeff \x7f \x85',
+    "שלום \u202e gnirts 🙂👩‍👩‍👧 汉字 e\u0301 \U0010ffff",
+]
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+async def test_lines_are_the_very_bytes_of_sorted_compact_json(
+    session: AsyncSession, project: Project, words: str
+) -> None:
+    turns = [{"role": "system", "content": words}, {"role": "user", "content": words}]
+    prompt = await make_prompt(session, project, messages=turns)
+    task = await make_task(session, prompt, k=1)
+    answer = await make_completion(session, prompt, text=words)
+    await add(session, TaskCompletion(task_id=task.id, completion_id=answer.id, position=1))
+    (other,) = {*await completion_ids_of(session, task)} - {answer.id}
+    marks: dict[Any, Any] = {
+        other: {"labels": [words, "b"], "rating": 1},
+        answer.id: {"labels": ["a"], "denied": [words], "rating": 7},
+    }
+    at = datetime(2026, 2, 1, 23, 59, tzinfo=UTC)
+    await make_ranking(session, task, marks=marks, rationale=words, all_bad=True, confidence=2, created_at=at)
+    content = await content_of(session, await service.freeze(session, project=project))
+    row = orjson.loads(content)
+    assert orjson.dumps(row, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE) == content
+    assert (row["messages"], row["rationale"], row["created_at"]) == (turns, words, "2026-02-01T23:59:00+00:00")
+    assert row["labels"] == {str(other): [words, "b"], str(answer.id): ["a"]}
+    assert row["completions"][1]["text"] == words
+
+
+async def test_what_a_card_counts_is_what_the_lines_say(
+    session: AsyncSession, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a slow count in Python, over rankings with ties, gaps and texts of all lengths, in several batches."""
+    monkeypatch.setattr(snapshots, "BATCH", 5)
+    chance = random.Random(6)
+    for number in range(12):
+        prompt = await make_prompt(session, project)
+        task = await make_task(session, prompt, k=2 + number % 3)
+        places = [chance.choice([1, 2, 3, None]) for _ in range(2 + number % 3)]
+        await make_ranking(session, task, places=places)
+    await session.execute(text("alter table completions disable trigger completions_immutable"))
+    await session.execute(text("update completions set text = repeat('汉', 1 + abs(hashtext(id::text)) % 3)"))
+    dataset = await service.freeze(session, project=project)
+    rows = await rows_of(session, dataset)
+    pairs = [pair for row in rows for pair in pairs_of(row)]
+    decided = [row for row in rows if len(row["order"]) > 1 and len(row["order"][0]) == 1]
+    apart = [(better, worse) for better, worse in pairs if better != worse]
+    assert dataset.counts["num_pairs"] == len(pairs)
+    assert dataset.counts["num_ties"] == sum(len(cell) * (len(cell) - 1) // 2 for row in rows for cell in row["order"])
+    assert dataset.card["num_with_gaps"] == sum(sum(map(len, row["order"])) < len(row["completions"]) for row in rows)
+    assert dataset.card["biases"] == {
+        "num_decided": len(decided),
+        "first_shown_wins": share(sum(row["order"][0][0] == row["display_order"][0] for row in decided), len(decided)),
+        "first_shown_would_win_by_chance": share(sum(1 / len(row["completions"]) for row in decided), len(decided)),
+        "num_pairs_of_different_length": len(apart),
+        "longer_wins": share(sum(better > worse for better, worse in apart), len(apart)),
+    }
+
+
+def pairs_of(row: dict[str, Any]) -> list[tuple[int, int]]:
+    """The lengths of the better and the worse answer of every pair."""
+    lengths = {answer["id"]: len(answer["text"]) for answer in row["completions"]}
+    above_and_below = combinations(row["order"], 2)
+    return [(lengths[one], lengths[other]) for above, below in above_and_below for one in above for other in below]
 
 
 async def test_labels_and_ratings_are_named_by_completion(session: AsyncSession, project: Project) -> None:

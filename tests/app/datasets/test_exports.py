@@ -208,6 +208,7 @@ async def test_the_page_says_what_a_format_loses_before_the_download(
 async def test_a_dataset_that_lost_rows_is_not_sent_as_if_it_were_whole(get: Get, session: AsyncSession) -> None:
     from sqlalchemy import text
 
+    await session.execute(text("set constraints fk_dataset_rows_dataset_id, fk_dataset_rows_ranking_id immediate"))
     await session.execute(text("alter table dataset_rows disable trigger dataset_rows_immutable"))
     await session.execute(text("delete from dataset_rows where position = 2"))
     await session.commit()
