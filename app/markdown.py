@@ -43,8 +43,8 @@ HEADING_OFFSET = 3
 CACHE_SIZE = 2_048
 
 ALLOWED_TAGS = {"p", "br", "hr", "h4", "h5", "h6", "strong", "em", "s", "a", "span", "div", "code", "pre", "blockquote"}
-ALLOWED_TAGS |= {"ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td"}
-ALLOWED_ATTRIBUTES = {"a": {"href", "target"}, "ol": {"start"}, "*": {"dir"}}
+ALLOWED_TAGS |= {"ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td"} | markdown_math.TAGS
+ALLOWED_ATTRIBUTES = {"a": {"href", "target"}, "ol": {"start"}, "*": {"dir"}} | markdown_math.ATTRIBUTES
 # Each outermost block finds its own direction, so that an Arabic answer reads from the right beside an English one;
 # what is inside follows it. Tables run as the page does, their cells as their words do.
 DIRECTED = {"paragraph_open", "heading_open", "blockquote_open", "bullet_list_open", "ordered_list_open"}
@@ -55,6 +55,7 @@ SPECIAL_CHARACTERS = re.compile(r"[\[\]*_`~<>|!&$\\\n]")
 # Bidirectional controls, zero-width characters, tag characters and other letters that nobody can see.
 INVISIBLE = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0"
 INVISIBLE += "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+INVISIBLE_LETTER = re.compile(f"[{INVISIBLE}]")
 TAG_OR_INVISIBLE = re.compile(f"<[^>]*>|[{INVISIBLE}]+")
 MAX_NAMED_IN_RUN = 3
 # A joiner inside a word of a script that needs it, or inside an emoji, is spelling and not a trick.
@@ -71,7 +72,12 @@ def render(text: str) -> Markup:
         _parser().render(text),
         tags=ALLOWED_TAGS,
         attributes=ALLOWED_ATTRIBUTES,
-        allowed_classes={"span": _token_classes(), "div": {"scroll"}, "code": {"math"}},
+        allowed_classes={
+            "span": _token_classes() | {"formula", "display"},
+            "div": {"scroll"},
+            "code": {"math"},
+            "mtd": set(markdown_math.CLASSES.values()),
+        },
         url_schemes={"http", "https", "mailto"},
         link_rel="noopener nofollow noreferrer",
     )
@@ -149,9 +155,16 @@ def _render_heading(
 def _render_math(
     renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType
 ) -> str:
-    """A formula as it is written; static/prose.js typesets it."""
+    """A formula as MathML, with its source for who points at it or searches; else as it is written."""
     token = tokens[index]
-    html = f'<code class="math">{escape(token.content)}</code>'
+    source = escape(token.content)
+    mathml = None if INVISIBLE_LETTER.search(token.content) else markdown_math.typeset(token.content)
+    kind = "formula display" if token.content.startswith(("$$", "\\[")) else "formula"
+    html = (
+        f'<span class="{kind}" title="{source}" data-tex="{source}">{mathml}</span>'
+        if mathml
+        else f'<code class="math">{source}</code>'
+    )
     return f"<p>{html}</p>\n" if token.block else html
 
 

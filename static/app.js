@@ -113,7 +113,6 @@
     }
   };
   makeScrollable();
-  if (document.querySelector("code.math")) import("./prose.js").then(({ typeset }) => typeset()).then(makeScrollable, () => { /* the source stays */ });
   window.addEventListener("resize", makeScrollable);
   document.querySelector(".tabs [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
   document.querySelector("[data-focus]")?.focus();

@@ -120,7 +120,7 @@ async def open_page(server: LiveServer, browser: Browser, size: ViewportSize, co
     await server.sign_in(context, annotator)
     page = await context.new_page()
     await page.goto(f"{server.url}/projects/{SLUG}/rank")
-    await page.wait_for_selector(".katex")
+    await page.wait_for_selector(".formula math")
     return page
 
 

@@ -3,6 +3,7 @@ import { fillCount, form, store, words } from "./page.js";
 import * as device from "./device.js";
 import { forgetOthers } from "./leaving.js";
 
+const FORMULA_FONT = new URL("../vendor/stix-math/stix-math.woff2", import.meta.url).href;
 const cacheName = () => `rankloop-pack-${form.dataset.person}`;
 const dialog = document.getElementById("offline");
 
@@ -70,17 +71,9 @@ async function prepare() {
   await forgetOthers(form.dataset.person);
   const cache = await caches.open(cacheName());
   const files = performance.getEntriesByType("resource").map(({ name }) => name).filter((name) => new URL(name).pathname.startsWith("/static/"));
-  const hasFormulas = (await left()).some(({ html }) => html.includes('<code class="math">'));
-  await cache.addAll([...new Set([...files, ...(hasFormulas ? await formulaFiles() : [])]), form.dataset.nextUrl]);
+  const hasFormulas = (await left()).some(({ html }) => html.includes("<math"));
+  await cache.addAll([...new Set([...files, ...(hasFormulas ? [FORMULA_FONT] : [])]), form.dataset.nextUrl]);
   await navigator.serviceWorker.ready;
-}
-
-// What draws formulas, with all its fonts: which of them a formula needs is known only when it is drawn.
-async function formulaFiles() {
-  const sheet = new URL("../vendor/katex/katex.min.css", import.meta.url);
-  const css = await (await fetch(sheet)).text();
-  const fonts = [...css.matchAll(/url\(["']?([^)"']+\.woff2)/g)].map(([, name]) => new URL(name, sheet).href);
-  return [new URL("../prose.js", import.meta.url).href, sheet.href, new URL("katex.min.js", sheet).href, ...fonts];
 }
 
 async function show() {

@@ -11,12 +11,6 @@ export function canShow(page) {
   return !!other && shape(page) === shape(document);
 }
 
-// Without a connection a formula is read as its source.
-async function typeset() {
-  if (!form.querySelector("code.math")) return;
-  await import("../prose.js").then((prose) => prose.typeset(form)).catch(() => null);
-}
-
 const parts = (document) => [...document.querySelectorAll("[data-part]")];
 
 export function show(page) {
@@ -31,5 +25,4 @@ export function show(page) {
   window.scrollTo(0, 0);
   adopt(form);
   listeners.forEach((listener) => listener());
-  typeset();
 }

@@ -63,14 +63,13 @@ def test_scripts_import_by_relative_addresses_what_is_there(script: Path) -> Non
         assert "?" not in name
 
 
-def test_other_peoples_scripts_are_what_the_manifest_says() -> None:
+def test_other_peoples_files_are_what_the_manifest_says() -> None:
     manifest = json.loads((VENDOR / "manifest.json").read_text())
     named = {f"{name}/{path}": sha256 for name, part in manifest.items() for path, sha256 in part["files"].items()}
     found = {path.relative_to(VENDOR).as_posix(): path for path in VENDOR.glob("*/**/*") if path.is_file()}
     assert {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in found.items()} == named
     for name, part in manifest.items():
-        assert part["licence"] in {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC"}
-        assert part["version"] in (VENDOR / name / f"{name}.min.js").read_text()
+        assert part["licence"] in {"MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "OFL-1.1"}
         assert (VENDOR / name / "LICENSE.txt").is_file()
 
 
@@ -83,7 +82,7 @@ async def test_pages_scripts_and_styles_are_compressed(client: AsyncClient, path
     assert "content-encoding" not in plain.headers
 
 
-@pytest.mark.parametrize("path", ["/api/v1/openapi.json", assets.url("vendor/katex/fonts/KaTeX_Main-Regular.woff2")])
+@pytest.mark.parametrize("path", ["/api/v1/openapi.json", assets.url("vendor/stix-math/stix-math.woff2")])
 async def test_json_and_what_is_compressed_already_stay_as_they_are(client: AsyncClient, path: str) -> None:
     answer = await client.get(path, headers={"accept-encoding": "gzip"})
     assert answer.status_code == 200

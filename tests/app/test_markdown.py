@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -180,7 +180,9 @@ def test_an_empty_text_is_empty() -> None:
 
 
 def formulas(html: str) -> list[str]:
-    return [unescape(found) for found in re.findall(r'<code class="math">(.*?)</code>', html, re.DOTALL)]
+    """The sources of formulas, typeset or not."""
+    found = re.findall(r'<code class="math">(.*?)</code>|data-tex="(.*?)"', html, re.DOTALL)
+    return [unescape(written or typeset) for written, typeset in found]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def formulas(html: str) -> list[str]:
     ],
 )
 def test_a_formula_keeps_its_source(source: str) -> None:
-    """Nothing in it is Markdown; the script that typesets it, and who reads without one, get it whole."""
+    """Nothing in it is Markdown; who points at it, searches or compares gets it whole."""
     assert formulas(render(source)) == [source]
     assert formulas(render(f"Let it be:\n{source}")) == [source]
     if "\n" not in source:
@@ -228,6 +230,51 @@ def test_money_and_code_are_no_formulas(text: str) -> None:
 def test_formulas_stand_in_lists_and_tables() -> None:
     html = render("- one\n  \\[\n  z\n  \\]\n\n| a |\n|---|\n| $y$ |\n\n> $$\n> x\n> $$")
     assert formulas(html) == ["\\[\nz\n\\]", "$y$", "$$\nx\n$$"]
+
+
+def test_a_formula_is_mathml() -> None:
+    assert render(r"$\frac{1}{x}$") == (
+        '<p dir="auto"><span class="formula" title="$\\frac{1}{x}$" data-tex="$\\frac{1}{x}$">'
+        "<math><mfrac><mn>1</mn><mi>x</mi></mfrac></math></span></p>\n"
+    )
+    table = render("$$\\begin{align}a&<b\\\\&=c\\tag{1}\\end{align}$$")
+    assert '<math display="block"><mtable' in table
+    assert '<mtd class="to-end joins-after"><mi>a</mi></mtd><mtd class="from-start joins-before"><mo>&lt;</mo>' in table
+    assert "(1)" in table
+    assert " style=" not in table
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        r"$\phantom{hidden}$",
+        r"$\color{white}{hidden}$",
+        r"$\def\x{\x\x}\x$",
+        r"$\rlap{over}$",
+        r"$\kern-9em over$",
+        r"$\raisebox{9em}{over}$",
+        r"$\genfrac(]{9em}{0}{a}{b}$",
+        r"$\eqref{other}$",
+        r"$\href{https://evil.example}{x}$",
+        r"\(\unknowncommand{1}\)",
+        "$" + r"\sqrt{" * 80 + "x" + "}" * 80 + "$",
+        "$a" + "^{a" * 120 + "}" * 120 + "$",
+        "$$" + "{" * 1990 + "$$",
+    ],
+)
+def test_a_formula_that_hides_covers_or_grows_is_shown_as_written(source: str) -> None:
+    assert f'<code class="math">{escape(source)}</code>' in render(source)
+
+
+def test_letters_that_nobody_sees_are_named_in_a_formula_too() -> None:
+    assert '<code class="math">$a<mark class="invisible"' in render("$a\u202eb$")
+    assert "invisible" not in render(r"$\left.\frac{a}{b}\right|_{x=0}$ and $\begin{cases}a\end{cases}$")
+
+
+def test_html_in_a_formula_is_text() -> None:
+    html = render(r"$\text{<img src=x onerror=alert(1)>} < y$")
+    assert "<img" not in html
+    assert "<mtext>&lt;img" in html
 
 
 def test_a_formula_that_never_closes_swallows_nothing() -> None:

@@ -312,7 +312,7 @@ async def test_nobody_sees_what_another_took_along(open_page: OpenPage, site: Si
     assert await lease_of(page) == lease
 
 
-async def test_formulas_of_a_pack_are_drawn_offline(open_page: OpenPage, site: Site) -> None:
+async def test_formulas_of_a_pack_have_their_font_offline(open_page: OpenPage, site: Site) -> None:
     turn = {"role": "user", "content": r"What is $\sum_i x_i^2$?"}
     async with site.server.sessions.begin() as session:
         await make_task(session, await make_prompt(session, site.project, messages=[turn]), k=3)
@@ -324,7 +324,7 @@ async def test_formulas_of_a_pack_are_drawn_offline(open_page: OpenPage, site: S
         lease = await lease_of(page)
         await press(page)
         await shown_after(page, lease)
-    await expect(page.locator(".prompt .katex")).to_be_visible()
+    await expect(page.locator(".prompt math")).to_be_visible()
     states = "async () => (await document.fonts.ready, [...document.fonts].map(({ status }) => status))"
     found = await page.evaluate(states)
     assert ("loaded" in found, "error" in found) == (True, False)
