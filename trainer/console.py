@@ -38,8 +38,10 @@ TokenOption = Annotated[str | None, typer.Option(help="API token.  [env var: RAN
 def last_checkpoint(out: Path, *, is_resuming: bool) -> Path | None:
     """The checkpoint beside a version's folder, where one is asked for and there is one; else the run begins anew."""
     from trainer.fitting import checkpoint_folder
+    from trainer.folders import recover
 
     folder = checkpoint_folder(out)
+    recover(folder)
     return folder if is_resuming and folder.exists() else None
 
 

@@ -35,6 +35,7 @@ from trainer.weights import (
     load_trunk,
     save_full,
     save_weights,
+    vocabulary_size,
     without_dropout,
     write_json,
 )
@@ -391,6 +392,16 @@ class RewardModel(_ScalarModel):
         if self.tie_theta.requires_grad:
             facts["tie_theta"] = self.tie_theta.item()
         write_json(folder / REWARD_FACTS, facts)
+
+
+def require_same_tokens(reward: RewardModel, policy: PreTrainedModel) -> None:
+    """ValueError where a reward model would read a policy's tokens as other words."""
+    read, said = vocabulary_size(reward.blocks.config), vocabulary_size(policy.config)
+    if read != said:
+        raise ValueError(
+            f"The reward model knows {read} tokens, and the policy {said}: they come from different base models. Train "
+            "a reward model on this policy's base."
+        )
 
 
 class ValueModel(_ScalarModel):

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from trainer.config import LoraConfig, PPOConfig
 from trainer.distributed import one_voice, world
 from trainer.fitting import checkpoint_folder, parents, save_version
-from trainer.models import Policy, RewardModel, ValueModel, load_policy
+from trainer.models import Policy, RewardModel, ValueModel, load_policy, require_same_tokens
 from trainer.ppo import optimise
 from trainer.ppo_guard import Guard
 from trainer.ppo_learner import Learner, PPOResult
@@ -68,8 +68,10 @@ def train_ppo(
     reward_model = RewardModel.load(reward, device=device)
     if config.missing_eos_penalty is None:
         config = replace(config, missing_eos_penalty=reward_model.score_std)
+    loaded = _load_policy(policy, sft, config, device)
+    require_same_tokens(reward_model, loaded.model)
     learner = Learner.create(
-        _load_policy(policy, sft, config, device),
+        loaded,
         ValueModel.from_reward(reward_model),
         config,
         is_guarded=guard is not None,
@@ -80,7 +82,7 @@ def train_ppo(
     encode = partial(_encode, tokenizer=tokenizer, policy=learner.policy, config=config, report=report)
     questions, refused = encode(prompts)
     guarded = encode(guard_prompts)[0] if guard and guard_prompts else questions
-    watch = _make_guard(guard, guarded, has_prompts=bool(guard_prompts), device=device)
+    watch = _make_guard(guard, guarded, learner.policy, has_prompts=bool(guard_prompts), device=device)
     passages = _encode_passages(ptx_texts, tokenizer, learner.policy, config, report)
     if config.precision == "bfloat16":
         _round_products(learner, reward_model, watch)
@@ -107,11 +109,13 @@ def _keep(
 
 
 def _make_guard(
-    source: ModelSource | None, questions: Sequence[Question], *, has_prompts: bool, device: str
+    source: ModelSource | None, questions: Sequence[Question], policy: Policy, *, has_prompts: bool, device: str
 ) -> Guard | None:
     """The reward model that watches, which learns nothing; None where none is named."""
     if source is not None:
-        return Guard(RewardModel.load(source, device=device).requires_grad_(False), questions)
+        model = RewardModel.load(source, device=device).requires_grad_(False)
+        require_same_tokens(model, policy.model)
+        return Guard(model, questions)
     if has_prompts:
         raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
     return None

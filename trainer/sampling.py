@@ -233,7 +233,8 @@ def generate(
 ) -> list[Generated]:
     """One batch of completions, in the order of `draws`; the model's own sampling defaults play no part.
 
-    `num_shared`: of each so many draws in a row the prompt is one and the same, and is computed once.
+    `num_shared`: of each so many draws in a row the prompt is one and the same, and is computed once. ValueError when
+    the model says NaN.
     """
     tokens_BL, mask_BL = left_pad([draw.prompt_tokens for draw in draws], pad_id=pad_id)
     uniforms_BT = torch.stack([draw.uniforms(max_new_tokens) for draw in draws]).to(model.device)
@@ -287,9 +288,14 @@ def _only_our_law(
 
 
 def _cut(tokens_T: Tensor, logprobs_T: Tensor, eos_ids: Sequence[int]) -> Generated:
-    """Keep all up to and with the first EOS."""
+    """Keep all up to and with the first EOS. ValueError where the law that a token was drawn from is none."""
     ends_T = torch.isin(tokens_T, torch.tensor(eos_ids)).nonzero()[:, 0]
     num = int(ends_T[0]) + 1 if len(ends_T) else len(tokens_T)
+    if not bool(logprobs_T[:num].isfinite().all()):
+        raise ValueError(
+            "The model can't be sampled: a probability of the next token is NaN or infinite. Its weights are damaged, "
+            "or a step of its training was too large."
+        )
     return Generated(tokens_T[:num].tolist(), logprobs_T[:num].tolist(), "stop" if len(ends_T) else "length")
 
 

@@ -67,7 +67,7 @@ class ModelSource:
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a padding token that is not EOS.
 
-    ValueError when the folder has none, or when it has no EOS, without which no answer ends.
+    ValueError when the folder has none, when it has no EOS, without which no answer ends, or another model's.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.base, local_files_only=True, trust_remote_code=False)
@@ -77,6 +77,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         raise ValueError(f"The tokenizer of “{source.name}” names no EOS token: set eos_token in its config.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.pad_token = _choose_padding(tokenizer)
+    _require_known_tokens(tokenizer, source)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
@@ -85,6 +86,26 @@ def _choose_padding(tokenizer: Any) -> str:
     taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     special = [tokenizer.unk_token_id, *sorted(tokenizer.added_tokens_decoder), *range(len(taken) + 1)]
     return str(tokenizer.convert_ids_to_tokens(next(i for i in special if i is not None and i not in taken)))
+
+
+def _require_known_tokens(tokenizer: Any, source: ModelSource) -> None:
+    """ValueError where the tokenizer says tokens that the model has no embedding for. Of added tokens only those that
+    we use count: some models name more than they know (Gemma 3 one of pictures)."""
+    if not (source.weights / "config.json").is_file():
+        return  # who loads the model says so
+    last = max(tokenizer.vocab_size - 1, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    config = AutoConfig.from_pretrained(source.weights, local_files_only=True, trust_remote_code=False)
+    known = vocabulary_size(config)
+    if last >= known:
+        raise ValueError(
+            f"The tokenizer of “{source.name}” has {last + 1} tokens, and its model knows {known}: it is another "
+            "model's. Put the model's own tokenizer into its folder."
+        )
+
+
+def vocabulary_size(config: Any) -> int:
+    """How many tokens a model of this transformers config knows."""
+    return int(config.get_text_config().vocab_size)
 
 
 def context_length(config: Any) -> int:

@@ -11,6 +11,8 @@ from torch import nn
 
 from tests.trainer import killable
 from trainer.checkpoints import load_checkpoint, save_checkpoint
+from trainer.console import last_checkpoint
+from trainer.folders import recover
 
 torch.set_num_threads(1)
 
@@ -25,8 +27,7 @@ def nothing() -> None:
 
 def train(name: str, base: Path, judge: Path, out: Path) -> None:
     """The training of this name, from its last checkpoint where there is one: what a worker does."""
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
-    killable.train(name, base, judge, out, resume_from=checkpoint if checkpoint.exists() else None)
+    killable.train(name, base, judge, out, resume_from=last_checkpoint(out, is_resuming=True))
 
 
 def make_model() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -61,6 +62,7 @@ def read_step(folder: Path) -> int:
 
 def write_checkpoints(folder: Path) -> None:
     """One after another, without an end."""
+    recover(folder)
     step = read_step(folder) if folder.exists() else 0
     while True:
         step += 1

@@ -22,6 +22,7 @@ import pytest
 from tests.soak import children
 from tests.trainer.killable import TRAININGS, make_versions, require_equal
 from trainer.checkpoints import load_checkpoint
+from trainer.folders import recover
 
 KILLS_OF_A_RUN = 20
 KILLS_OF_A_CHECKPOINT = 200
@@ -100,6 +101,8 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(
         writer.join(chance.uniform(0.0, 0.3))
         writer.kill()
         writer.join()
+        recover(folder)
+        assert {entry.name for entry in tmp_path.iterdir()} <= {"checkpoint"}
         if not folder.exists():
             found["none yet"] += 1
             continue

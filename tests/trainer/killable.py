@@ -1,6 +1,6 @@
 """One small training of every kind, for tests that kill it and let it go on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,14 @@ CONVERSATIONS = [
 ]
 OWN_SFT = replace(SFT, checkpoint_every=1)
 
+Data = Sequence[Any]
 Training = Callable[..., RunResult]
 """(source, reward version, out, report, and what else a training function takes) -> its result."""
 
 
-def reward(source: ModelSource, _: ModelSource, out: Path, **options: Any) -> RunResult:
+def reward(source: ModelSource, _: ModelSource, out: Path, data: Data = RANKINGS, **options: Any) -> RunResult:
     """Full weights, rankings of two to five answers, some held out."""
-    return train_reward(RANKINGS, source=source, config=REWARD, out=out, **options)
+    return train_reward(data, source=source, config=REWARD, out=out, **options)
 
 
 def reward_with_adapters(source: ModelSource, _: ModelSource, out: Path, **options: Any) -> RunResult:
@@ -45,10 +46,10 @@ def reward_with_adapters(source: ModelSource, _: ModelSource, out: Path, **optio
     return train_reward(RANKINGS, source=source, config=config, out=out, **options)
 
 
-def sft(source: ModelSource, _: ModelSource, out: Path, **options: Any) -> RunResult:
+def sft(source: ModelSource, _: ModelSource, out: Path, data: Data = CONVERSATIONS, **options: Any) -> RunResult:
     """Full weights; the best ones in validation are kept."""
     config = replace(SFT, patience=None, epochs=4)
-    return train_sft(CONVERSATIONS, source=source, config=config, out=out, **options)
+    return train_sft(data, source=source, config=config, out=out, **options)
 
 
 def sft_with_adapters(source: ModelSource, _: ModelSource, out: Path, **options: Any) -> RunResult:
@@ -57,9 +58,9 @@ def sft_with_adapters(source: ModelSource, _: ModelSource, out: Path, **options:
     return train_sft(CONVERSATIONS, source=source, config=config, out=out, **options)
 
 
-def dpo(source: ModelSource, _: ModelSource, out: Path, **options: Any) -> RunResult:
+def dpo(source: ModelSource, _: ModelSource, out: Path, data: Data = RANKINGS, **options: Any) -> RunResult:
     """Full weights."""
-    return train_dpo(RANKINGS, sft=source, policy=source, config=DPO, out=out, **options)
+    return train_dpo(data, sft=source, policy=source, config=DPO, out=out, **options)
 
 
 def dpo_with_adapters(source: ModelSource, _: ModelSource, out: Path, **options: Any) -> RunResult:
@@ -68,10 +69,10 @@ def dpo_with_adapters(source: ModelSource, _: ModelSource, out: Path, **options:
     return train_dpo(RANKINGS, sft=source, policy=source, config=config, out=out, **options)
 
 
-def ppo(source: ModelSource, judge: ModelSource, out: Path, **options: Any) -> RunResult:
+def ppo(source: ModelSource, judge: ModelSource, out: Path, data: Data = PROMPTS, **options: Any) -> RunResult:
     """With texts, averaged weights and a guard, the last rollout smaller than the others."""
     return train_ppo(
-        PROMPTS,
+        data,
         sft=source,
         policy=source,
         reward=judge,
@@ -83,16 +84,16 @@ def ppo(source: ModelSource, judge: ModelSource, out: Path, **options: Any) -> R
     )
 
 
-def best_of_n(source: ModelSource, judge: ModelSource, out: Path, **options: Any) -> RunResult:
+def best_of_n(source: ModelSource, judge: ModelSource, out: Path, data: Data = PROMPTS, **options: Any) -> RunResult:
     """Three checkpoints while answers are drawn, more while they are learned."""
     config = BestOfNConfig(n=4, max_new_tokens=4, prompts_per_checkpoint=4, sft=OWN_SFT)
-    return train_best_of_n(PROMPTS, policy=source, reward=judge, config=config, out=out, **options)
+    return train_best_of_n(data, policy=source, reward=judge, config=config, out=out, **options)
 
 
-def star(source: ModelSource, _: ModelSource, out: Path, **options: Any) -> RunResult:
+def star(source: ModelSource, _: ModelSource, out: Path, data: Data = PROMPTS, **options: Any) -> RunResult:
     """Likewise, of answers that hold an "a"."""
     config = StarConfig(n=8, max_new_tokens=4, prompts_per_checkpoint=4, sft=OWN_SFT)
-    prompts = [CheckedPrompt(prompt, Check("regex", "a")) for prompt in PROMPTS]
+    prompts = [CheckedPrompt(prompt, Check("regex", "a")) for prompt in data]
     return train_star(prompts, sft=source, policy=source, config=config, out=out, **options)
 
 
@@ -100,6 +101,16 @@ TRAININGS: dict[str, Training] = {
     training.__name__: training
     for training in (reward, reward_with_adapters, sft, sft_with_adapters, dpo, dpo_with_adapters, ppo, best_of_n, star)
 }
+
+KINDS: dict[str, Data] = {
+    "reward": RANKINGS,
+    "sft": CONVERSATIONS,
+    "dpo": RANKINGS,
+    "ppo": PROMPTS,
+    "best_of_n": PROMPTS,
+    "star": PROMPTS,
+}
+"""What each kind of run learns from; `train(kind, data=…)` gives it something else."""
 
 
 def make_versions(folder: Path) -> tuple[Path, Path]:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainer.tiny import make_model, make_tokenizer
+from tests.trainer.tiny import make_model, make_positional_model, make_tokenizer
 from trainer import ppo, ppo_run
 from trainer import rollout as rollouts
 from trainer.checkpoints import CheckpointError
@@ -41,6 +41,13 @@ CPU = torch.device("cpu")
 
 def save_base(folder: Path, seed: int) -> ModelSource:
     make_model(TOKENIZER, seed=seed, spread=0.1).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return ModelSource(folder, alias="tiny")
+
+
+def save_positional_base(folder: Path, seed: int) -> ModelSource:
+    """One that can become the optimum of an enumerable task."""
+    make_positional_model(TOKENIZER, seed=seed).save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return ModelSource(folder, alias="tiny")
 
@@ -182,7 +189,7 @@ def test_what_is_missing_to_the_optimum_is_beta_times_the_kl_to_it(base: ModelSo
 
 def share_of_the_optimum(folder: Path, seed: int, beta: float) -> float:
     """(J - J_ref) / (J* - J_ref) over every answer: J = E[r] - beta KL; J* = beta log E_ref[exp(r/beta)]."""
-    base = save_base(folder, seed)
+    base = save_positional_base(folder, seed)
     config = make_config(
         num_episodes=256 * 40,
         episodes_per_batch=256,

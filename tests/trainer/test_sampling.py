@@ -235,3 +235,12 @@ def test_without_a_template_turns_are_lines() -> None:
 def test_bad_settings_are_refused_by_name(fields: dict[str, float], name: str) -> None:
     with pytest.raises(ValueError, match=rf"sampling\.{name}"):
         SamplingSettings.from_json(fields)
+
+
+def test_a_model_that_says_nan_is_not_sampled() -> None:
+    """Whatever would be drawn from it would look like an answer."""
+    model = make_model(TOKENIZER)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="can't be sampled: a probability of the next token is NaN"):
+        list(LocalSampler(model, TOKENIZER).sample(PROMPTS[:1], k=1, settings=SamplingSettings(max_new_tokens=8)))
