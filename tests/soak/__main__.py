@@ -1,6 +1,7 @@
-"""Runs the proofs of the trainer in full size, and writes down what was found: `make soak`.
+"""Runs the proofs in full size, and writes down what was found: `make soak`.
 
-All tests of the trainer's table (docs/trainer.md), those that CI runs among them, and the ones of this folder.
+All tests of the trainer's table (docs/trainer.md), those that CI runs among them, and the ones of this folder, which
+kill web and database too (test_history.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,75 @@
+"""A web process that can be killed with -9 and started again at the same address, as a fork that has imported all."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import socket
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.models import User
+from app.config import Settings
+from app.projects.models import Project
+from app.serve import bind, serve
+from app.tasks import service as tasks
+from app.tasks.models import Lease, Task
+
+PRELOADED = ["app.main", "tests.faults.web"]
+
+
+def answer_requests(listener: socket.socket, database_url: str, folder: Path, *, is_careless: bool) -> None:
+    """What the process does: serve; careless: as one would write it without a second thought."""
+    if is_careless:
+        tasks._new_lease = count_then_insert
+    serve(Settings(data_dir=folder, database_url=database_url, api_requests_per_minute=0), listener)
+
+
+async def count_then_insert(session: AsyncSession, *, project: Project, annotator: User) -> Lease | None:
+    """The planted bug: look for a task with a free place, and take it, with nothing held in between."""
+    query = select(Task.id).where(Task.project_id == project.id, tasks.has_place(), ~tasks._had_by(annotator))
+    task_id = await session.scalar(query.order_by(Task.priority.desc(), Task.number).limit(1))
+    await asyncio.sleep(0.02)
+    return await tasks._lease_on(session, task_id, annotator) if task_id else None
+
+
+class Web:
+    """The process and its address. The listening socket is ours: whoever calls while it is down waits in the queue."""
+
+    def __init__(self, database_url: str, folder: Path, *, is_careless: bool = False) -> None:
+        self.database_url = database_url
+        self._folder = folder
+        self._is_careless = is_careless
+        self._listener = bind("127.0.0.1", 0)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+        self._process: BaseProcess | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._process = self._context.Process(
+            target=answer_requests,
+            args=(self._listener, self.database_url, self._folder),
+            kwargs={"is_careless": self._is_careless},
+            daemon=True,
+        )
+        self._process.start()
+
+    def kill(self) -> None:
+        """kill -9: nothing is finished, nothing is said."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.join()
+
+    def close(self) -> None:
+        """The end."""
+        self.kill()
+        self._listener.close()
