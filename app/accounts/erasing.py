@@ -54,6 +54,7 @@ async def _empty(session: AsyncSession, user: User) -> None:
         await session.execute(delete(Attempts).where(Attempts.key == attempts.account_key(user.email)))
     was_owner = user.role == Role.ADMIN
     user.name, user.email, user.role = f"Erased {user.id.hex[:8]}", None, None
+    user.languages, user.skills = [], []
     user.disabled_at = user.erased_at = datetime.now(UTC)
     await session.flush()
     if was_owner:

@@ -93,6 +93,9 @@ class User(Base):
     # In every project; null: only what their memberships say.
     role: Mapped[str | None]
     is_simulated: Mapped[FalseByDefault]
+    # What they read (en, zh; none: everything), and tags of what they know, which an owner of the site gives.
+    languages: Mapped[list[str]] = mapped_column(server_default="{}", default=list)
+    skills: Mapped[list[str]] = mapped_column(server_default="{}", default=list)
     disabled_at: Mapped[datetime | None]
     # Their name and address are gone for good; what they ranked stays, under a name that tells nothing.
     erased_at: Mapped[datetime | None]

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import service, signing_in
+from app.accounts import abilities, service, signing_in
 from app.accounts.guards import SESSION_COOKIE, Access, AccessDep
 from app.accounts.models import Scope
 from app.accounts.pages import Secret, errors_of
@@ -63,6 +63,19 @@ async def change_password(
     except RankloopError as error:
         return await render_account(request, session, access, error=error)
     return see_other("/account?done=password")
+
+
+@router.post("/account/languages", response_model=None)
+async def change_languages(
+    request: Request, access: AccessDep, session: SessionDep, languages: Annotated[str, Form(max_length=500)] = ""
+) -> RedirectResponse | HTMLResponse:
+    """The languages that one reads: tasks in others go to others."""
+    user_id = access.user.id
+    try:
+        await abilities.set_languages(session, user_id=user_id, languages=languages, actor_id=user_id)
+    except RankloopError as error:
+        return await render_account(request, session, access, error=error)
+    return see_other("/account?done=languages")
 
 
 @router.post("/account/sessions/{session_id}/end")

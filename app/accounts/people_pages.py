@@ -10,7 +10,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import erasing, invitations, service
+from app.accounts import abilities, erasing, invitations, service
 from app.accounts.guards import Access, AccessDep, Admin, NamedProject, Owner
 from app.accounts.models import Role
 from app.accounts.pages import errors_of
@@ -132,6 +132,20 @@ async def set_role(
 ) -> RedirectResponse | HTMLResponse:
     """The role that holds in every project."""
     return await changed(request, session, user_id, service.set_role, role=role or None, actor_id=user.id)
+
+
+@router.post("/people/{user_id}/abilities", response_model=None)
+async def set_abilities(
+    user_id: uuid.UUID,
+    request: Request,
+    user: Owner,
+    session: SessionDep,
+    languages: Annotated[str, Form(max_length=500)] = "",
+    skills: Annotated[str, Form(max_length=1000)] = "",
+) -> RedirectResponse | HTMLResponse:
+    """The languages that somebody reads, and what they know: tasks that ask for more go to others."""
+    told = {"languages": languages, "skills": skills}
+    return await changed(request, session, user_id, abilities.set_abilities, **told, actor_id=user.id)
 
 
 @router.post("/people/{user_id}/disable", response_model=None)

@@ -28,7 +28,7 @@ from app.rankings.provenance import read_how
 from app.rankings.service import AnswerRefused, RankingView
 from app.runs.models import RunKind
 from app.runs.service import OPEN_STATES, list_runs
-from app.tasks import ahead, lists, standings
+from app.tasks import ahead, audiences, lists, standings
 from app.tasks import service as tasks
 from app.tasks.guards import SamePerson
 from app.tasks.models import Lease, Task
@@ -66,7 +66,10 @@ async def show_next_task(
     work = await own.work_since(session, project_id=project.id, annotator_id=annotator.id, since=start_of_today())
     newest = await list_runs(session, project_id=project.id, kind=RunKind.SAMPLE, limit=1)
     is_sampling = any(run.state in OPEN_STATES for run in newest)
-    return render(request, "rankings/done.html", project=project, work=work, is_sampling=is_sampling)
+    elsewhere = await audiences.waiting_elsewhere(session, project, annotator)
+    return render(
+        request, "rankings/done.html", project=project, work=work, is_sampling=is_sampling, elsewhere=elsewhere
+    )
 
 
 @router.post("/leases/{lease_id}", response_model=None)

@@ -51,6 +51,19 @@ class Purpose(StrEnum):
     COMPARE = "compare"  # whether one version answers better than another: nothing learns from it
 
 
+class Audience(Base):
+    """Who may rank some tasks of a project: whoever reads the language and has all the skills. Made by a trigger."""
+
+    __tablename__ = "audiences"
+    __table_args__ = (UniqueConstraint("project_id", "language", "skills"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    project_id: Mapped[ProjectId]
+    # Of zh-Hans it is zh.
+    language: Mapped[str]
+    skills: Mapped[list[str]]
+
+
 class StandingState(StrEnum):
     """How far somebody is in a project that asks for a qualification, or looks at gold during work."""
 
@@ -101,6 +114,13 @@ class Task(Base):
             "number",
             postgresql_where=text("num_taken < overlap"),
         ),
+        Index(
+            "ix_tasks_audience",
+            "audience_id",
+            text("priority desc"),
+            "number",
+            postgresql_where=text("num_taken < overlap"),
+        ),
         Index("ix_tasks_prompt", "prompt_id"),
         Index("ix_tasks_gold", "project_id", postgresql_where=text("is_gold")),
         Index(
@@ -119,6 +139,8 @@ class Task(Base):
     number: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
     project_id: Mapped[ProjectId]
     prompt_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
+    # What its prompt asks of people; set by a trigger when the task is made.
+    audience_id: Mapped[int | None] = mapped_column(ForeignKey("audiences.id"))
     run_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("runs.id"))
     purpose: Mapped[str] = mapped_column(server_default=Purpose.LEARN, default=Purpose.LEARN)
     # Written by `loop`.

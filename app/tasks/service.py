@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, and_, cast, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Text, and_, cast, exists, func, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
@@ -24,7 +24,7 @@ from app.accounts.service import audit
 from app.errors import Conflict, Invalid, NotFound, Unavailable
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
-from app.tasks import standings
+from app.tasks import audiences, standings
 from app.tasks.models import Lease, LeaseKind, LeaseState, Purpose, SkipKind, Task, TaskCompletion
 
 MIN_COMPLETIONS = 2
@@ -283,7 +283,7 @@ async def _next_test(session: AsyncSession, *, project: Project, annotator: User
 async def count_tests_left(session: AsyncSession, project: Project, annotator: User) -> int:
     """How many tasks of the qualification this annotator has not had."""
     query = select(func.count()).select_from(Task).where(_is_handed_out([project.id]), Task.is_gold)
-    return await session.scalar(query.where(Task.is_qualifying, ~_had_by(annotator))) or 0
+    return await session.scalar(query.where(Task.is_qualifying, ~_had_by(annotator), audiences.is_for(annotator))) or 0
 
 
 async def _test_lease(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease | None:
@@ -417,15 +417,19 @@ async def _lease_on(session: AsyncSession, task_id: uuid.UUID, annotator: User) 
 async def _first_waiting(
     session: AsyncSession, project: Project, annotator: User, purpose: Purpose
 ) -> uuid.UUID | None:
-    """The first waiting task of a purpose, locked; others' locks are never waited for."""
-    task_id: uuid.UUID | None = await session.scalar(
-        select(Task.id)
-        .where(_is_handed_out([project.id]), has_place(), Task.purpose == purpose, ~_had_by(annotator))
-        .order_by(Task.priority.desc(), Task.number)
-        .limit(1)
-        .with_for_update(skip_locked=True, key_share=True, of=Task)
-    )
-    return task_id
+    """The first waiting task of a purpose that this annotator may get, locked; others' locks are never waited for."""
+    waits = and_(_is_handed_out([project.id]), has_place(), Task.purpose == purpose, ~_had_by(annotator))
+    for audience in await audiences.in_turn(session, project, annotator):
+        task_id: uuid.UUID | None = await session.scalar(
+            select(Task.id)
+            .where(waits, true() if audience is None else Task.audience_id == audience)
+            .order_by(Task.priority.desc(), Task.number)
+            .limit(1)
+            .with_for_update(skip_locked=True, key_share=True, of=Task)
+        )
+        if task_id is not None:
+            return task_id
+    return None
 
 
 async def _purposes_in_turn(session: AsyncSession, project: Project, annotator: User) -> Sequence[Purpose]:
@@ -468,6 +472,7 @@ async def _gold_for(
     task_id: uuid.UUID | None = await session.scalar(
         select(Task.id)
         .where(_is_handed_out([project.id]), Task.is_gold, Task.is_qualifying == is_test, ~_had_by(annotator))
+        .where(audiences.is_for(annotator))
         .order_by(mixed)
         .limit(1)
         # Never waited for: who takes a pack holds several, and two could wait for each other's.
@@ -496,7 +501,7 @@ async def _is_any_waiting(session: AsyncSession, project: Project, annotator: Us
         Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.EXPIRED
     )
     overdue = exists().where(Lease.task_id == Task.id, _is_overdue(now))
-    mine_or_new = or_(own, ~_had_by(annotator))
+    mine_or_new = or_(own, and_(~_had_by(annotator), audiences.is_for(annotator)))
     found = await session.scalar(
         select(exists().where(_is_handed_out([project.id]), ~Task.is_gold, or_(has_place(), overdue), mine_or_new))
     )
@@ -700,7 +705,8 @@ async def waiting_counts(
         Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.EXPIRED
     )
     overdue = exists().where(Lease.task_id == Task.id, _is_overdue(now or datetime.now(UTC)))
-    free = and_(or_(has_place(), overdue), or_(left, ~_had_by(annotator)), ~Task.is_gold)
+    new = and_(~_had_by(annotator), audiences.is_for(annotator))
+    free = and_(or_(has_place(), overdue), or_(left, new), ~Task.is_gold)
     num_waiting = func.greatest(func.count().filter(~Task.is_gold), func.least(1, func.count()))
     rows = await session.execute(
         select(Task.project_id, num_waiting)

@@ -1,0 +1,91 @@
+"""Who may rank which task: languages that people read, and skills that prompts ask for.
+
+Every task has an audience, of which a project has a few. Mostly somebody belongs to all of them, and nothing is asked
+of the tasks; else each audience has its own order of waiting tasks in an index, so that a million tasks in another
+language are not walked past.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ARRAY, ColumnElement, Text, and_, any_, cast, exists, func, literal, or_, select, true
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.models import User
+from app.projects.models import Project
+from app.tasks.models import Audience, Lease, Task
+
+
+def fits(annotator: User) -> ColumnElement[bool]:
+    """Audiences that somebody belongs to. Who names no language reads them all."""
+    languages = literal(annotator.languages, ARRAY(Text))
+    reads = true() if not annotator.languages else or_(Audience.language == "", Audience.language == any_(languages))
+    return and_(reads, Audience.skills.contained_by(cast(annotator.skills, ARRAY(Text))))
+
+
+def is_for(annotator: User) -> ColumnElement[bool]:
+    """Tasks that somebody may get."""
+    return Task.audience_id.in_(select(Audience.id).where(fits(annotator)))
+
+
+async def in_turn(session: AsyncSession, project: Project, annotator: User) -> Sequence[int | None]:
+    """The audiences in which to look for a task, one after the other: that whose first task comes first leads.
+
+    None stands for all of them.
+    """
+    query = select(Audience.id, fits(annotator)).where(Audience.project_id == project.id)
+    found = (await session.execute(query)).all()
+    mine = [audience for audience, is_mine in found if is_mine]
+    if len(mine) == len(found):
+        return [None]
+    return mine if len(mine) < 2 else await _by_first_task(session, mine, annotator)
+
+
+def _had_by(annotator: User) -> ColumnElement[bool]:
+    return exists().where(Lease.task_id == Task.id, Lease.annotator_id == annotator.id)
+
+
+async def _by_first_task(session: AsyncSession, audiences: Sequence[int], annotator: User) -> Sequence[int]:
+    first = (
+        select(Task.priority, Task.number)
+        .where(Task.audience_id == Audience.id, Task.num_taken < Task.overlap, Task.withdrawn_at.is_(None))
+        .where(~Task.is_gold, ~_had_by(annotator))
+        .order_by(Task.priority.desc(), Task.number)
+        .limit(1)
+        .correlate(Audience)
+        .lateral("first_task")
+    )
+    query = select(Audience.id).join(first, true()).where(Audience.id.in_(audiences))
+    return (await session.scalars(query.order_by(first.c.priority.desc(), first.c.number))).all()
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Tasks that wait for others: what they ask for, and how many there are."""
+
+    language: str
+    skills: Sequence[str]
+    num: int
+
+
+async def waiting_elsewhere(session: AsyncSession, project: Project, annotator: User) -> list[Elsewhere]:
+    """What waits in this project and asks for a language or for skills that this person does not have."""
+    num = func.count(Task.id)
+    query = (
+        select(Audience.language, Audience.skills, num)
+        .join(Task, Task.audience_id == Audience.id)
+        .where(Audience.project_id == project.id, ~fits(annotator), Task.num_taken < Task.overlap)
+        .where(~Task.is_gold, Task.withdrawn_at.is_(None), ~_had_by(annotator))
+        .group_by(Audience.id)
+        .order_by(num.desc(), Audience.id)
+    )
+    return [Elsewhere(language, skills, count) for language, skills, count in await session.execute(query)]
+
+
+async def of_task(session: AsyncSession, task_id: uuid.UUID) -> Audience | None:
+    """Who may rank a task."""
+    query = select(Audience).join(Task, Task.audience_id == Audience.id).where(Task.id == task_id)
+    return await session.scalar(query)
