@@ -27,7 +27,7 @@ from app.datasets.models import Dataset
 from app.datasets.schemas import ExportChoices
 from app.db import SessionMaker
 from app.errors import Invalid, RankloopError
-from app.formats.exports import EXPORTS, to_records
+from app.formats.exports import EXPORTS, to_json_lines, to_records
 from app.formats.files import compressed, load_pyarrow, make_writer, zipped
 from app.projects.models import Project
 
@@ -154,9 +154,8 @@ class Export:
         """The lines in another form; other requests get their turn between some lines and the next."""
         options = self.choices.options()
         form = EXPORTS[self.choices.format]
-        writer = make_writer(self.choices.file, form.columns(options))
         is_as_it_was = self.choices.format == "rankings" and self.choices.file in {"jsonl", "folder"}
-        as_json = self.choices.file in {"jsonl", "folder"}
+        writer = make_writer(self.choices.file, form.columns(options))
         async with aclosing(self._lines()) as batches:
             async for batch in batches:
                 for lines in some_lines(batch):
@@ -164,10 +163,13 @@ class Export:
                     chosen = [(line, row) for line, row in rows if split in ("all", row["split"])]
                     if is_as_it_was:
                         yield b"".join(line + b"\n" for line, _ in chosen)
+                    elif writer is None:
+                        yield to_json_lines(form, (row for _, row in chosen), options)
                     else:
-                        yield writer.write(to_records(form, (row for _, row in chosen), options, as_json=as_json))
+                        yield writer.write(to_records(form, (row for _, row in chosen), options))
                     await asyncio.sleep(0)
-        yield writer.end()
+        if writer is not None:
+            yield writer.end()
 
     async def _members(self) -> AsyncGenerator[tuple[str, AsyncGenerator[bytes]]]:
         """The files of a folder that `datasets.load_dataset` opens."""

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import orjson
+
 from app.formats.oasst import trees
-from app.formats.preferences import demonstrations, groups, pairs, unpaired
+from app.formats.preferences import are_plain, demonstrations, groups, pair_lines, pairs, unpaired
 from app.formats.rows import Options, RankedRow, json_fragment
 from app.formats.tables import answers, ranking_columns
 from app.formats.transcripts import hh_pairs
@@ -186,10 +188,21 @@ EXPORTS: dict[Format, ExportFormat] = {
 }
 
 
+def to_json_lines(form: ExportFormat, rows: Iterable[dict[str, Any]], options: Options) -> bytes:
+    """Rows of a dataset as JSON lines; what many records share is encoded once."""
+    if form.name == "pairs" and are_plain(options):
+        return b"".join(line for row in rows for line in pair_lines(row, options))
+    records = to_records(form, rows, options, encode=json_fragment)
+    return b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
+
+
 def to_records(
-    form: ExportFormat, rows: Iterable[Mapping[str, Any]], options: Options, *, as_json: bool
+    form: ExportFormat,
+    rows: Iterable[Mapping[str, Any]],
+    options: Options,
+    *,
+    encode: Callable[[Any], Any] = lambda value: value,
 ) -> Iterator[Mapping[str, Any]]:
-    """Rows of a dataset as records; for JSON, what many records share is encoded once."""
-    encode = json_fragment if as_json else lambda value: value
+    """Rows of a dataset as records, whose prompts and answers are encoded."""
     for row in rows:
         yield from form.records(RankedRow(row, options, encode))

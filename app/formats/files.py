@@ -39,18 +39,6 @@ class Writer(Protocol):
         ...
 
 
-class JsonLines:
-    """One object a line."""
-
-    def write(self, records: Iterable[Record]) -> bytes:
-        """Some lines."""
-        return b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
-
-    def end(self) -> bytes:
-        """Nothing more."""
-        return b""
-
-
 class Csv:
     """RFC 4180 with a header and, for spreadsheets, a byte order mark. What is no text or number is JSON."""
 
@@ -187,15 +175,15 @@ def plain(value: Any, kind: str) -> Any:
     return orjson.dumps(value).decode() if kind == "json" and value is not None else value
 
 
-def make_writer(kind: FileKind, columns: Columns) -> Writer:
-    """The writer of a kind of file; a folder holds JSON lines.
+def make_writer(kind: FileKind, columns: Columns) -> Writer | None:
+    """The writer of a table; None for JSON lines, which `formats.exports` writes by itself.
 
     Raises:
         Invalid: a library is missing.
     """
     if kind == "csv":
         return Csv(columns)
-    return Parquet(columns) if kind == "parquet" else JsonLines()
+    return Parquet(columns) if kind == "parquet" else None
 
 
 async def compressed(chunks: AsyncGenerator[bytes], how: Compression) -> AsyncGenerator[bytes]:

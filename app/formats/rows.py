@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations, pairwise
 from typing import Any, Literal
 
@@ -13,6 +13,14 @@ Style = Literal["conversational", "standard"]
 Which = Literal["all", "adjacent", "best"]
 Ties = Literal["drop", "both", "keep"]
 Margin = Literal["none", "places", "ratings", "strength"]
+
+
+# Which places are compared, as (better, worse).
+CHOSEN: dict[Which, Callable[[range], Iterable[tuple[int, int]]]] = {
+    "all": lambda places: combinations(places, 2),
+    "adjacent": pairwise,
+    "best": lambda places: ((0, worse) for worse in places[1:]),
+}
 
 
 class Options(BaseModel):
@@ -54,14 +62,10 @@ class RankedRow:
     def better_pairs(self) -> Iterator[tuple[str, str, int]]:
         """(better, worse, distance of their places) of the pairs asked for, the best first."""
         cells = self.order
-        numbers = range(len(cells))
-        chosen = {
-            "all": combinations(numbers, 2),
-            "adjacent": pairwise(numbers),
-            "best": ((0, worse) for worse in numbers[1:]),
-        }[self.options.pairs]
-        for above, below in chosen:
-            yield from ((better, worse, below - above) for better in cells[above] for worse in cells[below])
+        for above, below in CHOSEN[self.options.pairs](range(len(cells))):
+            for better in cells[above]:
+                for worse in cells[below]:
+                    yield better, worse, below - above
 
     def tied_pairs(self) -> Iterator[tuple[str, str]]:
         """Pairs that share a place: of the best place only, where only the best is asked for."""

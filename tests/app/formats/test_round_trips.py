@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.formats.exports import EXPORTS, to_records
+from app.formats.exports import EXPORTS, to_json_lines, to_records
 from app.formats.files import cell, make_writer, uncell
 from app.formats.rows import Options
 from app.formats.sources import FileReader
@@ -80,7 +80,10 @@ async def back(row: dict[str, Any], name: Any, file: Any, **choices: Any) -> lis
     options = Options(**choices)
     form = EXPORTS[name]
     writer = make_writer(file, form.columns(options))
-    content = writer.write(to_records(form, [row], options, as_json=file == "jsonl")) + writer.end()
+    if writer is None:
+        content = to_json_lines(form, [row], options)
+    else:
+        content = writer.write(to_records(form, [row], options)) + writer.end()
     if (name, file) == ("rankings", "jsonl"):
         content = orjson.dumps(row)  # the frozen line itself
 
@@ -127,6 +130,17 @@ async def test_rankings_come_back_whole(file: str, row: dict[str, Any]) -> None:
 async def test_groups_come_back_with_ties_and_gaps(file: str, row: dict[str, Any]) -> None:
     (line,) = await back(row, "groups", file)
     assert said(line) == [(row["messages"], in_texts(row))]
+
+
+@pytest.mark.parametrize("style", ["conversational", "standard"])
+@pytest.mark.parametrize("which", ["all", "adjacent", "best"])
+@SOME
+@given(row=rows_of(WORDS | LONG))
+def test_pairs_from_parts_are_the_bytes_of_their_records(style: Any, which: Any, row: dict[str, Any]) -> None:
+    options = Options(style=style, pairs=which)
+    records = to_records(EXPORTS["pairs"], [row], options)
+    expected = b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
+    assert to_json_lines(EXPORTS["pairs"], [row], options) == expected
 
 
 @pytest.mark.parametrize("style", ["conversational", "standard"])
