@@ -81,6 +81,24 @@ async def default_start(session: AsyncSession, project: Project, kind: RunKind) 
     return live if live is not None and kind in FROM_LIVE else await registry.base_version(session, project.id)
 
 
+async def starts(session: AsyncSession, project: Project) -> list[Version]:
+    """The policies that a run may begin from, newest first."""
+    versions = await registry.list_versions(session, project.id)
+    return [version for version in versions if version.kind == VersionKind.POLICY]
+
+
+async def find_start(session: AsyncSession, project: Project, number: str) -> Version:
+    """The policy of this number, as a form sends it.
+
+    Raises:
+        Invalid: this project has no such policy.
+    """
+    found = next((policy for policy in await starts(session, project) if str(policy.number) == number), None)
+    if found is None:
+        raise Invalid.field("version", "must be the number of a policy of this project")
+    return found
+
+
 async def material(
     session: AsyncSession, *, project: Project, kind: RunKind, actor_id: uuid.UUID | None
 ) -> dict[str, Any]:

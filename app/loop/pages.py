@@ -68,6 +68,18 @@ async def train(project: PageProject, user: Trainer, session: SessionDep, settin
     return see_other(f"/projects/{project.slug}/runs/{run.id}")
 
 
+@router.get("/projects/{slug}/runs")
+async def list_runs(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
+    """The runs of a project, and the form to train in another way."""
+    return await render_runs(request, session, project, starts=await _starts(request, session, project))
+
+
+async def _starts(request: Request, session: AsyncSession, project: Project) -> list[tuple[int, str]]:
+    """(number, title) of the policies that a run may begin from."""
+    policies = await alternatives.starts(session, project)
+    return [(policy.number, overview.version_title(policy, words(request))) for policy in policies]
+
+
 @router.post("/projects/{slug}/runs", response_model=None)
 async def start_run(
     request: Request,
@@ -76,6 +88,7 @@ async def start_run(
     session: SessionDep,
     settings: SettingsDep,
     kind: Annotated[str, Form()],
+    version: Annotated[str, Form(max_length=20)] = "",
     training: Annotated[str, Form(max_length=10_000)] = "",
 ) -> RedirectResponse | HTMLResponse:
     """Train in another way. What can't be started comes back as typed, with the reason."""
@@ -86,12 +99,17 @@ async def start_run(
                 session,
                 project=project,
                 kind=kind,
+                version=await alternatives.find_start(session, project, version) if version else None,
                 training=parse_object("training", training),
                 actor_id=user.id,
                 max_queued=settings.max_queued_runs,
             )
     except RankloopError as error:
-        return await render_runs(request, session, project, typed={"kind": kind, "training": training}, error=error)
+        typed, starts = (
+            {"kind": kind, "version": version, "training": training},
+            await _starts(request, session, project),
+        )
+        return await render_runs(request, session, project, starts=starts, typed=typed, error=error)
     return see_other(f"/projects/{project.slug}/runs/{run.id}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -22,21 +22,17 @@ from app.web import SessionDep, render, see_other, told
 router = APIRouter()
 
 
-@router.get("/projects/{slug}/runs")
-async def list_runs(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
-    """The runs of a project, newest first."""
-    return await render_list(request, session, project)
-
-
 async def render_list(
     request: Request,
     session: AsyncSession,
     project: Project,
     *,
+    starts: Sequence[tuple[int, str]],
     typed: Mapping[str, str] | None = None,
     error: RankloopError | None = None,
 ) -> HTMLResponse:
-    """The list, with what was typed into its form to train in another way, and what is wrong with it."""
+    """The runs of a project, newest first. Below them the form to train in another way: the versions it
+    `starts` from (number, title), what was typed, and what is wrong with it."""
     runs = await service.list_runs(session, project_id=project.id, limit=200)
     return render(
         request,
@@ -45,6 +41,7 @@ async def render_list(
         here="runs",
         project=project,
         runs=runs,
+        starts=starts,
         typed=typed or {},
         errors=told(request, error) if error else [],
         next_url=None,

@@ -59,6 +59,35 @@ async def test_the_form_starts_a_run_with_its_settings(client: AsyncClient, sess
     assert run.config["training"] == {"epochs": 2}
 
 
+async def test_the_form_lets_choose_the_policy_to_begin_with(client: AsyncClient, session: AsyncSession) -> None:
+    project = await make_project(session, test_share=0.0)
+    await send(session, project, {"prompt": "Q?", "completion": "A."})
+    base = await registry.base_version(session, project.id)
+    for kind in (VersionKind.POLICY, VersionKind.REWARD):
+        run = await make_run(session, project, kind="sft", state="finished")
+        await registry.register(
+            session, project_id=project.id, kind=kind, parent=base, run_id=run.id, dataset_id=None, metrics={}
+        )
+    await sign_in(client, session)
+    client.headers.update({"sec-fetch-site": "same-origin"})
+    address = f"/projects/{project.slug}/runs"
+    page = (await client.get(address)).text
+    assert '<option value="" selected>The usual one</option><option value="2">policy v2</option>' in page
+    assert '<option value="1">policy v1</option></select>' in page
+    for number in ("3", "99", "²", "2'--"):
+        refused = await client.post(address, data={"kind": "sft", "version": number}, headers={"accept": "text/html"})
+        assert refused.status_code == 422
+        assert "must be the number of a policy of this project" in refused.text
+    kept = await client.post(address, data={"kind": "star", "version": "2"}, headers={"accept": "text/html"})
+    assert kept.status_code == 422
+    assert '<option value="2" selected>' in kept.text
+    answer = await client.post(address, data={"kind": "sft", "version": "2"})
+    assert answer.status_code == 303
+    started = await session.scalar(select(Run).where(Run.project_id == project.id, Run.state == "queued"))
+    assert started is not None
+    assert started.config["policy"]["number"] == 2
+
+
 async def test_corpora_stand_beside_the_datasets(client: AsyncClient, session: AsyncSession) -> None:
     project = await make_project(session)
     await sign_in(client, session)
