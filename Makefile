@@ -27,7 +27,7 @@ test: $(VENV)/.for-test browser ## check all that CI checks; ARGS='-k ranking' i
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 unit: export OMP_NUM_THREADS := 1
 unit: $(VENV)/.for-test ## run the tests that are neither slow nor in a browser

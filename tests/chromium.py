@@ -1,4 +1,8 @@
-"""Where the browser for tests is. As a program: makes sure that there is one, or names the command that brings it."""
+"""Where the browser for tests is. As a program: makes sure that there is one, or names the command that brings it.
+
+The headless shell comes first: the same engine without windows. A page in a context of its own costs it 0.08 s of CPU,
+and Chromium 0.6 s, which the browser tests pay two hundred times.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PACKAGES = ("chromium", "fonts-noto-cjk")
+SHELLS = ("chromium-headless-shell", "chrome-headless-shell")
+NAMES = (*SHELLS, "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PACKAGES = (SHELLS[0], "fonts-noto-cjk")
+# Without a network `apt-get` tries for minutes, and there may be a Chromium that serves.
+APT = ("apt-get", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20")
 
 
 def find_chromium() -> str | None:
@@ -34,13 +41,13 @@ def install() -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]):
-        subprocess.run(command, env=environment, check=False)
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+        subprocess.run([*APT, *command], env=environment, check=False)
 
 
 def main() -> int:
-    """Find Chromium, else install it; the exit code says whether there is one now."""
-    if find_chromium() is None and "CHROMIUM" not in os.environ:
+    """Find the headless shell, else install it; the exit code says whether there is a browser now."""
+    if "CHROMIUM" not in os.environ and not any(map(shutil.which, SHELLS)):
         install()
     path = find_chromium()
     if path is not None:

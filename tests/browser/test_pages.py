@@ -89,8 +89,13 @@ async def report(session: AsyncSession, task_id: uuid.UUID) -> None:
 
 
 async def check(page: Page, axe: AxeRun) -> None:
-    assert await wider_than_the_window(page) == [], page.url
+    """Nothing for axe in this window, and nothing too wide in the other one either."""
     assert await axe(page) == [], page.url
+    size = page.viewport_size
+    for other in (PHONE, WIDE):
+        await page.set_viewport_size(other)
+        assert await wider_than_the_window(page) == [], (page.url, other)
+    await page.set_viewport_size(size)
 
 
 async def addresses(server: LiveServer) -> list[str]:
@@ -115,14 +120,11 @@ async def addresses(server: LiveServer) -> list[str]:
     return [re.sub(r"\{(\w+)[^}]*\}", lambda gap: gaps[gap[1]], path) for path in pages if not path.endswith(NO_PAGES)]
 
 
-@pytest.mark.parametrize(
-    ("size", "scheme", "language"),
-    [(WIDE, "light", "en"), (WIDE, "dark", "zh-CN"), (PHONE, "light", "zh-CN"), (PHONE, "dark", "en")],
-)
+@pytest.mark.parametrize(("size", "language"), [(WIDE, "en"), (PHONE, "zh-CN")])
 async def test_every_page_is_accessible_and_fits(
-    open_page: OpenPage, site: Site, axe: AxeRun, size: dict[str, int], scheme: str, language: str
+    open_page: OpenPage, site: Site, axe: AxeRun, size: dict[str, int], language: str
 ) -> None:
-    page = await open_page(site.admin, viewport=size, color_scheme=scheme, locale=language)
+    page = await open_page(site.admin, viewport=size, locale=language)
     walked = [path for path in await addresses(site.server) if not path.startswith("/sign-in")]
     assert len(walked) > 20
     for address in walked:
@@ -199,7 +201,7 @@ async def test_the_page_of_a_run_lives(open_page: OpenPage, site: Site) -> None:
     await expect(page.locator("#live")).to_contain_text("It waits for a worker")
     async with site.server.sessions.begin() as session:
         await runs.cancel(session, run_id=site.open_run)
-    await expect(page.locator("#live .tag").first).to_have_text("cancelled", timeout=10_000)
+    await expect(page.locator("#live .tag").first).to_have_text("cancelled")
     assert await page.locator("[data-refresh-url]").count() == 0
 
 

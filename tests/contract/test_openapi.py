@@ -17,12 +17,14 @@ from tests.contract.conftest import House, work_off
 ROOT = Path(__file__).resolve().parents[2]
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-EXAMPLES_PER_OPERATION = "5"
 
 
 @pytest.mark.slow
 @pytest.mark.real_commits
-def test_no_request_gets_an_answer_that_the_document_does_not_name(house: House, tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples_per_operation", [1, pytest.param(20, marks=pytest.mark.soak)])
+def test_no_request_gets_an_answer_that_the_document_does_not_name(
+    house: House, tmp_path: Path, examples_per_operation: int
+) -> None:
     config = tmp_path / "schemathesis.toml"
     # Every scope, so that a worker's operations are reached, too.
     token = house.admin.create_token(name="fuzz", scopes=list(Scope))["token"]
@@ -31,7 +33,7 @@ def test_no_request_gets_an_answer_that_the_document_does_not_name(house: House,
         *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config)),
         *("run", f"{house.server.url}/api/v1/openapi.json", "--header", f"Authorization: Bearer {token}"),
         *("--checks", CHECKS, "--continue-on-failure", "--phases", "examples,coverage,fuzzing"),
-        *("--max-examples", EXAMPLES_PER_OPERATION, "--generation-deterministic", "--no-color"),
+        *("--max-examples", str(examples_per_operation), "--generation-deterministic", "--no-color"),
     ]
     hooks = {"SCHEMATHESIS_HOOKS": "tests.contract.openapi_hooks", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | hooks, check=False)

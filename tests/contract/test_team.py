@@ -132,6 +132,7 @@ def work_off_one(house: House) -> bool:
         return Worker(client, house.worker_settings, threading.Event(), "worker-2").run_once()
 
 
+@pytest.mark.soak
 def test_sigterm_hands_a_team_s_run_back(house: House, team: House, tmp_path: Path) -> None:
     project = ranked_project(house, epochs=1000)
     run = house.admin.start_training(project["id"])

@@ -29,6 +29,10 @@ TESTS = (
     "tests/trainer/test_distributed.py",
     "tests/trainer/test_resume.py",
     "tests/trainer/test_checkpoints.py",
+    "tests/app/rankings/test_races.py",
+    "tests/contract/test_openapi.py",
+    "tests/contract/test_rounds.py",
+    "tests/contract/test_team.py",
     "tests/soak",
 )
 

@@ -238,7 +238,7 @@ def test_torchrun_trains_a_reward_model_on_a_file(base: Path, tmp_path: Path) ->
     assert (tmp_path / "reward/reward_head.safetensors").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_a_user_can_set_right_ends_all_processes(base: Path, tmp_path: Path) -> None:
     (tmp_path / "rankings.jsonl").write_text("")
     command = ["-m", "rankloop", "train", "reward", str(tmp_path / "rankings.jsonl"), "--model", str(base)]
