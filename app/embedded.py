@@ -82,6 +82,13 @@ class EmbeddedPostgres:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def process_id(self) -> int:
+        """The number of the server that this object started."""
+        if self._process is None:
+            raise EmbeddedPostgresError("The embedded PostgreSQL has not been started.")
+        return self._process.pid
+
+    @property
     def log_path(self) -> Path:
         """Where the server writes what happens to it."""
         return self.home / "server.log"
@@ -128,11 +135,16 @@ class EmbeddedPostgres:
             os.close(self._lock)
             self._lock = None
 
-    def url(self, database: str = "rankloop") -> str:
-        """The address of a database on this server, `postgresql://…?host=<socket folder>`."""
+    @property
+    def socket_folder(self) -> Path:
+        """Where the server's socket lies, for programs that take no address but a host."""
         if self._socket_folder is None:
             raise EmbeddedPostgresError("The embedded PostgreSQL has not been started.")
-        return _url(self._socket_folder, database)
+        return self._socket_folder
+
+    def url(self, database: str = "rankloop") -> str:
+        """The address of a database on this server, `postgresql://…?host=<socket folder>`."""
+        return _url(self.socket_folder, database)
 
     def create_database(self, name: str) -> None:
         """Make an empty database unless there is one of this name."""

@@ -79,6 +79,14 @@ def format_number(language: str, value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
+MOST_COUNTED = 100
+
+
+def format_bounded(language: str, count: int) -> str:
+    """A number of things that were counted up to a hundred: `100+` stands for more."""
+    return format_number(language, min(count, MOST_COUNTED)) + ("+" if count > MOST_COUNTED else "")
+
+
 def format_percent(language: str, share: float | None, digits: int = 1) -> str:
     """A share of 1 as `73.4 %` (English) or `73.4%` (Chinese)."""
     if share is None:
@@ -147,6 +155,7 @@ def template_words(language: str) -> dict[str, Any]:
         "_": translate,
         "n_": translate_count,
         "number": format_number,
+        "bounded": format_bounded,
         "percent": format_percent,
         "filesize": format_bytes,
         "when": format_datetime,

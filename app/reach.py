@@ -7,7 +7,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import ProjectFinder
@@ -23,10 +23,13 @@ from app.tasks.models import Lease, Task
 from app.webhooks.models import Webhook
 from app.writing.models import Writing
 
+# Nearly every request finds a project: what it asks is put together once.
+BY_SLUG = select(Project).where(Project.slug == bindparam("slug"))
+
 
 async def by_slug(session: AsyncSession, slug: str) -> Project | None:
     """The project of a short name."""
-    return await session.scalar(select(Project).where(Project.slug == slug))
+    return await session.scalar(BY_SLUG, {"slug": slug})
 
 
 async def by_key(session: AsyncSession, key: str) -> Project | None:
@@ -44,10 +47,11 @@ def holding(table: Any) -> ProjectFinder:
 
 def by_row(projects: Select[Project], table: Any) -> ProjectFinder:
     """Finds the project of a row by the row's id; `projects` joins the two."""
+    query = projects.where(table.id == bindparam("row_id"))
 
     async def find(session: AsyncSession, key: str) -> Project | None:
         try:
-            project: Project | None = await session.scalar(projects.where(table.id == uuid.UUID(key)))
+            project: Project | None = await session.scalar(query, {"row_id": uuid.UUID(key)})
         except ValueError:
             return None
         return project

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Text, Uuid, cast, column, delete, func, or_, select, table, update
+from sqlalchemy import Row, Text, Uuid, bindparam, cast, column, delete, func, or_, select, table, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -296,7 +296,7 @@ async def list_own_projects(session: AsyncSession, roles: Roles) -> Sequence[Row
     return (await session.execute(query.order_by(PROJECTS.c.name))).all()
 
 
-# With the person in one query: every request asks.
+# With the person in one query: every request asks, so these are put together once.
 ROLES_BY_PROJECT = (
     select(func.jsonb_object_agg(Membership.project_id, Membership.role))
     .where(Membership.user_id == User.id)
@@ -369,20 +369,21 @@ async def start_session(
     return token
 
 
+PERSON_OF_SESSION = (
+    select(User, UserSession, ROLES_BY_PROJECT)
+    .join(UserSession, UserSession.user_id == User.id)
+    .where(
+        UserSession.token_hash == bindparam("hash"),
+        UserSession.expires_at > func.now(),
+        UserSession.last_seen_at > func.now() - SESSION_IDLE,
+        User.disabled_at.is_(None),
+    )
+)
+
+
 async def person_of_session(session: AsyncSession, token: str) -> Person | None:
     """Who is signed in with this cookie, unless it is too old or the person was disabled."""
-    row = (
-        await session.execute(
-            select(User, UserSession, ROLES_BY_PROJECT)
-            .join(UserSession, UserSession.user_id == User.id)
-            .where(
-                UserSession.token_hash == hash_secret(token),
-                UserSession.expires_at > func.now(),
-                UserSession.last_seen_at > func.now() - SESSION_IDLE,
-                User.disabled_at.is_(None),
-            )
-        )
-    ).one_or_none()
+    row = (await session.execute(PERSON_OF_SESSION, {"hash": hash_secret(token)})).one_or_none()
     if row is None:
         return None
     if row.UserSession.last_seen_at < datetime.now(UTC) - SEEN_EVERY:
@@ -523,20 +524,21 @@ async def revoke_tokens_named(session: AsyncSession, *, name: str) -> None:
     )
 
 
+PERSON_OF_TOKEN = (
+    select(ApiToken, User, ROLES_BY_PROJECT)
+    .join(User, User.id == ApiToken.user_id)
+    .where(
+        ApiToken.token_hash == bindparam("hash"),
+        ApiToken.revoked_at.is_(None),
+        (ApiToken.expires_at.is_(None)) | (ApiToken.expires_at > func.now()),
+        User.disabled_at.is_(None),
+    )
+)
+
+
 async def person_of_token(session: AsyncSession, secret: str) -> tuple[ApiToken, Person] | None:
     """The token and its owner, unless it is revoked, too old, or the person was disabled."""
-    row = (
-        await session.execute(
-            select(ApiToken, User, ROLES_BY_PROJECT)
-            .join(User, User.id == ApiToken.user_id)
-            .where(
-                ApiToken.token_hash == hash_secret(secret),
-                ApiToken.revoked_at.is_(None),
-                (ApiToken.expires_at.is_(None)) | (ApiToken.expires_at > func.now()),
-                User.disabled_at.is_(None),
-            )
-        )
-    ).one_or_none()
+    row = (await session.execute(PERSON_OF_TOKEN, {"hash": hash_secret(secret)})).one_or_none()
     if row is None:
         return None
     token: ApiToken = row.ApiToken

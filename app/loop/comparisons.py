@@ -249,6 +249,8 @@ async def make_task(
 
 async def ranking_stored(session: AsyncSession, event: RankingStored) -> None:
     """A ranking of a compared prompt: look whether the comparison is decided."""
+    if event.purpose != Purpose.COMPARE:
+        return
     comparison = await session.scalar(
         select(Comparison)
         .join(ComparedPrompt, ComparedPrompt.comparison_id == Comparison.id)

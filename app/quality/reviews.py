@@ -307,7 +307,8 @@ async def correct(
         source=before.source if before else "review",
         supersedes_id=before.id if before else None,
     )
-    return await rankings.store(session, ranking, answer, order)
+    await rankings.store(session, ranking, answer, order)
+    return ranking
 
 
 # For others

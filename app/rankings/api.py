@@ -21,10 +21,11 @@ from app.prompts.api import NDJSON_BODY, DryRun, FileFormat, Partial
 from app.prompts.importing import ImportRefused, import_file
 from app.prompts.lines import ImportReport
 from app.rankings import changes, service
+from app.rankings.answers import tidy
 from app.rankings.changes import Change
 from app.rankings.importing import import_rankings
 from app.rankings.schemas import ChangeOut, ChangePage, RankingIn, RankingOut, RankingPage
-from app.tasks.service import get_lease, project_of
+from app.tasks import service as tasks
 from app.web import SessionDep, SettingsDep
 
 router = APIRouter(tags=["rankings"])
@@ -45,15 +46,17 @@ async def submit_ranking(
     lease_id: uuid.UUID, body: RankingIn, caller: AnnotateCaller, session: SessionDep, response: Response
 ) -> RankingOut:
     """Answer a lease. The lease is the idempotency key: send the same again for as long as no answer comes back."""
-    lease = await get_lease(session, lease_id=lease_id, annotator=caller.user)
-    caller.require_project((await project_of(session, lease)).id)
+    lease, task = await tasks.lock_leased_task(session, lease_id=lease_id, annotator=caller.user)
     provenance = body.provenance(leased_at=lease.created_at, now=datetime.now(UTC))
-    ranking, is_new = await service.submit_or_repeat(
-        session, lease_id=lease_id, annotator=caller.user, answer=body.answer(), source="api", provenance=provenance
-    )
-    if not is_new:
+    answer = tidy(body.answer())
+    stored = await service.find_answer(session, lease, answer)
+    if stored is not None:
         response.status_code = status.HTTP_200_OK
-    return RankingOut.of(await service.get_ranking(session, ranking.id))
+        return RankingOut.of(await service.get_ranking(session, stored.id))
+    view = await service.answer_lease(
+        session, lease=lease, task=task, annotator=caller.user, answer=answer, source="api", provenance=provenance
+    )
+    return RankingOut.of(view)
 
 
 @router.post("/rankings/{ranking_id}:revise", status_code=status.HTTP_201_CREATED)

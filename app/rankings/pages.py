@@ -32,7 +32,7 @@ from app.tasks import ahead, audiences, lists, standings
 from app.tasks import service as tasks
 from app.tasks.guards import SamePerson
 from app.tasks.models import Lease, Task
-from app.tasks.service import LETTERS, Sheet, TasksPacked
+from app.tasks.service import LETTERS, MOST_COUNTED, Sheet, TasksPacked
 from app.tasks.standings import Unqualified
 from app.web import SessionDep, render, see_other, words
 
@@ -81,16 +81,16 @@ async def submit_ranking(
     A script, which asks for JSON, is told only whether it was stored.
     """
     form = await request.form()
-    lease = await tasks.get_lease(session, lease_id=lease_id, annotator=annotator)
-    project = await tasks.project_of(session, lease)
+    lease, task = await tasks.lock_leased_task(session, lease_id=lease_id, annotator=annotator)
+    next_page = f"/projects/{(await session.get_one(Project, task.project_id)).slug}/rank"
     fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
     sent = read_form(fields, shown=lease.display_order)
     try:
         if sent.errors:
             raise AnswerRefused(sent.errors)
         how = read_how(str(form.get("how", "")), lease_id=lease.id, leased_at=lease.created_at, now=datetime.now(UTC))
-        ranking = await service.submit(
-            session, lease_id=lease_id, annotator=annotator, answer=sent.answer, source="page", provenance=how
+        ranking = await service.submit_locked(
+            session, lease=lease, task=task, annotator=annotator, answer=sent.answer, source="page", provenance=how
         )
     except AnswerRefused as refused:
         if asks_for_json(request):
@@ -98,11 +98,11 @@ async def submit_ranking(
         sheet = await tasks.get_sheet(session, lease)
         return await show_sheet(request, session, sheet, annotator, answer=sent.answer, errors=refused.errors)
     except Conflict as conflict:
-        conflict.onward = f"/projects/{project.slug}/rank"
+        conflict.onward = next_page
         raise
     if asks_for_json(request):
         return JSONResponse({"ranking_id": str(ranking.id), "is_surplus": ranking.is_surplus})
-    return see_other(f"/projects/{project.slug}/rank")
+    return see_other(next_page)
 
 
 def asks_for_json(request: Request) -> bool:
@@ -139,7 +139,7 @@ async def show_sheet(
     now = datetime.now(UTC)
     told = [{"field": anchor(error), "rule": sentence(request, error)} for error in errors]
     test = None if is_trial or changes else await standings.test_of(session, project, lease)
-    waiting = await tasks.waiting_counts(session, [project.id], annotator, now)
+    num_open = await count_open(session, project, annotator, now, num_before=num_before)
     return render(
         request,
         "rankings/rank.html",
@@ -159,7 +159,7 @@ async def show_sheet(
         can_write=not is_trial and await can_write(session, sheet),
         progress={
             "done_today": await count_today(session, project, annotator) + num_before,
-            "num_open": test.num_asked - test.num_done if test else max(0, waiting[project.id] - num_before),
+            "num_open": test.num_asked - test.num_done if test else num_open,
         },
         errors=told,
         draft_saved_at="" if changes else stamp(lease.draft_saved_at),
@@ -269,6 +269,14 @@ def read_draft(lease: Lease) -> RankingAnswer:
         denied={uuid.UUID(key): keys for key, keys in (draft.get("denied") or {}).items()},
         **{name: draft.get(name) for name in ("confidence", "all_bad", "strength")},
     )
+
+
+async def count_open(
+    session: AsyncSession, project: Project, annotator: User, now: datetime, *, num_before: int
+) -> int:
+    """How many tasks will wait for this annotator after so many others; more than `MOST_COUNTED` are many."""
+    num_open = (await tasks.waiting_counts(session, [project.id], annotator, now))[project.id]
+    return num_open if num_open > MOST_COUNTED else max(0, num_open - num_before)
 
 
 async def count_today(session: AsyncSession, project: Project, annotator: User) -> int:

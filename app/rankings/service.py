@@ -62,6 +62,7 @@ class RankingStored:
 
     project_id: uuid.UUID
     ranking_id: uuid.UUID
+    purpose: str
 
 
 # Storing
@@ -86,34 +87,67 @@ async def submit(
         LeaseReleased: the task was skipped or withdrawn.
         AnswerRefused: the answer breaks a rule; it names each field.
     """
-    ranking, _ = await submit_or_repeat(
-        session, lease_id=lease_id, annotator=annotator, answer=answer, source=source, provenance=provenance
+    lease, task = await tasks.lock_leased_task(session, lease_id=lease_id, annotator=annotator)
+    return await submit_locked(
+        session, lease=lease, task=task, annotator=annotator, answer=answer, source=source, provenance=provenance
     )
-    return ranking
 
 
-async def submit_or_repeat(
+async def submit_locked(
     session: AsyncSession,
     *,
-    lease_id: uuid.UUID,
+    lease: Lease,
+    task: Task,
     annotator: User,
     answer: RankingAnswer,
     source: str,
     provenance: Provenance = UNKNOWN,
-) -> tuple[Ranking, bool]:
-    """As `submit`; tells as well whether the ranking is new."""
-    lease = await tasks.lock_lease(session, lease_id=lease_id, annotator=annotator)
+) -> Ranking:
+    """As `submit`, of a lease and its task that are locked already."""
     answer = tidy(answer)
-    stored = await session.scalar(select(Ranking).where(Ranking.lease_id == lease.id, Ranking.supersedes_id.is_(None)))
+    stored = await find_answer(session, lease, answer)
     if stored is not None:
-        if stored.body_hash != body_hash(answer):
-            raise AlreadyAnswered
-        return stored, False
-    if lease.state == LeaseState.RELEASED:
+        return stored
+    view = await answer_lease(
+        session, lease=lease, task=task, annotator=annotator, answer=answer, source=source, provenance=provenance
+    )
+    return view.ranking
+
+
+async def find_answer(session: AsyncSession, lease: Lease, answer: RankingAnswer) -> Ranking | None:
+    """The ranking that a locked lease yielded before, if it is this tidy answer; None: the lease is not answered yet.
+
+    Raises:
+        AlreadyAnswered: it is another answer.
+        LeaseReleased: there is none, and none is taken: the task was skipped or withdrawn.
+    """
+    if lease.state in {LeaseState.OPEN, LeaseState.EXPIRED}:
+        return None
+    stored = await session.scalar(select(Ranking).where(Ranking.lease_id == lease.id, Ranking.supersedes_id.is_(None)))
+    if stored is None:
         raise LeaseReleased
-    project = await tasks.project_of(session, lease)
+    if stored.body_hash != body_hash(answer):
+        raise AlreadyAnswered
+    return stored
+
+
+async def answer_lease(
+    session: AsyncSession,
+    *,
+    lease: Lease,
+    task: Task,
+    annotator: User,
+    answer: RankingAnswer,
+    source: str,
+    provenance: Provenance = UNKNOWN,
+) -> RankingView:
+    """Store a tidy answer to a lease that has none. Lease and task are locked.
+
+    Raises:
+        AnswerRefused: the answer breaks a rule; it names each field.
+    """
+    project = await session.get_one(Project, task.project_id)
     require_fine(answer, rules_of(project, lease.display_order))
-    task = await tasks.lock_task(session, lease.task_id)
     is_surplus = await _close_lease(session, lease, task)
     ranking = Ranking(
         project_id=project.id,
@@ -126,7 +160,8 @@ async def submit_or_repeat(
         is_offline=lease.pack_id is not None,
         **provenance.columns(),
     )
-    return await store(session, ranking, answer, lease.display_order), True
+    places = await store(session, ranking, answer, lease.display_order)
+    return RankingView(ranking, places, lease.display_order, superseded_by=None, annotator=annotator.name)
 
 
 async def _close_lease(session: AsyncSession, lease: Lease, task: Task) -> bool:
@@ -188,7 +223,8 @@ async def revise(
         is_surplus=old.is_surplus,
         **provenance.columns(),
     )
-    return await store(session, ranking, answer, lease.display_order)
+    await store(session, ranking, answer, lease.display_order)
+    return ranking
 
 
 def is_open(project: Project) -> bool:
@@ -231,7 +267,7 @@ def require_changeable(project: Project, task: Task, view: RankingView) -> None:
 
 async def store(
     session: AsyncSession, ranking: Ranking, answer: RankingAnswer, display_order: Sequence[uuid.UUID]
-) -> Ranking:
+) -> dict[uuid.UUID, RankingPlace]:
     """Write a checked, tidy answer as a ranking with a place for every completion, and tell whoever listens."""
     ranking.rationale = answer.rationale
     ranking.confidence = answer.confidence
@@ -240,8 +276,8 @@ async def store(
     ranking.body_hash = body_hash(answer)
     session.add(ranking)
     await session.flush()
-    session.add_all(
-        RankingPlace(
+    places = {
+        completion_id: RankingPlace(
             ranking_id=ranking.id,
             completion_id=completion_id,
             task_id=ranking.task_id,
@@ -251,10 +287,12 @@ async def store(
             denied=list(answer.denied.get(completion_id, ())),
         )
         for completion_id in display_order
-    )
+    }
+    session.add_all(places.values())
     await session.flush()
-    await events.publish(session, RankingStored(project_id=ranking.project_id, ranking_id=ranking.id))
-    return ranking
+    task = await session.get_one(Task, ranking.task_id)
+    await events.publish(session, RankingStored(ranking.project_id, ranking.id, task.purpose))
+    return places
 
 
 def rules_of(project: Project, display_order: Sequence[uuid.UUID]) -> Rules:
@@ -467,15 +505,12 @@ async def count_rankings(session: AsyncSession, project_id: uuid.UUID, *, since:
 async def count_done_since(
     session: AsyncSession, *, project_id: uuid.UUID, annotator_id: uuid.UUID, since: datetime
 ) -> int:
-    """How many tasks of a project this annotator ranked since then; a change of mind is not counted again."""
-    query = (
-        select(func.count())
-        .select_from(Ranking)
-        .where(
-            Ranking.project_id == project_id,
-            Ranking.annotator_id == annotator_id,
-            Ranking.supersedes_id.is_(None),
-            Ranking.created_at >= since,
-        )
-    )
+    """How many tasks of a project this annotator ranked since then; a change of mind is not counted again.
+
+    Read from the newest backwards to the last one before `since`, however many there are before that.
+    """
+    own = and_(Ranking.project_id == project_id, Ranking.annotator_id == annotator_id)
+    before = select(Ranking.number).where(own, Ranking.created_at < since).order_by(Ranking.number.desc()).limit(1)
+    is_later = Ranking.number > func.coalesce(before.scalar_subquery(), 0)
+    query = select(func.count()).select_from(Ranking).where(own, is_later, Ranking.supersedes_id.is_(None))
     return await session.scalar(query) or 0

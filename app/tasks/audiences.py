@@ -10,8 +10,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Text, and_, any_, cast, exists, func, literal, or_, select, true
+from sqlalchemy import ARRAY, ColumnElement, Text, and_, any_, bindparam, exists, func, literal, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
@@ -19,11 +20,26 @@ from app.projects.models import Project
 from app.tasks.models import Audience, Lease, Task
 
 
+def _fits(languages: ColumnElement[Any], skills: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Audiences of who reads these languages, all if none is named, and has these skills."""
+    reads = or_(func.cardinality(languages) == 0, Audience.language == "", Audience.language == any_(languages))
+    return and_(reads, Audience.skills.contained_by(skills))
+
+
+# What every next task asks is put together once; `asked_of` has the values.
+FITS = _fits(bindparam("languages", type_=ARRAY(Text)), bindparam("skills", type_=ARRAY(Text)))
+IS_FOR_THEM = Task.audience_id.in_(select(Audience.id).where(FITS))
+OF_PROJECT = select(Audience.id, FITS).where(Audience.project_id == bindparam("project_id"))
+
+
+def asked_of(annotator: User) -> dict[str, Any]:
+    """What `FITS` wants to know of somebody."""
+    return {"languages": annotator.languages, "skills": annotator.skills}
+
+
 def fits(annotator: User) -> ColumnElement[bool]:
-    """Audiences that somebody belongs to. Who names no language reads them all."""
-    languages = literal(annotator.languages, ARRAY(Text))
-    reads = true() if not annotator.languages else or_(Audience.language == "", Audience.language == any_(languages))
-    return and_(reads, Audience.skills.contained_by(cast(annotator.skills, ARRAY(Text))))
+    """Audiences that somebody belongs to."""
+    return _fits(literal(annotator.languages, ARRAY(Text)), literal(annotator.skills, ARRAY(Text)))
 
 
 def is_for(annotator: User) -> ColumnElement[bool]:
@@ -36,8 +52,7 @@ async def in_turn(session: AsyncSession, project: Project, annotator: User) -> S
 
     None stands for all of them.
     """
-    query = select(Audience.id, fits(annotator)).where(Audience.project_id == project.id)
-    found = (await session.execute(query)).all()
+    found = (await session.execute(OF_PROJECT, {"project_id": project.id, **asked_of(annotator)})).all()
     mine = [audience for audience, is_mine in found if is_mine]
     if len(mine) == len(found):
         return [None]

@@ -16,7 +16,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, and_, cast, exists, func, or_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    ScalarSelect,
+    Select,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
@@ -31,6 +47,8 @@ MIN_COMPLETIONS = 2
 MAX_COMPLETIONS = 9
 LETTERS = "ABCDEFGHI"
 MAX_REASON_LENGTH = 500
+# Beyond so many, waiting tasks are just many.
+MOST_COUNTED = 100
 # When every waiting task is locked by someone for a moment, look again after these seconds.
 RETRY_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 # As many overdue leases are cleared up by one request; a clean-up by itself takes more.
@@ -226,6 +244,25 @@ async def next_lease(
     raise TasksContended
 
 
+def has_place() -> ColumnElement[bool]:
+    """Tasks that wait for somebody, or would if they were not withdrawn. Gold waits for nobody: it comes between."""
+    return and_(Task.num_taken < Task.overlap, ~Task.is_gold)
+
+
+# Is anything overdue, did this person leave anything, does the project compare versions? Mostly none of it, and then
+# nobody looks further. The purpose is no parameter, or its index would be of no use.
+AROUND = select(
+    exists().where(Lease.state == LeaseState.OPEN, Lease.expires_at <= bindparam("now")).label("is_any_overdue"),
+    exists()
+    .where(Lease.annotator_id == bindparam("annotator_id"), Lease.state == LeaseState.EXPIRED)
+    .label("has_left_any"),
+    exists()
+    .where(Task.project_id == bindparam("project_id"), Task.withdrawn_at.is_(None), has_place())
+    .where(Task.purpose == literal(Purpose.COMPARE.value, literal_execute=True))
+    .label("is_any_compared"),
+)
+
+
 async def lease_any(
     session: AsyncSession,
     *,
@@ -236,9 +273,12 @@ async def lease_any(
     pack_id: uuid.UUID | None = None,
 ) -> Lease | None:
     """A lease on a task that was left, or on a new one. None: nothing waits, or others hold it locked right now."""
-    await _expire_for(session, project=project, annotator=annotator, now=now)
-    lease = await _left_lease(session, project=project, annotator=annotator)
-    lease = lease or await _new_lease(session, project=project, annotator=annotator)
+    values = {"project_id": project.id, "annotator_id": annotator.id, "now": now}
+    around = (await session.execute(AROUND, values)).one()
+    if around.is_any_overdue:
+        await _expire_for(session, project=project, annotator=annotator, now=now)
+    lease = await _left_lease(session, project=project, annotator=annotator) if around.has_left_any else None
+    lease = lease or await _new_lease(session, project, annotator, is_any_compared=around.is_any_compared)
     if lease is not None:
         await _open(session, lease, project=project, now=now, kind=kind, pack_id=pack_id)
     return lease
@@ -296,23 +336,26 @@ async def _test_lease(session: AsyncSession, *, project: Project, annotator: Use
     return lease
 
 
+# What every next task asks is put together once: building it takes longer than running it.
+THIS_ANNOTATOR = select(User.id).where(User.id == bindparam("annotator_id")).with_for_update(key_share=True)
+HELD_LEASES = (
+    select(Lease)
+    .where(Lease.annotator_id == bindparam("annotator_id"), Lease.state == LeaseState.OPEN)
+    .order_by(Lease.created_at, Lease.id)
+    .with_for_update()
+    .execution_options(populate_existing=True)
+)
+
+
 async def lock_annotator(session: AsyncSession, annotator_id: uuid.UUID) -> None:
     """One annotator's requests take turns, in however many tabs. Held to the end of the transaction."""
-    await session.execute(select(User.id).where(User.id == annotator_id).with_for_update(key_share=True))
+    await session.execute(THIS_ANNOTATOR, {"annotator_id": annotator_id})
 
 
 async def hold_leases(session: AsyncSession, *, annotator: User, now: datetime) -> list[Lease]:
     """The annotator and what they hold open at this moment, locked, oldest first. What is overdue is taken back."""
     await lock_annotator(session, annotator.id)
-    leases = (
-        await session.scalars(
-            select(Lease)
-            .where(Lease.annotator_id == annotator.id, Lease.state == LeaseState.OPEN)
-            .order_by(Lease.created_at, Lease.id)
-            .with_for_update()
-            .execution_options(populate_existing=True)
-        )
-    ).all()
+    leases = (await session.scalars(HELD_LEASES, {"annotator_id": annotator.id})).all()
     await give_back(session, [lease for lease in leases if lease.expires_at <= now])
     return [lease for lease in leases if lease.state == LeaseState.OPEN]
 
@@ -334,6 +377,8 @@ async def _first_of_pack(
 
 async def lease_in_hand(session: AsyncSession, held: Sequence[Lease], project: Project) -> Lease | None:
     """What the annotator has in hand in this project, else the task that was fetched ahead. Others go back."""
+    if not held:
+        return None
     task_ids = [lease.task_id for lease in held]
     here = set(await session.scalars(select(Task.id).where(Task.id.in_(task_ids), Task.project_id == project.id)))
     await give_back(session, [lease for lease in held if lease.task_id not in here])
@@ -370,11 +415,6 @@ def _is_handed_out(project_ids: Sequence[uuid.UUID]) -> ColumnElement[bool]:
     return and_(Task.project_id.in_(project_ids), Task.withdrawn_at.is_(None))
 
 
-def has_place() -> ColumnElement[bool]:
-    """Tasks that wait for somebody, or would if they were not withdrawn. Gold waits for nobody: it comes between."""
-    return and_(Task.num_taken < Task.overlap, ~Task.is_gold)
-
-
 async def _left_lease(
     session: AsyncSession, *, project: Project, annotator: User, is_test: bool = False
 ) -> Lease | None:
@@ -397,10 +437,13 @@ async def _left_lease(
     return lease
 
 
-async def _new_lease(session: AsyncSession, *, project: Project, annotator: User) -> Lease | None:
+async def _new_lease(
+    session: AsyncSession, project: Project, annotator: User, *, is_any_compared: bool
+) -> Lease | None:
     """A lease, not stored yet, on the first waiting task that nobody else is taking at this moment."""
+    purposes = await _purposes_in_turn(session, project, annotator) if is_any_compared else [Purpose.LEARN]
     task_id = None
-    for purpose in await _purposes_in_turn(session, project, annotator):
+    for purpose in purposes:
         task_id = task_id or await _first_waiting(session, project, annotator, purpose)
     if task_id is None:
         return None
@@ -414,19 +457,25 @@ async def _lease_on(session: AsyncSession, task_id: uuid.UUID, annotator: User) 
     return Lease(task_id=task_id, annotator_id=annotator.id, display_order=order, seed=seed, was_preloaded=False)
 
 
+FIRST_WAITING = (
+    select(Task.id)
+    .where(Task.project_id == bindparam("project_id"), Task.withdrawn_at.is_(None), has_place())
+    .where(Task.purpose == bindparam("purpose"))
+    .where(~exists().where(Lease.task_id == Task.id, Lease.annotator_id == bindparam("annotator_id")))
+    .order_by(Task.priority.desc(), Task.number)
+    .limit(1)
+    .with_for_update(skip_locked=True, key_share=True, of=Task)
+)
+
+
 async def _first_waiting(
     session: AsyncSession, project: Project, annotator: User, purpose: Purpose
 ) -> uuid.UUID | None:
     """The first waiting task of a purpose that this annotator may get, locked; others' locks are never waited for."""
-    waits = and_(_is_handed_out([project.id]), has_place(), Task.purpose == purpose, ~_had_by(annotator))
+    values = {"project_id": project.id, "annotator_id": annotator.id, "purpose": purpose}
     for audience in await audiences.in_turn(session, project, annotator):
-        task_id: uuid.UUID | None = await session.scalar(
-            select(Task.id)
-            .where(waits, true() if audience is None else Task.audience_id == audience)
-            .order_by(Task.priority.desc(), Task.number)
-            .limit(1)
-            .with_for_update(skip_locked=True, key_share=True, of=Task)
-        )
+        query = FIRST_WAITING if audience is None else FIRST_WAITING.where(Task.audience_id == audience)
+        task_id: uuid.UUID | None = await session.scalar(query, values)
         if task_id is not None:
             return task_id
     return None
@@ -436,11 +485,8 @@ async def _purposes_in_turn(session: AsyncSession, project: Project, annotator: 
     """What this annotator's next task is for; and what else, where nothing of that waits.
 
     Comparisons come between the others at the project's rate, by a seeded hash: nobody can tell them, and asking again
-    changes nothing. Mostly there are none, and then nothing is counted.
+    changes nothing.
     """
-    waits = _is_handed_out([project.id]) & has_place() & (Task.purpose == Purpose.COMPARE)
-    if not await session.scalar(select(exists().where(waits))):
-        return (Purpose.LEARN,)
     num_had = await _num_had(session, annotator)
     is_turn = _draw(project.seed, "compare", annotator.id, num_had) < project.compare_share
     return (Purpose.COMPARE, Purpose.LEARN) if is_turn else (Purpose.LEARN, Purpose.COMPARE)
@@ -547,6 +593,29 @@ async def _expire(session: AsyncSession, condition: ColumnElement[bool], limit: 
             .execution_options(synchronize_session="fetch")
         )
     return len(ids)
+
+
+LEASE_AND_TASK = (
+    select(Lease, Task)
+    .join(Task, Task.id == Lease.task_id)
+    .where(Lease.id == bindparam("lease_id"), Lease.annotator_id == bindparam("annotator_id"))
+    .with_for_update(of=[Lease, Task])
+    .execution_options(populate_existing=True)
+)
+
+
+async def lock_leased_task(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User) -> tuple[Lease, Task]:
+    """The annotator's lease and its task, locked together with the annotator, as they are at this moment.
+
+    Raises:
+        LeaseNotFound: there is none, or it is somebody else's.
+    """
+    await lock_annotator(session, annotator.id)
+    found = await session.execute(LEASE_AND_TASK, {"lease_id": lease_id, "annotator_id": annotator.id})
+    row = found.one_or_none()
+    if row is None:
+        raise LeaseNotFound
+    return row.Lease, row.Task
 
 
 async def lock_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User) -> Lease:
@@ -663,19 +732,38 @@ async def project_of(session: AsyncSession, lease: Lease) -> Project:
     ).one()
 
 
+# All of a sheet in one question: the answers as one object of id -> text.
+SHEET = (
+    select(
+        Task.project_id,
+        Prompt.messages,
+        select(func.jsonb_object_agg(Completion.id, Completion.text))
+        .where(Completion.id == func.any(bindparam("display_order", type_=ARRAY(Uuid))))
+        .scalar_subquery()
+        .label("texts"),
+    )
+    .join(Prompt, Prompt.id == Task.prompt_id)
+    .where(Task.id == bindparam("task_id"))
+)
+
+
 async def get_sheet(session: AsyncSession, lease: Lease) -> Sheet:
     """What the holder of this lease sees."""
-    messages = await session.scalar(
-        select(Prompt.messages).join(Task, Task.prompt_id == Prompt.id).where(Task.id == lease.task_id)
-    )
-    cards = await cards_of(session, lease.display_order)
-    return Sheet(lease=lease, project=await project_of(session, lease), messages=messages or [], cards=cards)
+    found = await session.execute(SHEET, {"task_id": lease.task_id, "display_order": lease.display_order})
+    row = found.one()
+    cards = lettered(lease.display_order, {uuid.UUID(key): text for key, text in row.texts.items()})
+    project = await session.get_one(Project, row.project_id)
+    return Sheet(lease=lease, project=project, messages=row.messages, cards=cards)
 
 
 async def cards_of(session: AsyncSession, display_order: Sequence[uuid.UUID]) -> list[Card]:
     """The answers with their letters, in this order."""
     rows = await session.execute(select(Completion.id, Completion.text).where(Completion.id.in_(display_order)))
-    texts = {row.id: row.text for row in rows}
+    return lettered(display_order, {row.id: row.text for row in rows})
+
+
+def lettered(display_order: Sequence[uuid.UUID], texts: Mapping[uuid.UUID, str]) -> list[Card]:
+    """Texts with their letters, in this order."""
     return [
         Card(id=completion_id, letter=letter, text=texts[completion_id])
         for letter, completion_id in zip(LETTERS, display_order, strict=False)
@@ -693,29 +781,44 @@ async def completion_ids(session: AsyncSession, task_id: uuid.UUID) -> list[uuid
     )
 
 
+def _some(query: Select[Any]) -> ScalarSelect[int]:
+    """How many rows there are, one more than `MOST_COUNTED` at most: nobody waits until a million are counted."""
+    return select(func.count()).select_from(query.limit(MOST_COUNTED + 1).subquery()).scalar_subquery()
+
+
+_THIS_PROJECT = and_(Task.project_id == bindparam("project_id"), Task.withdrawn_at.is_(None))
+_MY_LEASE = and_(Lease.task_id == Task.id, Lease.annotator_id == bindparam("annotator_id"))
+# In hand or fetched ahead, left by this person or never had, and what somebody else's overdue lease still keeps: three
+# questions, each of which its own index answers. Together they would read every task.
+_IN_HAND = select(Task.id).join(Lease, and_(_MY_LEASE, Lease.state == LeaseState.OPEN)).where(_THIS_PROJECT)
+_FOR_ME = or_(
+    exists().where(_MY_LEASE, Lease.state == LeaseState.EXPIRED),
+    and_(~exists().where(_MY_LEASE), audiences.IS_FOR_THEM),
+)
+_FREE = select(Task.id).where(_THIS_PROJECT, has_place(), _FOR_ME)
+_OVERDUE = exists().where(
+    Lease.task_id == Task.id, Lease.state == LeaseState.OPEN, Lease.expires_at <= bindparam("now")
+)
+_KEPT = select(Task.id).where(_THIS_PROJECT, Task.num_taken >= Task.overlap, ~Task.is_gold, _OVERDUE, _FOR_ME)
+WAITING = select(_some(_IN_HAND), _some(_IN_HAND.where(~Task.is_gold)), _some(_FREE), _some(_KEPT), Project.is_paused)
+WAITING = WAITING.where(Project.id == bindparam("project_id"))
+
+
 async def waiting_counts(
     session: AsyncSession, project_ids: Sequence[uuid.UUID], annotator: User, now: datetime | None = None
 ) -> dict[uuid.UUID, int]:
     """How many tasks this annotator could rank, for each project: the one in hand and those left are among them.
 
-    Gold is not counted, or the number would tell it; but who has it in hand sees at least the one.
+    More than `MOST_COUNTED` are not told apart. Gold is not counted, or the number would tell it; but who has it in
+    hand sees at least the one.
     """
-    mine = exists().where(Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.OPEN)
-    left = exists().where(
-        Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.EXPIRED
-    )
-    overdue = exists().where(Lease.task_id == Task.id, _is_overdue(now or datetime.now(UTC)))
-    new = and_(~_had_by(annotator), audiences.is_for(annotator))
-    free = and_(or_(has_place(), overdue), or_(left, new), ~Task.is_gold)
-    num_waiting = func.greatest(func.count().filter(~Task.is_gold), func.least(1, func.count()))
-    rows = await session.execute(
-        select(Task.project_id, num_waiting)
-        .join(Project, Project.id == Task.project_id)
-        .where(_is_handed_out(project_ids), or_(mine, and_(~Project.is_paused, free)))
-        .group_by(Task.project_id)
-    )
-    counts = {project_id: count for project_id, count in rows}
-    return {project_id: counts.get(project_id, 0) for project_id in project_ids}
+    values = {"annotator_id": annotator.id, "now": now or datetime.now(UTC), **audiences.asked_of(annotator)}
+    counts = {}
+    for project_id in project_ids:
+        row = (await session.execute(WAITING, values | {"project_id": project_id})).one()
+        num_held, num_counted, num_free, num_kept, is_paused = row
+        counts[project_id] = max(min(1, num_held), num_counted + (0 if is_paused else num_free + num_kept))
+    return counts
 
 
 async def get_task(

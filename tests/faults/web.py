@@ -28,7 +28,9 @@ def answer_requests(listener: socket.socket, database_url: str, folder: Path, *,
     serve(Settings(data_dir=folder, database_url=database_url, api_requests_per_minute=0), listener)
 
 
-async def count_then_insert(session: AsyncSession, *, project: Project, annotator: User) -> Lease | None:
+async def count_then_insert(
+    session: AsyncSession, project: Project, annotator: User, *, is_any_compared: bool
+) -> Lease | None:
     """The planted bug: look for a task with a free place, and take it, with nothing held in between."""
     query = select(Task.id).where(Task.project_id == project.id, tasks.has_place(), ~tasks._had_by(annotator))
     task_id = await session.scalar(query.order_by(Task.priority.desc(), Task.number).limit(1))

@@ -21,7 +21,7 @@ from app.rankings.answers import RankingAnswer
 from app.rankings.models import Ranking
 from app.tasks import drafts
 from app.tasks import service as tasks
-from app.tasks.models import Lease, LeaseState, Task
+from app.tasks.models import Lease, LeaseState, Purpose, Task
 from tests.factories import make_project, make_prompt, make_ranking, make_task, make_user
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -358,7 +358,7 @@ async def test_a_stored_ranking_is_published_in_its_transaction(
         await submit(session, lease, ada, answer(lease))
     finally:
         events._handlers[service.RankingStored].remove(hear)
-    assert heard == [service.RankingStored(project_id=project.id, ranking_id=ranking.id)]
+    assert heard == [service.RankingStored(project.id, ranking.id, Purpose.LEARN)]
 
 
 async def test_a_list_goes_on_where_it_stopped(session: AsyncSession, project: Project, ada: User) -> None:

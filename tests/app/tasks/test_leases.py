@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import User
 from app.db import stamp
 from app.errors import Invalid, TooLarge
+from app.i18n import format_bounded
 from app.projects.models import Project
 from app.tasks import drafts, service
 from app.tasks.models import Lease, LeaseState, Task
@@ -274,6 +275,21 @@ async def test_waiting_counts_what_this_person_could_rank(
     assert await service.waiting_counts(session, ids, bo, LATER) == {project.id: 3, empty.id: 0}
     await service.release_lease(session, lease_id=lease.id, annotator=ada)
     assert await service.waiting_counts(session, ids, ada, NOW) == {project.id: 2, empty.id: 0}
+
+
+async def test_what_waits_is_counted_to_a_hundred_and_one(session: AsyncSession, project: Project, ada: User) -> None:
+    made = await make_task(session, project=project)
+    number = service.MOST_COUNTED + 20
+    await session.execute(
+        text(
+            "insert into tasks (project_id, prompt_id, overlap) select :project, :prompt, 1 from generate_series(1, :n)"
+        ),
+        {"project": project.id, "prompt": made.prompt_id, "n": number},
+    )
+    counts = await service.waiting_counts(session, [project.id], ada, NOW)
+    assert counts == {project.id: service.MOST_COUNTED + 1}
+    assert format_bounded("en", counts[project.id]) == "100+"
+    assert format_bounded("en", service.MOST_COUNTED) == "100"
 
 
 async def test_the_database_itself_refuses_one_lease_too_many(
