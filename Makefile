@@ -13,7 +13,7 @@ export RANKLOOP_DATA_DIR ?= .data
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test format lint types unit browser bench mutants soak messages clean
+.PHONY: help run test format lint types unit browser bench mutants soak messages sbom clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,11 @@ messages: $(VENV)/.for-test ## bring the catalogue of Chinese sentences in step 
 
 soak: $(VENV)/.for-test ## prove the trainer in full size: long, with kill -9 at random moments (about half an hour)
 	@$(BIN)/python -m tests.soak --json benchmarks/results/soak.json $(ARGS)
+
+sbom: $(VENV)/.for-test ## list what Rankloop is made of in build/: a bill of materials (CycloneDX), and the licences
+	@mkdir -p build
+	$(BIN)/cyclonedx-py environment --output-reproducible --no-validate --output-file build/sbom.json $(BIN)/python
+	$(BIN)/pip-licenses --from=mixed --with-system --with-urls --format=markdown --output-file=build/licences.md
 
 clean: ## remove the virtual environment and the caches; the data stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

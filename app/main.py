@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from app import assets, openapi
@@ -119,7 +120,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
         openapi_url=f"{API}/openapi.json",
         docs_url=None,
         redoc_url=None,
-        max_body_size=settings.max_body_bytes,
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         lifespan=lifespan,
     )
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
@@ -144,8 +145,10 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     if settings.api_requests_per_minute:
         app.add_middleware(RateLimits, path=API, per_minute=settings.api_requests_per_minute)
     app.add_middleware(SameOrigin)
+    # Not by FastAPI's `max_body_size`, whose refusal would have none of our headers.
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(Bugs, answer=handle_bug)
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(SecurityHeaders, is_https=settings.has_secure_cookies)
     app.add_middleware(Observed, metrics=app.state.metrics, api=API)
     app.add_middleware(RequestIds)
     qualification.subscribe()

@@ -23,11 +23,17 @@ HEADERS = {
 }
 
 
+# A browser that has seen the site by https once comes by https for a year. For this host alone: what else is below its
+# name is not ours to decide.
+ONLY_HTTPS = {"strict-transport-security": "max-age=31536000"}
+
+
 class SecurityHeaders:
     """Adds the headers to every answer: pages, JSON, static files, errors."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, is_https: bool = False) -> None:
         self.app = app
+        self._headers = HEADERS | (ONLY_HTTPS if is_https else {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, with the headers."""
@@ -38,7 +44,7 @@ class SecurityHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in self._headers.items():
                     headers.setdefault(name, value)
                 if not scope["path"].startswith("/static/"):
                     headers.setdefault("cache-control", "no-store")

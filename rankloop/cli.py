@@ -6,6 +6,7 @@ imported by a command when it runs, so that `rankloop --help` answers at once an
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points
 from typing import Annotated
@@ -52,6 +53,8 @@ def common_options(
 
 def main() -> None:
     """Run the program; a missing part of the extra `trainer` is told in one line."""
+    # The library that fetches models from a hub would tell it about this machine.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         build()()
     except ModuleNotFoundError as error:

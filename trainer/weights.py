@@ -143,6 +143,7 @@ def load_trunk(source: ModelSource, dtype: torch.dtype) -> Any:
 
 def from_pretrained(kind: Any, source: ModelSource, dtype: torch.dtype) -> Any:
     """A transformers class with the source's full weights. ValueError when its folder holds none that can be read."""
+    _refuse_kernels(source)
     try:
         with _quiet_transformers():
             return kind.from_pretrained(
@@ -152,6 +153,21 @@ def from_pretrained(kind: Any, source: ModelSource, dtype: torch.dtype) -> Any:
         raise ValueError(
             f"The model “{source.name}” cannot be loaded: its folder needs config.json and model.safetensors ({error})."
         ) from error
+
+
+def _refuse_kernels(source: ModelSource) -> None:
+    """ValueError for a config that names attention code on a hub: transformers fetches and runs it, where `kernels` is
+    installed, whatever `trust_remote_code` and `local_files_only` say.
+    """
+    try:
+        config = json.loads((source.weights / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return  # from_pretrained says what is wrong with it
+    named = [config.get("attn_implementation"), config.get("_attn_implementation")] if isinstance(config, dict) else []
+    if any("/" in str(name) for name in named):
+        raise ValueError(
+            f"The model “{source.name}” names attention code on a hub: {named}. Rankloop runs no such code."
+        )
 
 
 def without_dropout(model: Any) -> Any:

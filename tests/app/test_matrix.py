@@ -28,6 +28,7 @@ from app.main import API, create_app
 from app.projects.models import Project
 from app.quality.models import Review
 from app.registry.service import get_version_by_number
+from app.security import HEADERS
 from app.tasks.models import Lease, LeaseState, Task
 from app.webhooks.models import Delivery
 from app.webhooks.service import create_webhook
@@ -185,6 +186,7 @@ def check(route: str, word: str, role: str, answer: Response) -> None:
     """What this role gets from a route with this word in the matrix."""
     status = answer.status_code
     told = f"{role} on {route}: {status} {answer.text[-300:]}"
+    assert HEADERS.items() <= dict(answer.headers).items(), told
     if role in ALLOWED[word]:
         public = {401, 410} if word == "public" else set()
         missing = {404} if route in MAY_BE_MISSING else set()

@@ -99,6 +99,11 @@ async def check(page: Page, axe: AxeRun) -> None:
 
 
 async def addresses(server: LiveServer) -> list[str]:
+    """The address of every page."""
+    return list((await addresses_by_route(server)).values())
+
+
+async def addresses_by_route(server: LiveServer) -> dict[str, str]:
     """Every page of the matrix, with its gaps filled from what the site has: a new page is walked without being named.
 
     Raises:
@@ -116,8 +121,8 @@ async def addresses(server: LiveServer) -> list[str]:
     async with server.sessions() as session:
         gaps = {gap: str((await session.execute(text(query))).scalar_one()) for gap, query in queries.items()}
     gaps |= {"slug": SLUG, "number": "1"}
-    pages = [route.removeprefix("GET ") for route in PAGE_MATRIX if route.startswith("GET ")]
-    return [re.sub(r"\{(\w+)[^}]*\}", lambda gap: gaps[gap[1]], path) for path in pages if not path.endswith(NO_PAGES)]
+    pages = [route for route in PAGE_MATRIX if route.startswith("GET ") and not route.endswith(NO_PAGES)]
+    return {page: re.sub(r"\{(\w+)[^}]*\}", lambda gap: gaps[gap[1]], page.removeprefix("GET ")) for page in pages}
 
 
 @pytest.mark.parametrize(("size", "language"), [(WIDE, "en"), (PHONE, "zh-CN")])

@@ -33,6 +33,7 @@ TESTS = (
     "tests/contract/test_openapi.py",
     "tests/contract/test_rounds.py",
     "tests/contract/test_team.py",
+    "tests/security/test_stored_text.py",
     "tests/soak",
 )
 
