@@ -32,7 +32,7 @@ from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable
 from app.logs import RequestIds, named, request_id
 from app.loop import api as loop_api
-from app.loop import comparison_pages, subscriptions
+from app.loop import clock, comparison_pages, subscriptions, watch_pages
 from app.loop import pages as loop_pages
 from app.operations import pages as operations_pages
 from app.operations.metrics import Metrics, Observed
@@ -106,6 +106,7 @@ PAGES = [
     datasets_pages,
     loop_pages,
     comparison_pages,
+    watch_pages,
     webhooks_pages,
     operations_pages,
 ]
@@ -169,10 +170,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     hosts = [host.strip() for host in settings.webhook_hosts.split(",") if host.strip()]
     postman = asyncio.create_task(delivery.run(app.state.sessionmaker, allowed_hosts=hosts))
     watch = asyncio.create_task(quality_watch.run(app.state.sessionmaker))
+    timer = asyncio.create_task(clock.run(app.state.sessionmaker))
     yield
-    postman.cancel()
-    watch.cancel()
-    await asyncio.gather(postman, watch, return_exceptions=True)
+    for task in (postman, watch, timer):
+        task.cancel()
+    await asyncio.gather(postman, watch, timer, return_exceptions=True)
     await engine.dispose()
 
 

@@ -201,10 +201,20 @@ def star(job: Job) -> Outcome:
     )
 
 
+def score(job: Job) -> Outcome:
+    """What several reward models say of the same held-out rankings."""
+    from trainer.judging import judge
+
+    sources = [find_model(job, reference) for reference in job.config["rewards"]]
+    found = judge(dataset_rows(job), sources, report=job.report, device=job.settings.torch_device())
+    return Outcome(found)
+
+
 HANDLERS: dict[str, Handler] = {
     "sample": sample,
     "evaluate": sample,
     "reward": reward,
+    "score": score,
     "ppo": ppo,
     "sft": sft,
     "dpo": dpo,

@@ -12,7 +12,7 @@ from starlette import status
 from app.accounts.guards import AdminCaller, ReadCaller, WriteCaller
 from app.datasets import service as datasets
 from app.idempotency import idempotent
-from app.loop import alternatives, comparisons, external, forecast, sampling, service, training
+from app.loop import alternatives, arrivals, comparisons, external, forecast, sampling, service, training
 from app.loop.schemas import ComparisonOut, PlanOut, RoundOut
 from app.projects.guards import ApiProject
 from app.projects.service import get_project
@@ -204,5 +204,5 @@ async def promote(version_id: uuid.UUID, body: PromoteIn, caller: AdminCaller, s
     version = await registry.get_version(session, version_id)
     caller.require_project(version.project_id)
     project = await get_project(session, version.project_id)
-    await service.promote(session, project=project, version=version, actor_id=caller.user.id, reason=body.reason)
+    await arrivals.promote(session, project=project, version=version, actor_id=caller.user.id, reason=body.reason)
     return VersionOut.model_validate(version)

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.service import audit
 from app.errors import Conflict, Invalid, NotFound
+from app.events import events
 from app.loop import sampling
 from app.loop.models import ComparedPrompt, Comparison, ComparisonState
 from app.loop.outcomes import Figures, Outcome, figures_of, outcome
@@ -50,6 +51,13 @@ class ComparisonOpen(Conflict):
 
 class ComparisonClosed(Conflict):
     """This comparison has ended."""
+
+
+@dataclass(frozen=True)
+class ComparisonEnded:
+    """A comparison was decided, or stopped."""
+
+    comparison: Comparison
 
 
 @dataclass(frozen=True)
@@ -289,6 +297,7 @@ async def close(session: AsyncSession, comparison: Comparison, state: Comparison
         rate = {"value": found.win_rate, "low": found.low, "high": found.high, "num_prompts": found.num_ranked}
         version.metrics = {**version.metrics, "win_rate": rate}
         await session.flush()
+    await events.publish(session, ComparisonEnded(comparison))
 
 
 async def withdraw_rest(session: AsyncSession, comparison: Comparison) -> None:

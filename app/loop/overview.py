@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +13,7 @@ from app.accounts.models import User
 from app.datasets import service as datasets
 from app.loop import forecast, sampling, service, training
 from app.loop.models import Round
-from app.plots import Lineage, Node, lineage_layout, metric_plots
+from app.plots import metric_plots
 from app.projects.models import Project
 from app.rankings import service as rankings
 from app.rankings.models import Ranking
@@ -232,43 +231,3 @@ async def versions_view(session: AsyncSession, project: Project) -> dict[str, An
         "by_id": {version.id: version for version in versions},
         "datasets": {dataset.id: dataset for dataset in await datasets.list_datasets(session, project.id, limit=1000)},
     }
-
-
-def lineage(project: Project, versions: Sequence[Version], *, words: Words, here: int | None = None) -> Lineage:
-    """Versions as a drawing: policies above, reward models below, each right of what it came from."""
-    nodes = [
-        Node(
-            key=str(version.id),
-            title=version_title(version, words),
-            note=lineage_note(version),
-            href=f"/projects/{project.slug}/versions/{version.number}",
-            lane=0 if version.kind == VersionKind.POLICY else 1,
-            is_live=version.is_live,
-            is_here=version.number == here,
-        )
-        for version in sorted(versions, key=lambda version: version.number)
-    ]
-    parents = [
-        (str(parent), str(version.id))
-        for version in versions
-        for parent in (version.parent_id, version.reward_version_id)
-        if parent is not None
-    ]
-    return lineage_layout(nodes, parents)
-
-
-def version_title(version: Version, words: Words) -> str:
-    """What people call a version."""
-    if version.kind == VersionKind.REWARD:
-        return str(words["_"]("reward model v{number}", number=version.number))
-    return str(words["_"]("policy v{number}", number=version.number))
-
-
-def lineage_note(version: Version) -> str:
-    """The one figure that says most about a version."""
-    accuracy = version.metrics.get("accuracy")
-    if accuracy:
-        return f"{accuracy['value']:.0%}"
-    if version.metrics.get("kl") is not None:
-        return f"KL {version.metrics['kl']:.2f}"
-    return version.alias if version.parent_id is None else ""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import uuid
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request
+from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import Access, AccessDep, Admin, Trainer
 from app.accounts.models import Scope
 from app.errors import RankloopError
-from app.loop import alternatives, overview, sampling, service, training
+from app.loop import alternatives, arrivals, lineage, overview, sampling, service, training
 from app.plots import metric_plots
 from app.projects.guards import PageProject
 from app.projects.models import Project
@@ -23,9 +23,11 @@ from app.rankings.pages import ranking_context
 from app.registry import service as registry
 from app.runs import service as runs
 from app.runs.pages import render_list as render_runs
+from app.tasks.lists import prompts_of_tasks
 from app.web import SessionDep, SettingsDep, render, see_other, words
 
 router = APIRouter()
+PAGE_SIZE = 50
 
 
 @router.get("/")
@@ -77,7 +79,7 @@ async def list_runs(request: Request, project: PageProject, user: Trainer, sessi
 async def _starts(request: Request, session: AsyncSession, project: Project) -> list[tuple[int, str]]:
     """(number, title) of the policies that a run may begin from."""
     policies = await alternatives.starts(session, project)
-    return [(policy.number, overview.version_title(policy, words(request))) for policy in policies]
+    return [(policy.number, lineage.version_title(policy, words(request))) for policy in policies]
 
 
 @router.post("/projects/{slug}/runs", response_model=None)
@@ -117,7 +119,7 @@ async def start_run(
 async def list_versions(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
     """All versions, and how each came from others."""
     view = await overview.versions_view(session, project)
-    drawing = overview.lineage(project, view["versions"], words=words(request))
+    drawing = await lineage.of_project(session, project=project, versions=view["versions"], words=words(request))
     return render(request, "registry/list.html", here="versions", project=project, lineage=drawing, **view)
 
 
@@ -143,9 +145,50 @@ async def show_version(
             {"name": item.name, "size": item.size, "sha256": item.sha256, "url": f"{base}/{item.name}"}
             for item in files
         ],
-        lineage=overview.lineage(project, view["versions"], words=words(request), here=version.number),
+        lineage=await lineage.of_project(
+            session, project=project, versions=view["versions"], words=words(request), here=version.number
+        ),
         plots=metric_plots(await runs.list_metrics(session, version.run_id)) if version.run_id else [],
-        can_promote=not version.is_live,
+        roll_back_to=await registry.live_before(session, version) if version.is_live else None,
+    )
+
+
+@router.get("/projects/{slug}/versions/{number}/rankings")
+async def list_rankings_behind(
+    number: int,
+    request: Request,
+    project: PageProject,
+    user: Trainer,
+    session: SessionDep,
+    after: Annotated[int, Query(ge=-1)] = -1,
+) -> HTMLResponse:
+    """The rankings that a version learned from, each with a way to it."""
+    version = await registry.get_version_by_number(session, project_id=project.id, number=number)
+    found = await lineage.rankings_behind(session, version, after=after, limit=PAGE_SIZE)
+    prompts = await prompts_of_tasks(session, [view.ranking.task_id for _, view in found])
+    return render(
+        request,
+        "loop/rankings.html",
+        here="versions",
+        project=project,
+        version=version,
+        rows=[{"view": view, "prompt": prompts[view.ranking.task_id]} for _, view in found],
+        next_url=f"?after={found[-1][0]}" if len(found) == PAGE_SIZE else None,
+        is_first=after < 0,
+    )
+
+
+@router.get("/projects/{slug}/rounds")
+async def list_rounds(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
+    """The board of rounds: who answered, what was ranked, what was trained and what came out."""
+    versions = await registry.list_versions(session, project.id)
+    return render(
+        request,
+        "loop/rounds.html",
+        here="overview",
+        project=project,
+        rows=await lineage.rounds_of(session, project, overview.num_ranked_places),
+        lineage=await lineage.of_project(session, project=project, versions=versions, words=words(request)),
     )
 
 
@@ -159,7 +202,7 @@ async def promote(
 ) -> RedirectResponse:
     """Make a version live."""
     version = await registry.get_version_by_number(session, project_id=project.id, number=number)
-    await service.promote(
+    await arrivals.promote(
         session, project=project, version=version, actor_id=user.id, reason=reason.strip() or "on the version's page"
     )
     return see_other(f"/projects/{project.slug}/versions/{number}")
@@ -173,4 +216,5 @@ async def show_ranking(
     context = await ranking_context(session, project, ranking_id)
     learned_by = await service.versions_of_ranking(session, ranking_id)
     rejection = await reviews.rejection_of(session, ranking_id)
-    return render(request, "rankings/show.html", learned_by=learned_by, rejection=rejection, **context)
+    drawing = await lineage.of_ranking(session, project=project, ranking=context["ranking"], words=words(request))
+    return render(request, "rankings/show.html", learned_by=learned_by, rejection=rejection, lineage=drawing, **context)

@@ -82,10 +82,16 @@ async def promote(
     if version.project_id != project.id:
         raise Invalid.field("version", "belongs to another project")
     await registry.promote(session, version=version, actor_id=actor_id, reason=reason)
+    if version.kind == VersionKind.POLICY:
+        await require_round_of(session, project=project, policy=version)
+
+
+async def require_round_of(session: AsyncSession, *, project: Project, policy: Version) -> None:
+    """The current round is one in which this policy answers; else such a round begins."""
     now = await current_round(session, project)
-    if version.kind == VersionKind.POLICY and now.policy_version_id != version.id:
+    if now.policy_version_id != policy.id:
         now.closed_at = func.now()
-        await open_round(session, project_id=project.id, number=now.number + 1, policy=version)
+        await open_round(session, project_id=project.id, number=now.number + 1, policy=policy)
 
 
 async def versions_of_ranking(session: AsyncSession, ranking_id: uuid.UUID) -> Sequence[Version]:

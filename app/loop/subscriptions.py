@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from app.events import events
-from app.loop import alternatives, comparisons, external, sampling, service, training
+from app.loop import alternatives, arrivals, comparisons, external, sampling, service, training
+from app.loop.comparisons import ComparisonEnded
 from app.projects.service import ProjectCreated
 from app.prompts.service import CompletionsStored
 from app.rankings.importing import RankingsImported
@@ -18,5 +19,6 @@ def subscribe() -> None:
     events.subscribe(RankingStored, training.train_at_threshold)
     events.subscribe(RankingsImported, training.train_at_threshold)
     events.subscribe(RankingStored, comparisons.ranking_stored)
-    for module in (training, alternatives, external, comparisons):
+    events.subscribe(ComparisonEnded, arrivals.comparison_ended)
+    for module in (arrivals, alternatives, external, comparisons):
         events.subscribe(RunFinished, module.run_finished)

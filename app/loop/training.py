@@ -6,7 +6,7 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.service import audit
@@ -14,7 +14,7 @@ from app.corpora import service as corpora
 from app.datasets import service as datasets
 from app.datasets.models import Dataset
 from app.errors import Conflict, Invalid, RankloopError
-from app.loop import sampling, service
+from app.loop import service
 from app.loop.models import Round
 from app.projects.models import Project
 from app.projects.service import get_project
@@ -27,7 +27,6 @@ from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs import service as runs
 from app.runs.models import Run, RunKind
-from app.runs.service import RunFinished
 
 # In the settings of PPO: the number of a reward version that watches it. The trainer's own settings have no such key.
 GUARD = "guard"
@@ -97,8 +96,8 @@ def require_pairs(dataset: Dataset) -> None:
 
 
 async def training_run(session: AsyncSession, project_id: uuid.UUID) -> Run | None:
-    """The reward or PPO run that waits or runs."""
-    return await service.open_run(session, project_id, kinds=(RunKind.REWARD, RunKind.PPO))
+    """The run that waits or runs of those that a training consists of: reward, score, PPO."""
+    return await service.open_run(session, project_id, kinds=(RunKind.REWARD, RunKind.SCORE, RunKind.PPO))
 
 
 async def train_at_threshold(session: AsyncSession, event: RankingStored | RankingsImported) -> None:
@@ -131,43 +130,6 @@ async def num_new_rankings(session: AsyncSession, project_id: uuid.UUID) -> int:
         .limit(1)
     )
     return max(0, await rankings.count_rankings(session, project_id) - (num_seen or 0))
-
-
-async def run_finished(session: AsyncSession, event: RunFinished) -> None:
-    """What a run that ended well leads to."""
-    if event.run.kind == RunKind.REWARD:
-        await reward_finished(session, event.run)
-    elif event.run.kind == RunKind.PPO:
-        await policy_finished(session, event.run)
-
-
-async def reward_finished(session: AsyncSession, run: Run) -> None:
-    """reward run -> reward version, live -> ppo run on the training prompts, from the round's policy."""
-    base = await registry.base_version(session, run.project_id)
-    version = await registry.register(
-        session,
-        project_id=run.project_id,
-        kind=VersionKind.REWARD,
-        parent=base,
-        run_id=run.id,
-        dataset_id=uuid.UUID(run.config["dataset"]["id"]),
-        metrics=run.result or {},
-    )
-    await adopt(session, run, version, reason="trained on the newest rankings")
-    now = await service.round_of_run(session, Round.reward_run_id, run)
-    if now is None:
-        await runs.add_log(
-            session, run_id=run.id, lines=[("info", "A later training took this one's place; no PPO run follows.")]
-        )
-        return
-    now.policy_run_id = (await enqueue_ppo(session, now=now, reward=version, reward_run=run)).id
-    await session.flush()
-
-
-async def adopt(session: AsyncSession, run: Run, version: Version, *, reason: str) -> None:
-    """A run's version goes live, and the run's page can name it."""
-    run.result = {**(run.result or {}), "version": {"number": version.number, "kind": version.kind}}
-    await registry.promote(session, version=version, reason=reason)
 
 
 async def enqueue_ppo(session: AsyncSession, *, now: Round, reward: Version, reward_run: Run) -> Run:
@@ -225,34 +187,3 @@ async def pretraining_text(session: AsyncSession, project: Project) -> list[dict
     if not project.training.get("ppo", {}).get("ptx_coefficient"):
         return []
     return [corpora.reference(corpus) for corpus in await corpora.list_corpora(session, project.id)]
-
-
-async def policy_finished(session: AsyncSession, run: Run) -> None:
-    """ppo run -> policy version, live -> the next round, which is sampled at once."""
-    reward = await registry.get_version(session, uuid.UUID(run.config["reward"]["version_id"]))
-    assert reward.dataset_id is not None
-    version = await registry.register(
-        session,
-        project_id=run.project_id,
-        kind=VersionKind.POLICY,
-        parent=await registry.get_version(session, uuid.UUID(run.config["policy"]["version_id"])),
-        run_id=run.id,
-        dataset_id=reward.dataset_id,
-        reward_version_id=reward.id,
-        metrics=run.result or {},
-    )
-    await adopt(session, run, version, reason="improved against the newest reward model")
-    now = await service.round_of_run(session, Round.policy_run_id, run)
-    if now is None:
-        return
-    now.next_version_id = version.id
-    now.closed_at = func.now()
-    await session.flush()
-    await service.open_round(session, project_id=run.project_id, number=now.number + 1, policy=version)
-    project = await get_project(session, run.project_id)
-    # Nothing to sample, or a run that samples already, is no reason to refuse what the worker delivered.
-    with suppress(sampling.NothingToSample, sampling.SamplingUnderWay):
-        async with session.begin_nested():
-            await sampling.start_sampling(
-                session, project=project, is_triggered=run.is_triggered, actor_id=run.created_by
-            )

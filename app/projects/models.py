@@ -21,6 +21,20 @@ class Asked(StrEnum):
     REQUIRED = "required"
 
 
+class RewardGate(StrEnum):
+    """What a new reward model must show before it goes live."""
+
+    OFF = "off"
+    HELD_OUT = "held_out"  # no worse than the live one on held-out rankings of every round, better on the newest
+
+
+class PolicyGate(StrEnum):
+    """What a new policy must show before it goes live."""
+
+    OFF = "off"
+    PEOPLE = "people"  # people prefer its answers to the live one's, without knowing whose they are
+
+
 class Layout(StrEnum):
     """How the ranking page lays out its answers at first; each annotator may choose another."""
 
@@ -48,6 +62,9 @@ class Project(Base):
         CheckConstraint("min_rationale between 0 and 2000", name="min_rationale"),
         CheckConstraint("confidence in ('off', 'optional', 'required')", name="confidence"),
         CheckConstraint("layout in ('stacked', 'grid', 'columns')", name="layout"),
+        CheckConstraint("reward_gate in ('off', 'held_out')", name="reward_gate"),
+        CheckConstraint("policy_gate in ('off', 'people')", name="policy_gate"),
+        CheckConstraint("train_every_hours is null or train_every_hours between 1 and 8760", name="train_every_hours"),
         CheckConstraint("train_threshold is null or train_threshold > 0", name="train_threshold"),
         CheckConstraint(
             "validation_share >= 0 and test_share >= 0 and validation_share + test_share < 1", name="shares"
@@ -96,6 +113,11 @@ class Project(Base):
     sampling: Mapped[dict[str, Any]] = mapped_column(JSONB)
     # {"reward": {...}, "ppo": {...}}: overrides of the trainer's defaults.
     training: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
+    # What a new version must show before it goes live.
+    reward_gate: Mapped[str] = mapped_column(server_default=RewardGate.HELD_OUT, default=RewardGate.HELD_OUT)
+    policy_gate: Mapped[str] = mapped_column(server_default=PolicyGate.OFF, default=PolicyGate.OFF)
+    # Train by itself once so many hours have passed since the last training; null: not by the clock.
+    train_every_hours: Mapped[int | None]
     # Train by itself after so many new rankings; null: by hand only.
     train_threshold: Mapped[int | None]
     validation_share: Mapped[float] = mapped_column(server_default="0.15", default=0.15)

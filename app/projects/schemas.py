@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from app.errors import Invalid
-from app.projects.models import Asked, Layout, Project
+from app.projects.models import Asked, Layout, PolicyGate, Project, RewardGate
 from app.validation import ALIAS, LABEL_KEY, SLUG, explain
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -114,6 +114,9 @@ class ProjectSettings(BaseModel):
     sampling: Sampling = Sampling()
     training: Training = Training()
     train_threshold: int | None = Field(None, ge=1)
+    train_every_hours: int | None = Field(None, ge=1, le=8760)
+    reward_gate: RewardGate = RewardGate.HELD_OUT
+    policy_gate: PolicyGate = PolicyGate.OFF
     is_paused: bool = False
 
 
@@ -163,6 +166,9 @@ class ProjectOut(BaseModel):
     sampling: Sampling
     training: Training
     train_threshold: int | None
+    train_every_hours: int | None
+    reward_gate: RewardGate
+    policy_gate: PolicyGate
     validation_share: float
     test_share: float
     seed: int

@@ -8,12 +8,12 @@ times together, so that a comparison may stop as soon as it is decided.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from app.quality.agreement import Estimate, ratio
-from app.quality.orders import Floats
+from app.quality.orders import Floats, number
 
 ALPHA = 0.05
 # How much of what can be staked a bet may stake: c of the paper.
@@ -40,6 +40,11 @@ def confidence_sequence(values: Sequence[float], *, alpha: float = ALPHA) -> tup
 def mean_over_prompts(values: Sequence[float]) -> Estimate | None:
     """The mean of one value a prompt, with the 95 % interval of who looks once, by resampling prompts."""
     return ratio(np.arange(len(values)), np.asarray(values, dtype=np.float64), np.ones(len(values)))
+
+
+def ratio_over_prompts(prompts: Sequence[Hashable], parts: Sequence[float], wholes: Sequence[float]) -> Estimate | None:
+    """Sum of parts over sum of wholes, such as right pairs over pairs, with the interval of who looks once."""
+    return ratio(number(prompts)[0], np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64))
 
 
 def excludes(values_NT: Floats, mean: float = 0.5, *, alpha: float = ALPHA) -> Floats:

@@ -42,6 +42,8 @@ class Version(Base):
     # Unique: no run registers two versions, however often it is finished.
     run_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("runs.id"), unique=True)
     metrics: Mapped[EmptyObject]
+    # What it had to show before it went live, and whether it did (app/loop/gates.py: Verdict). Written by `loop`.
+    gate: Mapped[EmptyObject]
     sha256: Mapped[str | None]
     is_live: Mapped[FalseByDefault]
     created_at: Mapped[Created]

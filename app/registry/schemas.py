@@ -26,6 +26,7 @@ class VersionOut(BaseModel):
     dataset_id: uuid.UUID | None
     run_id: uuid.UUID | None
     metrics: dict[str, Any]
+    gate: dict[str, Any]
     sha256: str | None
     is_live: bool
     created_at: datetime

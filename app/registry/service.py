@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import Text, cast, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.models import AuditEntry
 from app.accounts.service import audit
 from app.errors import NotFound
 from app.events import events
@@ -111,6 +112,25 @@ async def promote(
     await session.flush()
     await audit(session, actor_id=actor_id, action="version.promote", subject=str(version.id), reason=reason)
     await events.publish(session, VersionPromoted(version, reason))
+
+
+async def live_before(session: AsyncSession, version: Version) -> Version | None:
+    """The version of this kind that was promoted last before a live one, as the audit log has it; else version 1, of a
+    policy.
+    """
+    promoted = await session.scalars(
+        select(AuditEntry.subject)
+        .join(Version, cast(Version.id, Text) == AuditEntry.subject)
+        .where(AuditEntry.action == "version.promote")
+        .where(Version.project_id == version.project_id, Version.kind == version.kind, Version.id != version.id)
+        .order_by(AuditEntry.id.desc())
+        .limit(1)
+    )
+    before = promoted.first()
+    if before is not None:
+        return await session.get(Version, uuid.UUID(before))
+    base = await base_version(session, version.project_id)
+    return base if version.kind == base.kind and base.id != version.id else None
 
 
 async def get_version(session: AsyncSession, version_id: uuid.UUID) -> Version:

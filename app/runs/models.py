@@ -25,6 +25,7 @@ class RunKind(StrEnum):
     DPO = "dpo"  # a policy straight from rankings, without a reward model
     BEST_OF_N = "best_of_n"  # a policy that imitates its own answers that a reward model likes best
     STAR = "star"  # a policy that imitates its own answers that pass a check
+    SCORE = "score"  # what reward models say of held-out rankings
     EXTERNAL = "external"  # a version that was trained elsewhere, and is delivered here
 
 

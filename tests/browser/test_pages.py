@@ -244,3 +244,20 @@ async def test_a_fresh_link_in_the_tab_of_an_old_one_signs_in(open_page: OpenPag
     await page.goto(link)
     await page.locator("main").get_by_role("button").click()
     await expect(page.get_by_role("heading", name="My projects")).to_be_visible()
+
+
+@pytest.mark.parametrize("script", [True, False])
+async def test_the_lineage_is_followed_from_the_live_policy_to_one_ranking_and_back(
+    open_page: OpenPage, site: Site, script: bool
+) -> None:
+    page = await open_page(site.admin, java_script_enabled=script)
+    await page.goto(f"/projects/{SLUG}/rounds")
+    drawing = page.get_by_role("group", name="Lineage: which version came from which")
+    await drawing.get_by_role("link", name="policy v3").click()
+    await expect(page.get_by_role("heading", level=1, name="Policy v3")).to_be_visible()
+    await drawing.get_by_role("link", name="3 rankings").click()
+    await expect(page.get_by_role("heading", name="Rankings that made it")).to_be_visible()
+    await page.locator("td.text a").first.click()
+    await expect(page.get_by_role("heading", level=1, name=re.compile(r"^Ranking \d+$"))).to_be_visible()
+    await drawing.get_by_role("link", name="policy v3").click()
+    await expect(page.get_by_role("heading", level=1, name="Policy v3")).to_be_visible()

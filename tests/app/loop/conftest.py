@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import ApiToken, Role, User
 from app.accounts.service import create_token
+from app.datasets.models import DatasetRow
 from app.loop import sampling, subscriptions
 from app.projects.models import Project
 from app.prompts import service as prompts
@@ -84,6 +85,16 @@ class Loop:
         for prompt_id in ids.all():
             await self.answer(run, prompt_id, [f"answer {index} of {run.id}" for index in range(self.project.k)])
         await self.finish(run, {"tokens_per_second": 50.0})
+        return run
+
+    async def score(self, *, new: float, live: float) -> Run:
+        """Play the worker of a `score` run: of three pairs, the two models are right on so many."""
+        run = await self.claim()
+        assert run.kind == RunKind.SCORE
+        query = select(DatasetRow.ranking_id).where(DatasetRow.dataset_id == uuid.UUID(run.config["dataset"]["id"]))
+        ids = (await self.session.scalars(query)).all()
+        said = [{"ranking_id": str(key), "num_pairs": 3, "num_right": [new, live]} for key in ids]
+        await self.finish(run, {"rankings": said, "refused": []})
         return run
 
     async def rank_all(self) -> int:

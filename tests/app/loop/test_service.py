@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import select
@@ -10,8 +11,9 @@ from sqlalchemy.exc import IntegrityError
 
 from app.datasets.models import DatasetRow
 from app.errors import RankloopError
-from app.loop import forecast, sampling, training
+from app.loop import arrivals, forecast, sampling, training
 from app.loop import service as loop
+from app.loop.clock import train_if_due
 from app.prompts.models import Prompt, RunPrompt, Split
 from app.registry import service as registry
 from app.registry.models import VersionKind
@@ -144,6 +146,7 @@ async def test_a_project_names_the_reward_version_that_watches_ppo(turned: Loop)
     project.training = {"ppo": {"guard": 2, "kl_stop": 12.0}}
     await training.start_training(session, project=project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.score(new=3, live=2)
     ppo = await turned.claim()
     assert ppo.config["guard"]["version_id"] == str(watching.id)
     assert ppo.config["reward"]["version_id"] != str(watching.id)
@@ -196,6 +199,7 @@ async def test_the_reward_model_starts_from_sft_and_the_policy_from_the_rounds(t
     assert reward_run.config["sft"]["version_id"] == str(base.id)
     assert reward_run.config["dataset"]["num_rows"] == 12, "the rankings of both rounds"
     await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.score(new=3, live=2)
     ppo = await turned.claim()
     assert ppo.config["sft"]["version_id"] == str(base.id)
     assert ppo.config["policy"]["version_id"] == str(policy.id)
@@ -237,7 +241,7 @@ async def test_finishing_again_registers_no_second_version(turned: Loop) -> None
     await training.start_training(turned.session, project=turned.project)
     run = await turned.claim()
     await turned.finish(run, REWARD_RESULT)
-    await training.reward_finished(turned.session, run)
+    await arrivals.reward_finished(turned.session, run)
     assert len(await registry.list_versions(turned.session, turned.project.id)) == 2
 
 
@@ -253,7 +257,7 @@ async def test_no_test_prompt_reaches_a_training_run(turned: Loop) -> None:
 async def test_promoting_an_older_policy_begins_a_round_with_it(turned: Loop) -> None:
     await whole_round(turned)
     base = await registry.base_version(turned.session, turned.project.id)
-    await loop.promote(turned.session, project=turned.project, version=base, reason="people liked it better")
+    await arrivals.promote(turned.session, project=turned.project, version=base, reason="people liked it better")
     now = await loop.current_round(turned.session, turned.project)
     assert (now.number, now.policy_version_id) == (3, base.id)
 
@@ -270,3 +274,17 @@ async def test_the_plan_is_measured_on_earlier_runs(turned: Loop) -> None:
     await turned.finish(await turned.claim(), PPO_RESULT)
     measured = await forecast.plan_training(turned.session, turned.project)
     assert (measured.num_new_rankings, measured.seconds) == (0, 12.0 + 30.0)
+
+
+async def test_the_clock_trains_where_something_is_new_and_it_is_time(turned: Loop) -> None:
+    session, project = turned.session, turned.project
+    project.train_every_hours = 24
+    later = datetime.now(UTC) + timedelta(hours=25)
+    await turned.sample()
+    assert not await train_if_due(session, project, now=later), "nothing is ranked"
+    await turned.rank_all()
+    assert not await train_if_due(session, project, now=datetime.now(UTC)), "it is too early"
+    assert await train_if_due(session, project, now=later)
+    run = await turned.claim()
+    assert (run.kind, run.is_triggered) == ("reward", True)
+    assert not await train_if_due(session, project, now=later), "one is under way"

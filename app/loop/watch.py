@@ -1,0 +1,134 @@
+"""Is the policy getting better for people, or only for its reward model? And are more rankings worth it? Reads only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.plots import Plot, Point, line_plot
+from app.projects.models import Project
+from app.quality import curves
+from app.quality import service as quality
+from app.quality.agreement import Estimate
+from app.quality.curves import Curve
+from app.registry import service as registry
+from app.registry.models import Version, VersionKind
+from app.runs import service as runs
+
+Series = dict[str, list[Point]]
+Reported = Mapping[str, Sequence[tuple[int, float]]]
+Words = dict[str, Any]
+# What PPO reports, in the order of the page.
+WATCHED = {
+    "scores": ("objective/reward", "guard/score"),
+    "kl": ("objective/kl",),
+    "length": ("objective/length",),
+    "entropy": ("objective/entropy",),
+    "pretraining": ("ppo/ptx/loss",),
+}
+
+
+@dataclass(frozen=True)
+class PolicyLine:
+    """The policies that PPO made, one after another, with all that was measured of them."""
+
+    versions: Sequence[Version]
+    plots: Mapping[str, Plot]
+    """`gao` (scores over the root of KL), `wins` (over it, too), and those of `WATCHED` over all episodes."""
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Held-out accuracy of the reward models over their rankings, people's agreement as the ceiling, and a forecast."""
+
+    points: Sequence[curves.Point]
+    ceiling: Estimate | None
+    curve: Curve | None
+    plot: Plot | None
+
+
+async def policy_line(session: AsyncSession, project: Project) -> PolicyLine:
+    """Every policy that came out of PPO, oldest first, as one line of episodes."""
+    versions = [
+        version
+        for version in reversed(await registry.list_versions(session, project.id))
+        if version.kind == VersionKind.POLICY and version.reward_version_id is not None and version.run_id is not None
+    ]
+    curves_of = [await runs.list_metrics(session, version.run_id) for version in versions if version.run_id]
+    gao = {metric: over_root_kl_of(metric, curves_of) for metric in WATCHED["scores"]}
+    plots = {"gao": line_plot("gao", gao), "wins": line_plot("wins", {"wins": wins(versions)})}
+    for name, metrics in WATCHED.items():
+        plots[name] = line_plot(name, {metric: one_after_another(metric, curves_of) for metric in metrics})
+    return PolicyLine(versions, {name: plot for name, plot in plots.items() if plot is not None})
+
+
+def one_after_another(metric: str, curves_of: Sequence[Reported]) -> list[Point]:
+    """A metric over the episodes of several runs, each beginning where the one before ended."""
+    points: list[Point] = []
+    done = 0.0
+    for reported in curves_of:
+        points += [(done + step, value) for step, value in reported.get(metric, ())]
+        done += max((step for curve in reported.values() for step, _ in curve), default=0)
+    return points
+
+
+def over_root_kl_of(metric: str, curves_of: Sequence[Reported]) -> list[Point]:
+    """A metric of several runs over the root of the KL."""
+    return [
+        point
+        for reported in curves_of
+        for point in over_root_kl(reported.get(metric, ()), reported.get("objective/kl", ()))
+    ]
+
+
+def over_root_kl(values: Sequence[tuple[int, float]], kl: Sequence[tuple[int, float]]) -> list[Point]:
+    """(root of the KL, value) of each step that has both: the axes of Gao et al. (arXiv 2210.10760, figure 1)."""
+    at = dict(kl)
+    return [(math.sqrt(max(0.0, at[step])), value) for step, value in values if step in at]
+
+
+def wins(versions: Sequence[Version]) -> list[Point]:
+    """(root of the KL, win rate over the SFT policy as people see it) of the versions that people compared."""
+    return [
+        (math.sqrt(max(0.0, version.metrics["kl"])), version.metrics["win_rate"]["value"])
+        for version in versions
+        if version.metrics.get("kl") is not None and version.metrics.get("win_rate")
+    ]
+
+
+async def learning_curve(session: AsyncSession, project: Project, words: Words) -> LearningCurve:
+    """What each reward model learned from how many rankings, and what twice as many would bring."""
+    points = [
+        curves.Point(
+            int(version.metrics["num_rankings"]),
+            version.metrics["accuracy"]["value"],
+            version.metrics["accuracy"]["low"],
+            version.metrics["accuracy"]["high"],
+        )
+        for version in reversed(await registry.list_versions(session, project.id))
+        if version.kind == VersionKind.REWARD
+        and version.metrics.get("accuracy")
+        and version.metrics.get("num_rankings")
+    ]
+    ceiling = (await quality.overview(session, project)).everything.without_ties
+    curve = curves.fit(points, ceiling=ceiling.value if ceiling else None)
+    return LearningCurve(points, ceiling, curve, curve_plot(points, ceiling, curve, words))
+
+
+def curve_plot(
+    points: Sequence[curves.Point], ceiling: Estimate | None, curve: Curve | None, words: Words
+) -> Plot | None:
+    """Measured accuracies, and dashed what people reach, or the fit where nobody knows that."""
+    if not points:
+        return None
+    series: Series = {words["_"]("measured"): [(float(point.num_rankings), point.accuracy) for point in points]}
+    last = float(curve.next_num if curve else points[-1].num_rankings)
+    if curve:
+        series[words["_"]("fitted")] = list(curve.line)
+    if ceiling:
+        series[words["_"]("people")] = [(float(points[0].num_rankings), ceiling.value), (last, ceiling.value)]
+    return line_plot("curve", series)

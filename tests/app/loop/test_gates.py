@@ -1,0 +1,182 @@
+"""What goes live and what is refused: verdicts on planted models, and the road of a round through its gates."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+
+import pytest
+
+from app.loop import arrivals, sampling, service, training
+from app.loop.gates import Judged, Reason, judge_policy, judge_reward
+from app.projects.models import PolicyGate
+from app.registry import service as registry
+from app.registry.models import Version, VersionKind
+from app.runs.models import RunKind
+from tests.app.loop.conftest import Loop
+from tests.app.loop.test_comparisons import answer_both, likes, rank_by, two_each
+from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT
+from tests.factories import make_prompt
+from trainer.pocket.utility import rank
+
+NUM_PROMPTS, NUM_ROUNDS = 150, 3
+Model = Callable[[float, random.Random], float]
+
+
+def noisy(noise: float) -> Model:
+    """A reward model that knows the worth of an answer but for noise."""
+    return lambda worth, rng: worth + rng.gauss(0, noise)
+
+
+def judged_by(new: Model, live: Model, seed: int) -> list[Judged]:
+    """Held-out rankings of four answers each by noisy people, as two reward models see them."""
+    rng = random.Random(seed)
+    return [one_ranking(new, live, number + 1, rng) for number in range(NUM_ROUNDS) for _ in range(NUM_PROMPTS)]
+
+
+def one_ranking(new: Model, live: Model, number: int, rng: random.Random) -> Judged:
+    worths = [rng.gauss(0, 1) for _ in range(4)]
+    place = {
+        answer: place for place, cell in enumerate(rank(worths, rng, noise=0.5, tie_margin=0.1)) for answer in cell
+    }
+    pairs = [(i, j) for i in range(4) for j in range(4) if place[i] < place[j]]
+
+    def right(model: Model) -> float:
+        scores = [model(worth, rng) for worth in worths]
+        return float(sum(scores[i] > scores[j] for i, j in pairs))
+
+    return Judged(number, uuid.UUID(int=rng.getrandbits(128)), len(pairs), right(new), right(live))
+
+
+def accepted(new: Model, live: Model) -> int:
+    """How many of 20 planted models go live."""
+    return sum(judge_reward(judged_by(new, live, seed)).state == "passed" for seed in range(20))
+
+
+def test_planted_worse_reward_models_are_refused_and_better_ones_accepted() -> None:
+    """Against a live one that is right on about 71 % of the pairs: one at 68 %, one at 79 %."""
+    assert accepted(noisy(1.4), noisy(1.1)) == 0
+    assert accepted(noisy(0.5), noisy(1.1)) >= 18
+
+
+def test_what_forgets_one_round_is_refused_for_all_that_it_gains() -> None:
+    for seed in range(5):
+        rows = judged_by(noisy(0.3), noisy(1.0), seed)
+        forgot = [row if row.round != 1 else Judged(1, row.prompt, row.num_pairs, row.live, row.new) for row in rows]
+        assert judge_reward(rows).state == "passed"
+        assert judge_reward(forgot).reason == Reason.MAYBE_WORSE
+
+
+def test_rounds_with_few_prompts_are_judged_together() -> None:
+    rows = [Judged(number, uuid.uuid4(), 6, 5, 4) for number in (1, 2) for _ in range(60)]
+    rows += [Judged(None, uuid.uuid4(), 6, 5, 4), *[Judged(3, uuid.uuid4(), 6, 5, 4) for _ in range(100)]]
+    verdict = judge_reward(rows)
+    assert [list(item.rounds) for item in verdict.differences] == [[3], [None, 1, 2]]
+    assert verdict.newest is not None
+    assert verdict.newest.estimate.value == pytest.approx(1 / 6)
+
+
+def test_an_equal_model_has_nothing_to_go_live_for() -> None:
+    rows = [Judged(1, uuid.uuid4(), 6, 4, 4) for _ in range(100)]
+    assert judge_reward(rows).reason == Reason.NO_BETTER
+    assert judge_reward([]).state == "open"
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict"), [("better", "passed"), ("worse", "refused"), ("undecided", "refused"), ("stopped", "refused")]
+)
+def test_a_policy_must_win(state: str, verdict: str) -> None:
+    assert judge_policy(state).state == verdict
+
+
+# The road
+
+
+async def second_reward(turned: Loop) -> tuple[Version, Version]:
+    """(live, new): a round is done, and the second's reward model waits at its gate."""
+    await turned.sample()
+    await turned.rank_all()
+    await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    await turned.work_off_sampling()
+    await turned.rank_all()
+    await training.start_training(turned.session, project=turned.project)
+    run = await turned.claim()
+    await turned.finish(run, REWARD_RESULT)
+    live = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.REWARD)
+    assert live is not None
+    return live, await registry.get_version_by_number(turned.session, project_id=turned.project.id, number=4)
+
+
+async def test_a_better_reward_model_goes_live_and_its_round_goes_on(turned: Loop) -> None:
+    live, new = await second_reward(turned)
+    assert (live.number, new.is_live, new.gate["state"]) == (2, False, "waiting")
+    run = await turned.score(new=3, live=2)
+    assert [item["number"] for item in run.config["rewards"]] == [4, 2]
+    assert (new.is_live, new.gate["state"]) == (True, "passed")
+    # Only the four held-out rankings of the two rounds were judged, three pairs each.
+    assert [(row["rounds"], row["estimate"]["num"]) for row in new.gate["differences"]] == [([1, 2], 12)]
+    assert (await turned.claim()).kind == RunKind.PPO
+
+
+async def test_a_worse_one_waits_and_an_admin_may_make_it_live_all_the_same(turned: Loop) -> None:
+    live, new = await second_reward(turned)
+    await turned.score(new=1, live=3)
+    assert (live.is_live, new.gate["state"], new.gate["reason"]) == (True, "refused", "maybe_worse")
+    assert await training.training_run(turned.session, turned.project.id) is None
+    await arrivals.promote(turned.session, project=turned.project, version=new, reason="I know better")
+    assert (new.is_live, new.gate["state"], len(new.gate["differences"])) == (True, "forced", 1)
+    assert (await turned.claim()).config["reward"]["number"] == 4
+
+
+async def test_a_new_policy_waits_for_people(turned: Loop) -> None:
+    turned.project.policy_gate = PolicyGate.PEOPLE
+    for _ in range(16):
+        await make_prompt(turned.session, turned.project, split="test")
+    await turned.sample()
+    await turned.rank_all()
+    await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    policy = await registry.get_version_by_number(turned.session, project_id=turned.project.id, number=3)
+    assert (policy.is_live, policy.gate["state"]) == (False, "waiting")
+    await answer_both(turned, lambda run, key: [text.replace("by 3", "by 2") for text in two_each(run, key)])
+    await rank_by(turned, likes(2))
+    assert (policy.is_live, policy.gate["state"]) == (True, "passed")
+    now = await service.current_round(turned.session, turned.project)
+    assert (now.number, now.policy_version_id) == (2, policy.id)
+
+
+async def test_a_refused_policy_made_live_by_hand_begins_the_next_round(turned: Loop) -> None:
+    turned.project.policy_gate = PolicyGate.PEOPLE
+    await turned.sample()
+    await turned.rank_all()
+    await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    await answer_both(turned, two_each)
+    await rank_by(turned, lambda _: 0.0)
+    policy = await registry.get_version_by_number(turned.session, project_id=turned.project.id, number=3)
+    assert (policy.gate["state"], policy.gate["reason"]) == ("refused", "undecided")
+    await arrivals.promote(turned.session, project=turned.project, version=policy, reason="good enough")
+    now = await service.current_round(turned.session, turned.project)
+    assert (now.number, now.policy_version_id, policy.is_live) == (2, policy.id, True)
+
+
+async def test_rolling_back_takes_one_step_and_the_next_sample_uses_the_old_version(turned: Loop) -> None:
+    await turned.sample()
+    await turned.rank_all()
+    await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    await turned.work_off_sampling()
+    live = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.POLICY)
+    assert live is not None
+    before = await registry.live_before(turned.session, live)
+    assert before is not None
+    assert before.number == 1
+    await arrivals.promote(turned.session, project=turned.project, version=before, reason="it flatters")
+    run = await sampling.start_sampling(turned.session, project=turned.project)
+    assert run.config["policy"]["number"] == 1

@@ -1,0 +1,91 @@
+"""Lineage in both directions, the board of rounds, and what the watch page draws."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+
+from app.i18n import template_words
+from app.loop import lineage, overview, watch
+from app.plots import Node
+from app.rankings.models import Ranking
+from app.registry import service as registry
+from app.runs import service as runs
+from app.runs.models import Run, RunKind
+from tests.app.loop.conftest import Loop
+from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT, whole_round
+
+WORDS = template_words("en")
+
+
+def by_title(nodes: list[Node]) -> dict[str, Node]:
+    return {node.title: node for node in nodes}
+
+
+async def test_versions_and_their_rankings_are_one_drawing(turned: Loop) -> None:
+    await whole_round(turned)
+    versions = await registry.list_versions(turned.session, turned.project.id)
+    drawing = await lineage.of_project(turned.session, project=turned.project, versions=versions, words=WORDS, here=3)
+    nodes = by_title(drawing.nodes)
+    assert set(nodes) == {"policy v1", "reward model v2", "policy v3", "6 rankings"}
+    assert nodes["6 rankings"].href.endswith("/versions/2/rankings")
+    columns = [nodes[name].x for name in ("policy v1", "6 rankings", "reward model v2", "policy v3")]
+    assert columns == sorted(set(columns)), "each step stands right of the one before"
+    assert (nodes["policy v3"].is_here, nodes["policy v3"].is_live) == (True, True)
+    assert len(drawing.edges) == 5
+
+
+async def test_a_ranking_leads_to_all_that_learned_from_it_and_back(turned: Loop) -> None:
+    await whole_round(turned)
+    policy = await registry.get_version_by_number(turned.session, project_id=turned.project.id, number=3)
+    behind = await lineage.rankings_behind(turned.session, policy)
+    assert len(behind) == 6
+    first = behind[0][1].ranking
+    drawing = await lineage.of_ranking(turned.session, project=turned.project, ranking=first, words=WORDS)
+    assert drawing is not None
+    assert set(by_title(drawing.nodes)) == {f"Ranking {first.number}", "6 rankings", "reward model v2", "policy v3"}
+    assert [item[0] for item in await lineage.rankings_behind(turned.session, policy, after=3, limit=9)] == [4, 5]
+
+
+async def test_a_ranking_that_nothing_learned_from_has_no_drawing(turned: Loop) -> None:
+    await turned.sample()
+    await turned.rank_all()
+    ranking = (await turned.session.scalars(select(Ranking).limit(1))).one()
+    assert await lineage.of_ranking(turned.session, project=turned.project, ranking=ranking, words=WORDS) is None
+
+
+async def test_the_board_tells_what_each_round_made(turned: Loop) -> None:
+    await whole_round(turned)
+    now, first = await lineage.rounds_of(turned.session, turned.project, overview.num_ranked_places)
+    assert (first.num_ranked, first.num_wanted) == (6, 6)
+    assert (first.policy.number, first.reward and first.reward.number) == (1, 2)
+    assert (first.outcome and first.outcome.number, first.dataset and first.dataset.num_rows) == (3, 6)
+    assert (now.policy.number, now.reward, now.outcome, now.dataset) == (3, None, None, None)
+
+
+async def test_curves_of_several_runs_are_one_line(turned: Loop) -> None:
+    await whole_round(turned)
+    run = (await turned.session.scalars(select(Run).where(Run.kind == RunKind.PPO))).one()
+    policy = await registry.get_version_by_number(turned.session, project_id=turned.project.id, number=3)
+    policy.metrics = {**PPO_RESULT, "win_rate": {"value": 0.7, "low": 0.6, "high": 0.8}}
+    reported_now = {"objective/reward": 0.5, "objective/kl": 4.0}
+    points = [(step, name, value) for step in (4, 8) for name, value in reported_now.items()]
+    await runs.add_metrics(turned.session, run, points=points)
+    line = await watch.policy_line(turned.session, turned.project)
+    assert [version.number for version in line.versions] == [3]
+    assert set(line.plots) == {"gao", "wins", "scores", "kl"}
+    reported = {"objective/kl": [(4, 1.0), (8, 1.0)]}
+    assert watch.one_after_another("objective/kl", [reported, reported]) == [(4, 1), (8, 1), (12, 1), (16, 1)]
+    assert watch.over_root_kl([(4, 0.5), (5, 9.0)], [(4, 9.0)]) == [(3.0, 0.5)]
+    [(root, rate)] = watch.wins([policy])
+    assert (round(root**2, 9), rate) == (0.5, 0.7)
+
+
+async def test_the_learning_curve_has_a_point_a_reward_model(turned: Loop) -> None:
+    await whole_round(turned)
+    assert (await watch.learning_curve(turned.session, turned.project, WORDS)).points == []
+    reward = await registry.get_version_by_number(turned.session, project_id=turned.project.id, number=2)
+    reward.metrics = {**REWARD_RESULT, "accuracy": {"value": 0.7, "low": 0.6, "high": 0.8}}
+    found = await watch.learning_curve(turned.session, turned.project, WORDS)
+    assert [(point.num_rankings, point.accuracy) for point in found.points] == [(6, 0.7)]
+    assert found.curve is None
+    assert found.plot is not None
