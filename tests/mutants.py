@@ -131,10 +131,17 @@ MUTANTS = (
     Mutant(
         "a missing EOS is rewarded",
         PPO,
-        "score_B - missing_eos_penalty * ~rollout.has_eos_B",
-        "score_B + missing_eos_penalty * ~rollout.has_eos_B",
+        "judged.score_B - config.missing_eos_penalty * ~rollout.has_eos_B",
+        "judged.score_B + config.missing_eos_penalty * ~rollout.has_eos_B",
     ),
-    Mutant("no whitening of advantages", PPO, "        if config.whiten_advantages:\n", "        if False:\n"),
+    Mutant(
+        "k1 as a loss",
+        PPO,
+        "    return policy, value\n",
+        "    kl = (logprobs_BT * rows.mask_BT).sum() / num_tokens\n"
+        "    return policy._replace(loss=policy.loss + config.beta * kl), value\n",
+    ),
+    Mutant("no whitening of advantages", PPO, "    if config.whiten_advantages:\n", "    if False:\n"),
     Mutant(
         "another temperature in training than in sampling",
         PPO,

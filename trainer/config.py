@@ -228,6 +228,8 @@ class PPOConfig(_Config):
     """IG does not say; N+: 1 (of each network)."""
     precision: Precision = "auto"
     """"bfloat16": products of matrices in the transformers only. "auto": that on a GPU, float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Memory only: policy and value model compute their blocks again in the backward pass."""
     tokens_per_forward: int = 2048
     """Memory only: tokens of one forward pass, or of one prompt with its samples; sampling holds four times as many.
     Results do not depend on it."""

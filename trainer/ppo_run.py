@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.config import LoraConfig, PPOConfig
 from trainer.distributed import one_voice, world
-from trainer.fitting import checkpoint_folder, parents, save_version
+from trainer.fitting import checkpoint_folder, compute_again, parents, save_version
 from trainer.models import Policy, RewardModel, ValueModel, load_policy, require_same_tokens
 from trainer.ppo import optimise
 from trainer.ppo_guard import Guard
@@ -76,6 +76,9 @@ def train_ppo(
         config,
         is_guarded=guard is not None,
     )
+    if config.gradient_checkpointing:
+        compute_again(learner.policy.model)
+        compute_again(learner.value_model.blocks)
     # Only now: the value model is a copy that learns what the reward model learned.
     reward_model.requires_grad_(False)
 

@@ -6,21 +6,31 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.test_ppo import share_of_the_optimum
-from tests.trainer.test_ppo_guard import Gains, gains_with_and_without_a_guard
+from tests.trainer.test_ppo_guard import Gains, World, gains_with_and_without_a_guard, small_world, wider_world
 
 pytestmark = pytest.mark.soak
 
 
-def test_a_guard_keeps_more_than_none_on_fresh_seeds(
-    tmp_path: Path, record_property: Callable[[str, object], None]
+WORLDS: dict[str, tuple[Callable[[Path, int], World], range, float]] = {
+    # On the three seeds that the guard's size was chosen on it keeps nine tenths; on these six it was 89 %, as single
+    # answers decide there (74 to 99.8 % a seed).
+    "two questions": (small_world, range(10, 16), 0.85),
+    "eight questions": (wider_world, range(40, 43), 0.9),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_guard_keeps_what_was_gained_on_fresh_seeds(
+    name: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    found = [gains_with_and_without_a_guard(tmp_path / str(seed), seed) for seed in range(10, 16)]
+    make, seeds, gate = WORLDS[name]
+    found = [gains_with_and_without_a_guard(make(tmp_path / str(seed), seed), seed) for seed in seeds]
     total = Gains(*(sum(values) / len(found) for values in zip(*found, strict=True)))
     record_property("kept of the best, by seed", [round(gains.kept / gains.best, 3) for gains in found])
     record_property("kept of the best", round(total.kept / total.best, 3))
     record_property("left without a guard", round(total.last / total.best, 3))
-    # Nine tenths, which it keeps on the three seeds that its size was chosen on, are not promised here: it kept 89 %.
-    assert total.kept > total.last
+    assert total.kept > total.last or total.kept >= 0.95 * total.best
+    assert total.kept >= gate * total.best
 
 
 def test_ppo_reaches_the_optimum_on_fresh_seeds(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:

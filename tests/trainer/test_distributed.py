@@ -5,12 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests.trainer import two_processes
 from tests.trainer.tiny import save_tiny
@@ -132,6 +135,24 @@ def test_blocks_that_are_computed_again_change_nothing(adapters: Any, base: Path
     for name, again in (("kept", False), ("again", True)):
         config = {"gradient_checkpointing": again, "lora": adapters}
         two_processes.reward(ModelSource(base), tmp_path / name, two_processes.Recorder(), config=config)
+    again_weights = weights(tmp_path / "again")
+    for key, tensor in weights(tmp_path / "kept").items():
+        torch.testing.assert_close(again_weights[key], tensor, rtol=0, atol=GATE)
+
+
+@pytest.mark.parametrize("adapters", [None, two_processes.LORA.as_json()], ids=["full", "adapters"])
+def test_blocks_that_ppo_computes_again_change_nothing(adapters: Any, base: Path, tmp_path: Path) -> None:
+    source = ModelSource(base)
+    two_processes.reward(source, tmp_path / "reward", two_processes.Recorder(), config={"epochs": 1})
+    num_blocks: Counter[str] = Counter()
+    for name, again in (("kept", False), ("again", True)):
+        counted = register_module_forward_pre_hook(
+            lambda module, _, name=name: num_blocks.update([name] if isinstance(module, LlamaMLP) else [])
+        )
+        changes = {"gradient_checkpointing": again, "lora": adapters, "num_episodes": 3}
+        two_processes.ppo(source, tmp_path / name, two_processes.Recorder(), **changes)
+        counted.remove()
+    assert num_blocks["again"] > num_blocks["kept"]
     again_weights = weights(tmp_path / "again")
     for key, tensor in weights(tmp_path / "kept").items():
         torch.testing.assert_close(again_weights[key], tensor, rtol=0, atol=GATE)

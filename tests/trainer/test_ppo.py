@@ -614,6 +614,26 @@ def policy_gradient(learner: Learner) -> Tensor:
     return torch.cat([p.grad.flatten().double() for p in learner.policy.parameters() if p.grad is not None])
 
 
+def test_a_minibatch_has_the_gradient_of_the_paper_s_loss_and_of_nothing_else(base: ModelSource) -> None:
+    """The clipped loss of 1707.06347, eq. 7, in one forward pass: the KL, which the reward has, is no loss."""
+    config = make_config(beta=0.5, tokens_per_forward=8)
+    learner = make_learner(base, config)
+    trajectory = make_trajectory(learner)
+    rollout, advantages = trajectory.rollout, trajectory.advantages_BT
+    ppo._accumulate(learner, trajectory, torch.arange(12), config)
+    found = policy_gradient(learner)
+    learner.policy_optimizer.zero_grad()
+    logprobs = learner.policy.logprobs(
+        rollout.tokens_BL, rollout.attention_BL, num_new=rollout.mask_BT.shape[1], temperature=config.temperature
+    )
+    ratio = (logprobs - trajectory.logprobs_BT).exp()
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    (-surrogate[rollout.mask_BT].mean()).backward()
+    expected = policy_gradient(learner)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    assert expected.norm() > 0
+
+
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_the_gradient_is_that_of_ppo_plus_gamma_times_that_of_the_text(
     base: ModelSource, lora: LoraConfig | None

@@ -1,6 +1,7 @@
 """Over-optimisation (Gao et al., 2210.10760): the true utility rises, then falls, and a guard that is blind to it keeps
 what was gained. Every answer is enumerated, so that utilities are exact."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,43 +19,64 @@ from tests.trainer.test_ppo import (
     log_law,
     make_config,
     save_base,
+    save_positional_base,
 )
 from trainer.losses import pairwise_loss
 from trainer.models import Policy, RewardModel, ValueModel, load_policy
 from trainer.ppo import optimise
 from trainer.ppo_guard import Guard
 from trainer.ppo_learner import Learner
-from trainer.rollout import make_rollout
+from trainer.rollout import Question, make_rollout
 from trainer.sampling import Generated
 from trainer.weights import ModelSource
 
 ANSWERS = all_answers(3)
 BETA = 0.5 / 50
+EIGHT = [
+    Question(str(number), tokens)
+    for number, tokens in enumerate([[3], [4], [5], [3, 4], [4, 5], [5, 3], [4, 3], [5, 5]])
+]
 
 
-def make_utilities(seed: int) -> list[Tensor]:
+class World(NamedTuple):
+    """Questions with answers whose worth is known, and the model that everything starts from."""
+
+    base: ModelSource
+    questions: list[Question]
+    utilities: list[Tensor]
+
+
+def small_world(folder: Path, seed: int) -> World:
+    """Two questions. A policy that exploits says one answer to each in the end, so that chance decides much."""
+    return World(save_base(folder, seed), QUESTIONS, make_utilities(QUESTIONS, seed))
+
+
+def wider_world(folder: Path, seed: int) -> World:
+    """Eight questions, and models that know places: what is kept and lost is a mean of more than two answers."""
+    return World(save_positional_base(folder, seed), EIGHT, make_utilities(EIGHT, seed))
+
+
+def make_utilities(questions: Sequence[Question], seed: int) -> list[Tensor]:
     """utility_A of each question's answers: what their tokens are worth, and as much again that nothing explains."""
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(3, len(TOKENIZER), generator=generator)
-    own = torch.randn(len(QUESTIONS), len(ANSWERS), generator=generator)
+    own = torch.randn(len(questions), len(ANSWERS), generator=generator)
     padded = [[*answer, *[PAD] * (3 - len(answer))] for answer in ANSWERS]
     words = torch.tensor([sum(table[place, token].item() for place, token in enumerate(row)) for row in padded])
-    return [words / 3**0.5 + own[number] for number in range(len(QUESTIONS))]
+    return [words / 3**0.5 + own[number] for number in range(len(questions))]
 
 
-def fit_reward(
-    base: ModelSource, laws: list[Tensor], utilities: list[Tensor], *, num_rankings: int, epochs: int, seed: int
-) -> RewardModel:
+def fit_reward(world: World, laws: list[Tensor], *, num_rankings: int, epochs: int, seed: int) -> RewardModel:
     """A reward model from rankings of four answers that were drawn from `laws` and ranked by Plackett and Luce."""
     generator = torch.Generator().manual_seed(seed)
-    model = RewardModel.from_sft(base, None, seed=seed)
+    model = RewardModel.from_sft(world.base, None, seed=seed)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3, eps=1e-5)
     rankings = []
     for number in range(num_rankings):
-        place = number % len(QUESTIONS)
+        place = number % len(world.questions)
         chosen = torch.multinomial(laws[place].softmax(0).float(), 4, replacement=True, generator=generator)
-        noisy = utilities[place][chosen] - (-torch.rand(4, generator=generator).log()).log()
-        rankings.append((QUESTIONS[place], chosen.tolist(), (noisy[:, None] > noisy[None, :]).float()))
+        noisy = world.utilities[place][chosen] - (-torch.rand(4, generator=generator).log()).log()
+        rankings.append((world.questions[place], chosen.tolist(), (noisy[:, None] > noisy[None, :]).float()))
     for _ in range(epochs):
         order = torch.randperm(num_rankings, generator=generator)
         for indices in order.split(8):
@@ -69,10 +91,10 @@ def fit_reward(
     return model.requires_grad_(False)
 
 
-def true_value(policy: Policy, utilities: list[Tensor]) -> float:
+def true_value(policy: Policy, world: World) -> float:
     values = [
         (log_law(policy, question, ANSWERS).exp() * utility).sum()
-        for question, utility in zip(QUESTIONS, utilities, strict=True)
+        for question, utility in zip(world.questions, world.utilities, strict=True)
     ]
     return torch.stack(values).mean().item()
 
@@ -80,19 +102,17 @@ def true_value(policy: Policy, utilities: list[Tensor]) -> float:
 class Gold(Diary):
     """Writes the true value of the policy down whenever something is reported."""
 
-    def __init__(self, policy: Policy, utilities: list[Tensor]) -> None:
+    def __init__(self, policy: Policy, world: World) -> None:
         super().__init__()
-        self.policy, self.utilities, self.values = policy, utilities, [true_value(policy, utilities)]
+        self.policy, self.world, self.values = policy, world, [true_value(policy, world)]
 
     def metrics(self, step: int, values: Any) -> None:
         super().metrics(step, values)
         if step:
-            self.values.append(true_value(self.policy, self.utilities))
+            self.values.append(true_value(self.policy, self.world))
 
 
-def optimise_against(
-    base: ModelSource, proxy: RewardModel, utilities: list[Tensor], guard: Guard | None
-) -> tuple[Learner, Gold]:
+def optimise_against(world: World, proxy: RewardModel, guard: Guard | None) -> tuple[Learner, Gold]:
     config = make_config(
         num_episodes=30 * 128,
         episodes_per_batch=128,
@@ -107,10 +127,10 @@ def optimise_against(
         guard_patience=5,
     )
     value_model = ValueModel.from_reward(proxy).requires_grad_(True)
-    policy = load_policy(base, lora=None, seed=1)
+    policy = load_policy(world.base, lora=None, seed=1)
     learner = Learner.create(policy, value_model, config, is_guarded=guard is not None)
-    gold = Gold(policy, utilities)
-    optimise(learner, proxy, QUESTIONS, TOKENIZER, config, gold, guard=guard)
+    gold = Gold(policy, world)
+    optimise(learner, proxy, world.questions, TOKENIZER, config, gold, guard=guard)
     return learner, gold
 
 
@@ -125,30 +145,29 @@ class Gains(NamedTuple):
     """At the end, without a guard."""
 
 
-def gains_with_and_without_a_guard(folder: Path, seed: int) -> Gains:
+def gains_with_and_without_a_guard(world: World, seed: int) -> Gains:
     """The same run twice. The guard's rankings are other ones, many, and of all kinds of answers; what they are worth
     it is never told."""
-    base = save_base(folder, seed)
-    reference = load_policy(base, lora=None, seed=1)
-    laws = [log_law(reference, question, ANSWERS) for question in QUESTIONS]
-    utilities = make_utilities(seed)
-    proxy = fit_reward(base, laws, utilities, num_rankings=200, epochs=3, seed=seed + 100)
+    reference = load_policy(world.base, lora=None, seed=1)
+    laws = [log_law(reference, question, ANSWERS) for question in world.questions]
+    proxy = fit_reward(world, laws, num_rankings=200, epochs=3, seed=seed + 100)
     flatter = [law / 5 for law in laws]
-    judge = fit_reward(base, flatter, utilities, num_rankings=8000, epochs=2, seed=seed + 200)
-    _, alone = optimise_against(base, proxy, utilities, None)
+    judge = fit_reward(world, flatter, num_rankings=8000, epochs=2, seed=seed + 200)
+    _, alone = optimise_against(world, proxy, None)
     proxies = [point["objective/reward"] for point in alone.points]
     assert proxies[-1] > proxies[0]  # the score that is trained rises all the while
-    learner, guarded = optimise_against(base, proxy, utilities, Guard(judge, QUESTIONS))
+    learner, guarded = optimise_against(world, proxy, Guard(judge, world.questions))
     assert guarded.values == alone.values[: len(guarded.values)]  # a guard changes nothing of the training
     learner.settle()
     start = alone.values[0]
-    return Gains(true_value(learner.policy, utilities) - start, max(alone.values) - start, alone.values[-1] - start)
+    return Gains(true_value(learner.policy, world) - start, max(alone.values) - start, alone.values[-1] - start)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_seeds", [1, pytest.param(3, marks=pytest.mark.soak)])
 def test_a_guard_that_is_blind_to_the_true_utility_keeps_what_was_gained(num_seeds: int, tmp_path: Path) -> None:
-    found = [gains_with_and_without_a_guard(tmp_path / str(seed), seed) for seed in range(num_seeds)]
+    worlds = [small_world(tmp_path / str(seed), seed) for seed in range(num_seeds)]
+    found = [gains_with_and_without_a_guard(world, seed) for seed, world in enumerate(worlds)]
     kept, best, last = (sum(values) for values in zip(*found, strict=True))
     assert last <= 0.8 * best  # without a guard, the true utility has fallen again
     assert kept >= 0.9 * best
