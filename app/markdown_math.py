@@ -38,8 +38,11 @@ TRICK = re.compile(
     r"|[hm]?kern|[hm]skip|[hm]space|rule|url|href|includegraphics|html\w*|tiny|[gx]?def|edef|(?:re)?newcommand"
     r"|providecommand|let|futurelet|csname|char|above|genfrac|eqref|ref|label)(?![A-Za-z])"
 )
-# Of the MathML that comes back: letters that nobody sees and that only programs need.
-UNSEEN_OPERATOR = re.compile("<mo[^>]*>[\u2061-\u2064]</mo>")
+# Of the MathML that comes back: letters that nobody sees stand for a thin space, or for nothing.
+UNSEEN_OPERATOR = re.compile("<mo( lspace)?[^>]*>(?:[\u2061-\u2064]|&ApplyFunction;)</mo>")
+THIN_SPACE = '<mspace width="0.1667em"/>'
+# The font's prime is raised by itself; as a superscript it would float above the line.
+PRIME = re.compile("(<mo[^>]*>[\u2032-\u2034\u2057]</mo>)(?=</msu(?:bsu)?p>)")
 STYLE = re.compile(r' style="([^"]*)"')
 # The policy of our pages takes no style in an attribute: what a table needs is a class.
 CLASSES = {
@@ -61,6 +64,7 @@ ATTRIBUTES = {
     "mi": {"mathvariant"},
     "mo": {"form", "lspace", "maxsize", "minsize", "rspace", "stretchy"},
     "mover": {"accent"},
+    "mpadded": {"voffset"},
     "mrow": STYLED,
     "mspace": {"width"},
     "mtable": STYLED,
@@ -132,9 +136,10 @@ def typeset(source: str) -> str | None:
         mathml = _converter().convert_with_local_state(plain, displaystyle=is_display)
     except LatexError:
         return None
-    if not {found[1] for found in TAG.finditer(mathml)} <= TAGS or _depth(mathml) > MAX_DEPTH:
+    if "voffset" in mathml or not set(TAG.findall(mathml)) <= TAGS or _depth(mathml) > MAX_DEPTH:
         return None
-    return STYLE.sub(_as_class, UNSEEN_OPERATOR.sub("", mathml))
+    seen = UNSEEN_OPERATOR.sub(lambda found: THIN_SPACE if found[1] else "", mathml)
+    return STYLE.sub(_as_class, PRIME.sub(r'<mpadded voffset="-0.4em">\1</mpadded>', seen))
 
 
 @cache

@@ -268,6 +268,7 @@ def test_a_formula_that_hides_covers_or_grows_is_shown_as_written(source: str) -
 
 def test_letters_that_nobody_sees_are_named_in_a_formula_too() -> None:
     assert '<code class="math">$a<mark class="invisible"' in render("$a\u202eb$")
+    assert "invisible" not in render(r"$\lim_{h \to 0} f'(h) = \max_i \sin x_i$")
     assert "invisible" not in render(r"$\left.\frac{a}{b}\right|_{x=0}$ and $\begin{cases}a\end{cases}$")
 
 
