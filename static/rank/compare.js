@@ -4,6 +4,8 @@ import { inBoth, tokens } from "./diff.js";
 import { current } from "./focus.js";
 import { parts, textOf } from "./text.js";
 
+// Texts with less in common are two texts, and marks would only break them up.
+const MIN_PERCENT = 30;
 const dialog = document.getElementById("compare");
 const [left, right] = dialog.querySelectorAll("select");
 const [before, after] = dialog.querySelectorAll(".prose");
@@ -30,10 +32,13 @@ function draw() {
   });
   const [a, b] = [read(before), read(after)];
   const [inA, inB] = inBoth(a.map(({ key }) => key), b.map(({ key }) => key));
+  const num = inA.filter(Boolean).length;
+  const percent = Math.round((200 * num) / (a.length + b.length || 1));
+  const isSame = num === a.length && num === b.length;
+  summary.textContent = isSame ? words.same : fill(percent < MIN_PERCENT ? words.unlike : words.common, { percent });
+  if (percent < MIN_PERCENT) return;
   mark(a, inA);
   mark(b, inB);
-  const num = inA.filter(Boolean).length;
-  summary.textContent = num === a.length && num === b.length ? words.same : fill(words.common, { percent: Math.round((200 * num) / (a.length + b.length)) });
 }
 
 // The tokens of a side, each with the part of the page that it stands in.

@@ -125,7 +125,16 @@ async def addresses_by_route(server: LiveServer) -> dict[str, str]:
     return {page: re.sub(r"\{(\w+)[^}]*\}", lambda gap: gaps[gap[1]], page.removeprefix("GET ")) for page in pages}
 
 
-@pytest.mark.parametrize(("size", "language"), [(WIDE, "en"), (PHONE, "zh-CN")])
+# In light and dark each (the fixture asks in both): with the soak's two it is every window, theme and language.
+@pytest.mark.parametrize(
+    ("size", "language"),
+    [
+        (WIDE, "en"),
+        (PHONE, "zh-CN"),
+        pytest.param(WIDE, "zh-CN", marks=pytest.mark.soak),
+        pytest.param(PHONE, "en", marks=pytest.mark.soak),
+    ],
+)
 async def test_every_page_is_accessible_and_fits(
     open_page: OpenPage, site: Site, axe: AxeRun, size: dict[str, int], language: str
 ) -> None:

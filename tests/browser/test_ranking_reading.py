@@ -149,6 +149,14 @@ async def test_two_answers_are_compared_word_by_word(open_page: OpenPage, live_s
     assert await page.evaluate("document.activeElement.dataset.letter") == "A"
 
 
+async def test_answers_with_little_in_common_are_left_whole(open_page: OpenPage, live_server: LiveServer) -> None:
+    answers = ("Rayleigh scattering: short waves bounce more.", "I can't say why the sky has this colour: sorry.")
+    page = await open_desk(open_page, await make_desk(live_server, *answers))
+    await page.keyboard.press("d")
+    await expect(page.locator("#compare [role=status]")).to_contain_text("nothing is marked")
+    assert await page.locator("#compare mark").count() == 0
+
+
 async def test_chinese_is_compared_by_the_character_and_formulas_whole(
     open_page: OpenPage, live_server: LiveServer
 ) -> None:

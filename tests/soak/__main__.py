@@ -34,6 +34,7 @@ TESTS = (
     "tests/contract/test_rounds.py",
     "tests/contract/test_team.py",
     "tests/security/test_stored_text.py",
+    "tests/browser/test_pages.py::test_every_page_is_accessible_and_fits",
     "tests/soak",
 )
 
