@@ -1,0 +1,77 @@
+"""The examples in deploy/: valid for Kubernetes, nobody is root, no default secret, and proxies pass on what counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from app.main import PAGES
+from tests.app.matrix import routes
+
+DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+VERSION = "1.34"
+
+
+def documents() -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in MANIFESTS:
+        yield from ((f"{path.name} {part['kind']}", part) for part in yaml.safe_load_all(path.read_text()))
+
+
+def pods() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from (
+        (name, part["spec"]["template"]["spec"]) for name, part in documents() if "template" in part.get("spec", {})
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_manifests_are_valid() -> None:
+    checked = [kubernetes_validate.validate(part, VERSION, strict=True) for _, part in documents() if part]
+    assert len(checked) == 10
+    wrong = dict(documents())["web.yaml Deployment"] | {"spec": {"replicas": "two"}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, VERSION, strict=True)
+
+
+def test_nobody_is_root_and_nothing_is_written_but_data() -> None:
+    seen = 0
+    for name, pod in pods():
+        assert pod["securityContext"]["runAsNonRoot"], name
+        assert pod["securityContext"]["runAsUser"] == 10001, name
+        assert not pod["automountServiceAccountToken"], name
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"], name
+            assert not context["allowPrivilegeEscalation"], name
+            assert context["capabilities"] == {"drop": ["ALL"]}, name
+            assert container["resources"]["limits"]["memory"], name
+            seen += 1
+    assert seen == 3
+
+
+def test_secrets_come_from_secrets() -> None:
+    for name, pod in pods():
+        for entry in pod["containers"][0]["env"]:
+            is_secret = re.search("TOKEN|PASSWORD|SECRET|KEY|DATABASE_URL", entry["name"])
+            assert ("valueFrom" in entry) == bool(is_secret), f"{name} {entry['name']}"
+
+
+def test_probes_ask_what_there_is_and_the_database_is_no_sign_of_life() -> None:
+    [container] = dict(pods())["web.yaml Deployment"]["containers"]
+    paths = {kind: container[kind]["httpGet"]["path"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert paths == {"startupProbe": "/health", "livenessProbe": "/health", "readinessProbe": "/ready"}
+    assert {f"GET {path}" for path in paths.values()} <= set(routes([module.router for module in PAGES]))
+
+
+def test_proxies_pass_on_the_host_and_replace_the_visitors_address() -> None:
+    nginx = (DEPLOY / "nginx.conf").read_text()
+    for line in ("Host $host;", "X-Forwarded-For $remote_addr;", "X-Forwarded-Proto $scheme;", "location = /metrics"):
+        assert line in nginx
+    assert nginx.count("{") == nginx.count("}")
+    assert "respond /metrics 404" in (DEPLOY / "Caddyfile").read_text()
