@@ -48,7 +48,7 @@ from app.rankings import ahead_pages, import_pages, mine_pages, try_pages
 from app.rankings import api as rankings_api
 from app.rankings import pages as rankings_pages
 from app.rates import RateLimits
-from app.reach import PROJECT_FINDERS
+from app.reach import PROJECT_FINDERS, is_held
 from app.registry import api as registry_api
 from app.runs import api as runs_api
 from app.runs import pages as runs_pages
@@ -128,6 +128,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.state.settings = settings
     app.state.sessionmaker = sessionmaker
     app.state.project_finders = PROJECT_FINDERS
+    app.state.is_held = is_held
     app.state.metrics = Metrics()
     app.state.provider = provider_pages.make_provider(settings)
     for module in DOMAINS:

@@ -5,9 +5,10 @@ that a thing of another project does not exist: `/runs/{run_id}` leads to the ru
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Select, bindparam, select
+from sqlalchemy import Select, Text, bindparam, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import ProjectFinder
@@ -18,7 +19,7 @@ from app.prompts.models import Prompt
 from app.quality.models import Review
 from app.rankings.models import Ranking
 from app.registry.models import Version
-from app.runs.models import Run
+from app.runs.models import Run, RunState
 from app.tasks.models import Lease, Task
 from app.webhooks.models import Webhook
 from app.writing.models import Writing
@@ -78,3 +79,15 @@ PROJECT_FINDERS: dict[str, ProjectFinder] = {
 # Numbers and names within a project that stands before them, people and what is theirs, and invitations, which may be
 # into every project: their service compares.
 NOT_A_PROJECTS_OWN = {"delivery_id", "invitation_id", "name", "number", "session_id", "token_id", "user_id"}
+
+
+async def is_held(session: AsyncSession, token_id: uuid.UUID, gaps: Mapping[str, Any]) -> bool:
+    """Whether the thing of an address is a run that this worker's token holds, or one that such a run's settings name:
+    its dataset, its corpora, its versions.
+    """
+    ids = [str(value) for name, value in gaps.items() if name in PROJECT_FINDERS]
+    settings = cast(Run.config, Text)
+    query = select(Run.id).where(Run.claimed_token_id == token_id, Run.state == RunState.RUNNING)
+    for thing in ids:
+        query = query.where(or_(cast(Run.id, Text) == thing, func.strpos(settings, thing) > 0))
+    return bool(ids) and await session.scalar(query.limit(1)) is not None

@@ -9,9 +9,9 @@ for the role in every project, but for `Annotator`, who there sees only what is 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -45,6 +45,8 @@ class NamedProject(Protocol):
 
 
 ProjectFinder = Callable[[AsyncSession, str], Awaitable[NamedProject | None]]
+
+HeldFinder = Callable[[AsyncSession, uuid.UUID, Mapping[str, Any]], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
@@ -278,13 +280,28 @@ def require_scope(*scopes: Scope) -> Callable[..., Awaitable[ApiCaller]]:
     """A dependency that asks for one of these scopes."""
     wanted = frozenset[str](scopes)
 
-    async def check(caller: Annotated[ApiCaller, Depends(find_caller)]) -> ApiCaller:
+    async def check(
+        request: Request, session: SessionDep, caller: Annotated[ApiCaller, Depends(find_caller)]
+    ) -> ApiCaller:
         given = caller.scopes_in(caller.project.id) if caller.project else caller.scopes_without_project
         if not given & wanted:
             raise scope_missing(wanted, given)
+        if Scope.READ in wanted and Scope.READ not in given:
+            await require_held(request, session, caller)
         return replace(caller, wanted=wanted)
 
     return check
+
+
+async def require_held(request: Request, session: AsyncSession, caller: ApiCaller) -> None:
+    """A worker reads what the runs need that its token has claimed, and nothing else of the project.
+
+    Raises:
+        NotFound: this is none of it, or its run is over.
+    """
+    is_held: HeldFinder = request.app.state.is_held
+    if not caller.token_id or not await is_held(session, caller.token_id, request.path_params):
+        raise NotFound
 
 
 AnnotateCaller = Annotated[ApiCaller, Depends(require_scope(Scope.ANNOTATE))]

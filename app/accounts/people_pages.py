@@ -75,20 +75,28 @@ async def invite_everywhere(
     max_uses: Annotated[int, Form()] = 1,
 ) -> HTMLResponse:
     """An invitation whose role holds in every project; its link is shown on this page and never again."""
+    asked = {"invited_role": invited_role, "days": days, "max_uses": max_uses}
+    more = await try_to_invite(session, None, asked, public_url=settings.public_url, actor_id=user.id)
+    return await render_people(request, session, **more)
+
+
+async def try_to_invite(
+    session: AsyncSession, project_id: uuid.UUID | None, asked: dict[str, Any], *, public_url: str, actor_id: uuid.UUID
+) -> dict[str, Any]:
+    """What the page shows after its form was sent: the new link, or what was typed and what is wrong with it."""
     try:
         _, link = await invitations.create(
             session,
-            project_id=None,
-            role=invited_role,
-            days=days,
-            max_uses=max_uses,
-            public_url=settings.public_url,
-            actor_id=user.id,
+            project_id=project_id,
+            role=asked["invited_role"],
+            days=asked["days"],
+            max_uses=asked["max_uses"],
+            public_url=public_url,
+            actor_id=actor_id,
         )
     except RankloopError as error:
-        typed = {"invited_role": invited_role, "days": days, "max_uses": max_uses}
-        return await render_people(request, session, values=typed, error=error)
-    return await render_people(request, session, new_link=link)
+        return {"values": asked, "error": error}
+    return {"new_link": link}
 
 
 @router.post("/people/invitations/{invitation_id}/revoke")
@@ -289,20 +297,9 @@ async def invite(
 ) -> HTMLResponse:
     """An invitation into this project; its link is shown on this page and never again."""
     project = project_of(access)
-    try:
-        _, link = await invitations.create(
-            session,
-            project_id=project.id,
-            role=invited_role,
-            days=days,
-            max_uses=max_uses,
-            public_url=settings.public_url,
-            actor_id=user.id,
-        )
-    except RankloopError as error:
-        typed = {"invited_role": invited_role, "days": days, "max_uses": max_uses}
-        return await render_members(request, session, project, values=typed, error=error)
-    return await render_members(request, session, project, new_link=link)
+    asked = {"invited_role": invited_role, "days": days, "max_uses": max_uses}
+    more = await try_to_invite(session, project.id, asked, public_url=settings.public_url, actor_id=user.id)
+    return await render_members(request, session, project, **more)
 
 
 @router.post("/projects/{slug}/people/invitations/{invitation_id}/revoke")

@@ -14,7 +14,9 @@ from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import ApiToken, Invitation, Password, Role, SignInLink, User, UserSession
 from app.main import API
 from app.projects.models import Project
-from tests.factories import make_project, make_user, sign_in
+from app.registry.service import get_version_by_number
+from app.runs.models import Run
+from tests.factories import make_project, make_run, make_user, sign_in
 
 FORM = {"sec-fetch-site": "same-origin", "accept": "text/html"}
 
@@ -152,3 +154,24 @@ async def test_an_expired_token_is_refused(client: AsyncClient, trainer: User, s
     await session.commit()
     assert await ask(client, secret) == 401
     assert "ended" in (await client.get("/account/tokens")).text
+
+
+async def test_a_worker_s_token_reads_what_its_run_needs_and_only_while_it_runs(
+    client: AsyncClient, session: AsyncSession, project: Project
+) -> None:
+    boss = await make_user(session, role=Role.ADMIN)
+    token, secret = await service.create_token(session, user_id=boss.id, name="w", scopes=["worker"])
+    needed, other = (
+        await get_version_by_number(session, project_id=project.id, number=1),
+        await make_run(session, project),
+    )
+    run = await make_run(session, project, kind="ppo", config={"policy": {"version_id": str(needed.id)}})
+    await session.commit()
+    paths = [f"/versions/{needed.id}", f"/runs/{run.id}/artifacts", f"/runs/{other.id}/artifacts"]
+    assert [await ask(client, secret, path) for path in paths] == [404, 404, 404]
+    headers = {"authorization": f"Bearer {secret}"}
+    claimed = await client.post(f"{API}/runs:claim", json={"worker": "w", "kinds": ["ppo"]}, headers=headers)
+    assert claimed.json()["id"] == str(run.id)
+    assert [await ask(client, secret, path) for path in paths] == [200, 200, 404]
+    await session.execute(update(Run).values(claimed_token_id=None).where(Run.claimed_token_id == token.id))
+    assert [await ask(client, secret, path) for path in paths] == [404, 404, 404]

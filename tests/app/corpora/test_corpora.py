@@ -22,7 +22,7 @@ from app.projects.models import Project
 from app.prompts.lines import ImportReport
 from app.prompts.models import Split
 from app.prompts.service import pick_split, root_hash
-from tests.factories import make_completion, make_project, make_prompt, make_user
+from tests.factories import make_completion, make_project, make_prompt, make_run, make_user
 
 
 async def send(session: AsyncSession, project: Project, *rows: Any, **options: Any) -> ImportReport:
@@ -169,6 +169,8 @@ async def test_a_worker_reads_the_rows_over_http(client: AsyncClient, session: A
     assert (taken.status_code, taken.json()["taken"]) == (200, 1)
     (corpus,) = (await client.get(address, headers=read)).json()["items"]
     assert (corpus["name"], corpus["kind"]) == ("web", "text")
+    await make_run(session, project, kind="sft", config={"corpora": [{"id": corpus["id"]}]})
+    assert (await client.post("/api/v1/runs:claim", json={"worker": "w", "kinds": ["sft"]}, headers=worker)).is_success
     rows = await client.get(f"/api/v1/corpora/{corpus['id']}/rows", headers=worker)
     assert rows.content == b'{"text":"One."}\n'
     assert rows.headers["etag"] == f'"{corpus["sha256"]}"'

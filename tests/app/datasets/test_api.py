@@ -13,7 +13,7 @@ from app.accounts.models import Role, Scope
 from app.accounts.service import create_token
 from app.datasets import service
 from app.projects.models import Project
-from tests.factories import make_project, make_prompt, make_ranking, make_task, make_user, sign_in
+from tests.factories import make_project, make_prompt, make_ranking, make_run, make_task, make_user, sign_in
 
 API = "/api/v1"
 Headers = Callable[..., Awaitable[dict[str, str]]]
@@ -41,13 +41,18 @@ def headers(session: AsyncSession) -> Headers:
 
 
 async def test_a_trainer_freezes_a_dataset_and_a_worker_reads_its_rows(
-    client: AsyncClient, project: Project, headers: Headers
+    client: AsyncClient, session: AsyncSession, project: Project, headers: Headers
 ) -> None:
     made = await client.post(f"{API}/datasets", json={"project_id": project.slug}, headers=await headers(Scope.WRITE))
     assert made.status_code == 201
     dataset = made.json()
     assert (dataset["number"], dataset["num_rows"], dataset["counts"]["num_pairs"]) == (1, 3, 3)
-    rows = await client.get(f"{API}/datasets/{dataset['id']}/rows", headers=await headers(Scope.WORKER))
+    await make_run(session, project, kind="reward", config={"dataset": {"id": dataset["id"]}})
+    worker = await headers(Scope.WORKER)
+    assert (
+        await client.post(f"{API}/runs:claim", json={"worker": "w", "kinds": ["reward"]}, headers=worker)
+    ).is_success
+    rows = await client.get(f"{API}/datasets/{dataset['id']}/rows", headers=worker)
     assert hashlib.sha256(rows.content).hexdigest() == dataset["sha256"]
     assert rows.headers["etag"] == f'"{dataset["sha256"]}"'
 
