@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import psycopg
+import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
 from app.migrate import alembic_config, upgrade
 
+ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = """
 select 'column ' || table_name || '.' || column_name || ' ' || data_type || ' ' || coalesce(column_default, '')
        || ' ' || is_nullable from information_schema.columns where table_schema = 'public'
@@ -51,3 +56,55 @@ def test_migrations_are_one_chain() -> None:
     assert [step.revision for step in script.walk_revisions()] == sorted(
         (step.revision for step in script.walk_revisions()), reverse=True
     )
+
+
+# Until the first release, tables are small and nobody serves while they change. After it, each of these stops writers
+# (or readers) of a table for as long as it is large; docs/operate.md promises that the old processes serve on.
+LAST_BEFORE_THE_FIRST_RELEASE = "0039"
+LOCKING = {
+    r"create_index\((?![^)]*postgresql_concurrently)": "an index on a table that is there: build it concurrently",
+    r"create_(foreign_key|check_constraint)\((?![^)]*postgresql_not_valid)": "a constraint: add it not valid",
+    r"create_unique_constraint\(": "a unique constraint: build the index concurrently, then attach it",
+    r"alter_column\([^)]*(type_|nullable=False|new_column_name)": "a changed column: add another, fill it",
+    r"(drop_column|drop_table|rename_table)\(": "the old processes may still ask for it: drop it in a later release",
+    r"alter table[^;]*(alter column[^;]*type|set not null|rename)": "a changed column, in SQL",
+    r"lock table|vacuum full|cluster ": "a lock, in SQL",
+}
+
+
+def locks(source: str) -> list[str]:
+    """What a migration's way up does that stops others; nothing where it says `# lock:` and why it is short."""
+    up = source.partition("def downgrade")[0]
+    new_tables = set(re.findall(r"create_table\(\s*\"(\w+)\"", up))
+    found = []
+    for pattern, advice in LOCKING.items():
+        for match in re.finditer(pattern, up, re.IGNORECASE):
+            before, here = up[: match.start()].splitlines()[-2:], up[match.start() : match.start() + 200]
+            if "# lock:" not in "\n".join(before) and not any(f'"{table}"' in here for table in new_tables):
+                found.append(f"{match[0][:40]!r}: {advice}; or say above it `# lock:` and why it is short")
+    return found
+
+
+def test_no_migration_stops_those_who_work() -> None:
+    files = sorted((ROOT / "migrations/versions").glob("*.py"))
+    assert len(files) > 18
+    later = [path for path in files if path.name[:4] > LAST_BEFORE_THE_FIRST_RELEASE]
+    assert {path.name: locks(path.read_text()) for path in later if locks(path.read_text())} == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "num"),
+    [
+        ('op.add_column("tasks", sa.Column("x", sa.Integer()))', 0),
+        ('op.create_index("ix", "tasks", ["x"])', 1),
+        ('op.create_index("ix", "tasks", ["x"], postgresql_concurrently=True)', 0),
+        ('# lock: the table holds a row a project\nop.create_index("ix", "tasks", ["x"])', 0),
+        ('op.create_table("new", sa.Column("x"))\nop.create_index("ix", "new", ["x"])', 0),
+        ('op.alter_column("tasks", "x", nullable=False)', 1),
+        ('op.drop_column("tasks", "x")', 1),
+        ('op.execute("alter table tasks alter column x type bigint")', 1),
+        ('pass\ndef downgrade() -> None:\n    op.drop_column("tasks", "x")', 0),
+    ],
+)
+def test_a_locking_step_is_seen(line: str, num: int) -> None:
+    assert len(locks(line)) == num
