@@ -791,10 +791,9 @@ _MY_LEASE = and_(Lease.task_id == Task.id, Lease.annotator_id == bindparam("anno
 # In hand or fetched ahead, left by this person or never had, and what somebody else's overdue lease still keeps: three
 # questions, each of which its own index answers. Together they would read every task.
 _IN_HAND = select(Task.id).join(Lease, and_(_MY_LEASE, Lease.state == LeaseState.OPEN)).where(_THIS_PROJECT)
-_FOR_ME = or_(
-    exists().where(_MY_LEASE, Lease.state == LeaseState.EXPIRED),
-    and_(~exists().where(_MY_LEASE), audiences.IS_FOR_THEM),
-)
+# As a value, looked up task by task: an `exists` beside an `or` would read all that this person ever had.
+_MY_STATE = select(Lease.state).where(_MY_LEASE).scalar_subquery()
+_FOR_ME = or_(and_(_MY_STATE.is_(None), audiences.IS_FOR_THEM), _MY_STATE == LeaseState.EXPIRED)
 _FREE = select(Task.id).where(_THIS_PROJECT, has_place(), _FOR_ME)
 _OVERDUE = exists().where(
     Lease.task_id == Task.id, Lease.state == LeaseState.OPEN, Lease.expires_at <= bindparam("now")
