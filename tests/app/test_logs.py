@@ -24,6 +24,7 @@ from app.security import HEADERS
 
 CANARY = "Zebedee-Quillfeather"
 ID = {"x-request-id": "from-the-proxy.1"}
+SENT = {"accept": "text/html", "user-agent": CANARY, "authorization": f"Bearer rl_{CANARY}", "referer": f"/{CANARY}"}
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def breaking_app(sessions: SessionMaker, folder: Path, log_format: str, level: s
 async def ask(app: Any, path: str) -> Any:
     transport = ASGITransport(app, raise_app_exceptions=False)
     async with AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
-        return await client.get(path, headers={**ID, "accept": "text/html", "user-agent": CANARY})
+        return await client.get(path, headers={**ID, **SENT})
 
 
 @pytest.mark.usefixtures("restored")
