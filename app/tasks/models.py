@@ -121,6 +121,7 @@ class Task(Base):
             "number",
             postgresql_where=text("num_taken < overlap"),
         ),
+        Index("ix_tasks_project", "project_id", "number"),
         Index("ix_tasks_prompt", "prompt_id"),
         Index("ix_tasks_gold", "project_id", postgresql_where=text("is_gold")),
         Index(
