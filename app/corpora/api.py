@@ -9,46 +9,22 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
-from app.accounts.guards import ReadCaller, ReadOrWorkerCaller, WriteCaller
+from app.accounts.guards import ReadCaller, ReadOrWorkerCaller
 from app.corpora import service
 from app.corpora.models import CorpusKind
 from app.corpora.schemas import CorpusList, CorpusOut
-from app.formats.sources import FileReader
 from app.projects.guards import ApiProject
-from app.prompts.api import NDJSON_BODY, DryRun, FileFormat, Partial
-from app.prompts.importing import ImportRefused, import_file
+from app.prompts.api import NDJSON_BODY, SentFile
 from app.prompts.lines import ImportReport
-from app.web import SessionDep, SettingsDep, stream
+from app.web import SessionDep, stream
 
 router = APIRouter(tags=["corpora"])
 
 
 @router.post("/projects/{project_id}/corpora:import", openapi_extra=NDJSON_BODY)
-async def import_corpus(
-    project: ApiProject,
-    caller: WriteCaller,
-    request: Request,
-    session: SessionDep,
-    settings: SettingsDep,
-    name: Annotated[str, Query(max_length=200)] = "",
-    partial: Partial = False,
-    dry_run: DryRun = False,
-    format: FileFormat = "auto",
-) -> ImportReport:
+async def import_corpus(file: SentFile, name: Annotated[str, Query(max_length=200)] = "") -> ImportReport:
     """Take a corpus: JSON lines of `{"text"}`, `{"messages"}` or `{"prompt", "completion"}`, or any of docs/data.md."""
-    reader = FileReader("corpus", format, settings.max_body_bytes)
-    report = await import_file(
-        service.import_corpus,
-        session,
-        request.stream(),
-        reader=reader,
-        project=project,
-        name=name,
-        partial=partial,
-        dry_run=dry_run,
-        actor_id=caller.user.id,
-    )
-    return ImportRefused.unless_stored(report)
+    return await file.take("corpus", service.import_corpus, name=name)
 
 
 @router.get("/projects/{project_id}/corpora")

@@ -277,7 +277,7 @@ async def counts(session: AsyncSession, num_rows: int, tally: Tally) -> dict[str
         "num_pairs": tally.sums["num_pairs"],
         "num_ties": tally.sums["num_ties"],
         "num_annotators": whole.num_annotators,
-        **{split: by_split.get(split, 0) for split in LEARNED_FROM},
+        **{split.value: by_split.get(split, 0) for split in LEARNED_FROM},
         "by_round": by_round,
     }
 

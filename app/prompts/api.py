@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator
 from sqlalchemy import Row
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import ReadCaller, WriteCaller
 from app.errors import BadRequest
+from app.formats.imports import Kind
 from app.formats.sources import FORMATS, FileReader, known_format
 from app.ndjson import MEDIA_TYPE, write_lines
 from app.projects.guards import ApiProject, find_project
@@ -39,8 +41,28 @@ FileFormat = Annotated[
 ]
 
 
-@router.post("/projects/{project_id}/prompts:import", openapi_extra=NDJSON_BODY)
-async def import_prompts(
+@dataclass(frozen=True)
+class ImportedFile:
+    """A file that is sent into a project, and how it is to be taken: what all imports of the API share."""
+
+    chunks: AsyncIterator[bytes]
+    format: str
+    max_bytes: int
+    session: AsyncSession
+    choices: Mapping[str, Any]
+
+    async def take(self, kind: Kind, importer: Callable[..., Awaitable[ImportReport]], **options: Any) -> ImportReport:
+        """Import it as this kind.
+
+        Raises:
+            ImportRefused: lines were refused, and so nothing was stored.
+        """
+        reader = FileReader(kind, self.format, self.max_bytes)
+        report = await import_file(importer, self.session, self.chunks, reader=reader, **self.choices, **options)
+        return ImportRefused.unless_stored(report)
+
+
+def sent_file(
     project: ApiProject,
     caller: WriteCaller,
     request: Request,
@@ -49,46 +71,25 @@ async def import_prompts(
     partial: Partial = False,
     dry_run: DryRun = False,
     format: FileFormat = "auto",
-) -> ImportReport:
+) -> ImportedFile:
+    """The body of this request as a file; it is read while it is imported."""
+    choices = {"project": project, "partial": partial, "dry_run": dry_run, "actor_id": caller.user.id}
+    return ImportedFile(request.stream(), format, settings.max_body_bytes, session, choices)
+
+
+SentFile = Annotated[ImportedFile, Depends(sent_file)]
+
+
+@router.post("/projects/{project_id}/prompts:import", openapi_extra=NDJSON_BODY)
+async def import_prompts(file: SentFile) -> ImportReport:
     """Take prompts: JSON lines of `{"messages": [...]}` or `{"prompt": "..."}`, or any format of docs/data.md."""
-    reader = FileReader("prompts", format, settings.max_body_bytes)
-    report = await import_file(
-        service.import_prompts,
-        session,
-        request.stream(),
-        reader=reader,
-        project=project,
-        partial=partial,
-        dry_run=dry_run,
-        actor_id=caller.user.id,
-    )
-    return ImportRefused.unless_stored(report)
+    return await file.take("prompts", service.import_prompts)
 
 
 @router.post("/projects/{project_id}/completions:import", openapi_extra=NDJSON_BODY)
-async def import_completions(
-    project: ApiProject,
-    caller: WriteCaller,
-    request: Request,
-    session: SessionDep,
-    settings: SettingsDep,
-    partial: Partial = False,
-    dry_run: DryRun = False,
-    format: FileFormat = "auto",
-) -> ImportReport:
+async def import_completions(file: SentFile) -> ImportReport:
     """Take ready answers: JSON lines of a prompt and its `completions`, or any format of docs/data.md."""
-    reader = FileReader("completions", format, settings.max_body_bytes)
-    report = await import_file(
-        service.import_completions,
-        session,
-        request.stream(),
-        reader=reader,
-        project=project,
-        partial=partial,
-        dry_run=dry_run,
-        actor_id=caller.user.id,
-    )
-    return ImportRefused.unless_stored(report)
+    return await file.take("completions", service.import_completions)
 
 
 @router.get("/projects/{project_id}/prompts")

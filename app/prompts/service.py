@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, Select, func, insert, literal, select
+from sqlalchemy import Row, Select, func, insert, literal, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -37,6 +38,28 @@ class CompletionsStored:
     run_id: uuid.UUID | None
     prompt_ids: Sequence[uuid.UUID]
 
+
+# The rows of a batch travel as one value: the statement stays the same whatever their number, and is planned once.
+ADD_PROMPTS = text("""
+insert into prompts (project_id, messages, kind, language, source, split, root_hash, content_hash, meta)
+    select :project_id, messages, kind, language, source, split, decode(root, 'hex'), decode(content, 'hex'), meta
+    from rows from (jsonb_to_recordset(cast(:rows as jsonb)) as (
+        messages jsonb, kind text, language text, source text, split text, root text, content text, meta jsonb
+    )) with ordinality
+    order by ordinality
+    on conflict (project_id, content_hash) do nothing
+    returning id""")
+ADD_COMPLETIONS = text("""
+insert into completions
+    (id, prompt_id, text, content_hash, model_name, sampling, seed, finish_reason, num_tokens)
+    select id, prompt_id, text, decode(hash, 'hex'), model_name, sampling, seed, finish_reason, num_tokens
+    from jsonb_to_recordset(cast(:rows as jsonb)) as (
+        id uuid, prompt_id uuid, text text, hash text, model_name text, sampling jsonb, seed bigint,
+        finish_reason text, num_tokens int
+    )""")
+FIND_PROMPTS = text("""
+select hash, id from unnest(cast(:hashes as text[])) as hash
+    join prompts on project_id = :project_id and content_hash = decode(hash, 'hex')""")
 
 # What makes two prompts the same, and what holds them together on one side of the split
 
@@ -199,30 +222,25 @@ async def ensure_prompts(
     if not lines:
         return [], 0
     rows = [prompt_row(project, line) for line in lines]
-    statement = upsert(Prompt).on_conflict_do_nothing(index_elements=["project_id", "content_hash"])
-    new = (await session.execute(statement.returning(Prompt.id), rows)).all()
-    hashes = [row["content_hash"] for row in rows]
-    found = await session.execute(
-        select(Prompt.content_hash, Prompt.id).where(Prompt.project_id == project.id, Prompt.content_hash.in_(hashes))
-    )
-    ids = dict(found.all())
-    return [ids[key] for key in hashes], len(new)
+    new = await session.execute(ADD_PROMPTS, {"project_id": project.id, "rows": json.dumps(rows)})
+    num_new = len(new.all())
+    found = await session.execute(FIND_PROMPTS, {"project_id": project.id, "hashes": [row["content"] for row in rows]})
+    ids: dict[str, uuid.UUID] = dict(found.all())
+    return [ids[row["content"]] for row in rows], num_new
 
 
 def prompt_row(project: Project, line: PromptFields) -> dict[str, Any]:
-    """A prompt's columns. What the file called it is kept in `meta`."""
+    """What `ADD_PROMPTS` reads of a prompt. What the file called it is kept in `meta`."""
     messages = line.conversation()
     root = root_hash(messages)
     return {
-        "id": uuid.uuid4(),
-        "project_id": project.id,
         "messages": messages,
         "kind": line.kind,
         "language": line.language or line.lang or "en",
         "source": line.source,
         "split": pick_split(project, root),
-        "root_hash": root,
-        "content_hash": content_hash(messages),
+        "root": root.hex(),
+        "content": content_hash(messages).hex(),
         "meta": line.meta if line.id is None else {"import_id": line.id} | line.meta,
     }
 
@@ -244,8 +262,8 @@ async def ensure_completions(
             rows.append(completion_row(ids[key], prompt_id, answer))
         in_order.append(ids[key])
     if rows:
-        await session.execute(insert(Completion), rows)
-    return in_order, [row["prompt_id"] for row in rows]
+        await session.execute(ADD_COMPLETIONS, {"rows": json.dumps(rows)})
+    return in_order, [uuid.UUID(row["prompt_id"]) for row in rows]
 
 
 async def imported_completions(
@@ -261,12 +279,12 @@ async def imported_completions(
 
 
 def completion_row(key: uuid.UUID, prompt_id: uuid.UUID, answer: AnswerIn) -> dict[str, Any]:
-    """An imported answer's columns."""
+    """What `ADD_COMPLETIONS` reads of an imported answer."""
     return {
-        "id": key,
-        "prompt_id": prompt_id,
+        "id": str(key),
+        "prompt_id": str(prompt_id),
         "text": answer.text,
-        "content_hash": text_hash(answer.text),
+        "hash": text_hash(answer.text).hex(),
         "model_name": answer.model,
         "sampling": answer.sampling,
         "seed": answer.seed,

@@ -12,13 +12,11 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from starlette import status
 
-from app.accounts.guards import AnnotateCaller, ReadCaller, WriteCaller
+from app.accounts.guards import AnnotateCaller, ReadCaller
 from app.db import SessionMaker
 from app.errors import BadRequest
-from app.formats.sources import FileReader
 from app.projects.guards import ApiProject, find_project
-from app.prompts.api import NDJSON_BODY, DryRun, FileFormat, Partial
-from app.prompts.importing import ImportRefused, import_file
+from app.prompts.api import NDJSON_BODY, SentFile
 from app.prompts.lines import ImportReport
 from app.rankings import changes, service
 from app.rankings.answers import tidy
@@ -26,7 +24,7 @@ from app.rankings.changes import Change
 from app.rankings.importing import import_rankings
 from app.rankings.schemas import ChangeOut, ChangePage, RankingIn, RankingOut, RankingPage
 from app.tasks import service as tasks
-from app.web import SessionDep, SettingsDep
+from app.web import SessionDep
 
 router = APIRouter(tags=["rankings"])
 NDJSON = "application/x-ndjson"
@@ -193,28 +191,8 @@ async def get_ranking(ranking_id: uuid.UUID, caller: ReadCaller, session: Sessio
     "/projects/{project_id}/rankings:import",
     openapi_extra=NDJSON_BODY,
 )
-async def import_made_elsewhere(
-    project: ApiProject,
-    caller: WriteCaller,
-    request: Request,
-    session: SessionDep,
-    settings: SettingsDep,
-    partial: Partial = False,
-    dry_run: DryRun = False,
-    format: FileFormat = "auto",
-) -> ImportReport:
+async def import_made_elsewhere(file: SentFile) -> ImportReport:
     """Take rankings that were made elsewhere: JSON lines of a prompt with answers and orders of them, or any format of
     docs/data.md.
     """
-    reader = FileReader("rankings", format, settings.max_body_bytes)
-    report = await import_file(
-        import_rankings,
-        session,
-        request.stream(),
-        reader=reader,
-        project=project,
-        partial=partial,
-        dry_run=dry_run,
-        actor_id=caller.user.id,
-    )
-    return ImportRefused.unless_stored(report)
+    return await file.take("rankings", import_rankings)
