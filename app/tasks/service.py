@@ -249,10 +249,12 @@ def has_place() -> ColumnElement[bool]:
     return and_(Task.num_taken < Task.overlap, ~Task.is_gold)
 
 
+# Not a parameter, or the plan that PostgreSQL keeps for a prepared statement could not use the index of open leases.
+_IS_OPEN = Lease.state == literal(LeaseState.OPEN.value, literal_execute=True)
 # Is anything overdue, did this person leave anything, does the project compare versions? Mostly none of it, and then
 # nobody looks further. The purpose is no parameter, or its index would be of no use.
 AROUND = select(
-    exists().where(Lease.state == LeaseState.OPEN, Lease.expires_at <= bindparam("now")).label("is_any_overdue"),
+    exists().where(_IS_OPEN, Lease.expires_at <= bindparam("now")).label("is_any_overdue"),
     exists()
     .where(Lease.annotator_id == bindparam("annotator_id"), Lease.state == LeaseState.EXPIRED)
     .label("has_left_any"),
@@ -538,7 +540,7 @@ def shuffle(ids: Sequence[uuid.UUID], seed: int) -> list[uuid.UUID]:
 
 
 def _is_overdue(now: datetime) -> ColumnElement[bool]:
-    return and_(Lease.state == LeaseState.OPEN, Lease.expires_at <= now)
+    return and_(_IS_OPEN, Lease.expires_at <= now)
 
 
 async def _is_any_waiting(session: AsyncSession, project: Project, annotator: User, now: datetime) -> bool:
@@ -795,9 +797,7 @@ _IN_HAND = select(Task.id).join(Lease, and_(_MY_LEASE, Lease.state == LeaseState
 _MY_STATE = select(Lease.state).where(_MY_LEASE).scalar_subquery()
 _FOR_ME = or_(and_(_MY_STATE.is_(None), audiences.IS_FOR_THEM), _MY_STATE == LeaseState.EXPIRED)
 _FREE = select(Task.id).where(_THIS_PROJECT, has_place(), _FOR_ME)
-_OVERDUE = exists().where(
-    Lease.task_id == Task.id, Lease.state == LeaseState.OPEN, Lease.expires_at <= bindparam("now")
-)
+_OVERDUE = exists().where(Lease.task_id == Task.id, _IS_OPEN, Lease.expires_at <= bindparam("now"))
 _KEPT = select(Task.id).where(_THIS_PROJECT, Task.num_taken >= Task.overlap, ~Task.is_gold, _OVERDUE, _FOR_ME)
 WAITING = select(_some(_IN_HAND), _some(_IN_HAND.where(~Task.is_gold)), _some(_FREE), _some(_KEPT), Project.is_paused)
 WAITING = WAITING.where(Project.id == bindparam("project_id"))
