@@ -57,6 +57,27 @@ def test_a_round_leads_to_a_new_policy_and_its_answers(house: House) -> None:
     assert [step for step, _ in curves["objective/kl"]] == [4, 8]
 
 
+@pytest.mark.slow
+def test_a_worker_asks_the_new_and_the_live_reward_model_about_the_same_rankings(house: House) -> None:
+    project = house.make_project(validation_share=0.5, test_share=0.0)
+    house.import_prompts(project, 8)
+    house.admin.start_sampling(project["id"])
+    for _ in range(2):
+        work_off(house)
+        house.rank_everything(project)
+        house.admin.start_training(project["id"])
+    work_off(house)
+    [score] = runs_of(house, project, "score")
+    new, live = (reference["number"] for reference in score["config"]["rewards"])
+    assert (score["state"], live < new) == ("finished", True)
+    said = score["result"]["rankings"]
+    assert len(said) >= 2
+    assert all(0 <= right <= row["num_pairs"] for row in said for right in row["num_right"])
+    [version] = [item for item in house.admin.list_versions(project["id"]) if item["number"] == new]
+    assert version["gate"]["state"] in {"passed", "refused"}
+    assert version["is_live"] == (version["gate"]["state"] == "passed")
+
+
 @pytest.mark.parametrize(
     ("kind", "curve", "stride"),
     [pytest.param("reward", "loss/reward", 1, marks=pytest.mark.soak), ("ppo", "objective/kl", 4)],
