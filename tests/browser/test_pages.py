@@ -239,7 +239,7 @@ async def test_a_version_leads_back_to_the_rankings_that_made_it(open_page: Open
     await page.get_by_role("link", name="d1", exact=True).click()
     await page.locator("td a").first.click()
     await expect(page.get_by_text("Versions that learned from it")).to_be_visible()
-    await expect(page.get_by_role("link", name="policy v3")).to_be_visible()
+    await expect(page.get_by_role("link", name="policy v3", exact=True)).to_be_visible()
 
 
 async def test_a_fresh_link_in_the_tab_of_an_old_one_signs_in(open_page: OpenPage, live_server: LiveServer) -> None:

@@ -57,18 +57,13 @@ def train_reward(house: House, project: Json) -> Json:
 def weights_of(house: House, project: Json, folder: Path) -> list[dict[str, torch.Tensor]]:
     """The weights of each reward version of a project, newest first."""
     found = []
-    with house.worker_client() as client:
-        for version in (row for row in house.admin.list_versions(project["id"]) if row["kind"] == "reward"):
-            here = folder / version["id"]
-            here.mkdir()
-            files = [
-                file
-                for file in house.admin.get_version(version["id"])["files"]
-                if file["name"].endswith(".safetensors")
-            ]
-            for file in files:
-                client.download_version_file(version["id"], file, here / file["name"])
-            found.append({f"{f['name']}/{n}": t for f in files for n, t in load_file(here / f["name"]).items()})
+    for version in (row for row in house.admin.list_versions(project["id"]) if row["kind"] == "reward"):
+        here = folder / version["id"]
+        here.mkdir()
+        files = [f for f in house.admin.get_version(version["id"])["files"] if f["name"].endswith(".safetensors")]
+        for file in files:
+            house.admin.download_version_file(version["id"], file, here / file["name"])
+        found.append({f"{f['name']}/{n}": t for f in files for n, t in load_file(here / f["name"]).items()})
     return found
 
 

@@ -37,7 +37,8 @@ def test_smollm2_answers_is_ranked_and_trained(house: House, tmp_path: Path) -> 
     assert adapter["adapter_model.safetensors"] < 20_000_000, "adapters travel, not the whole model"
 
     exported = tmp_path / "exported"
-    assert run_rankloop(house, "model", "export", policy["id"], str(exported)).exit_code == 0
+    command = ["model", "export", policy["id"], str(exported), "--url", house.server.url, "--token", house.admin_token]
+    assert run_rankloop(house, *command).exit_code == 0
     model = AutoModelForCausalLM.from_pretrained(exported)
     assert model.num_parameters() > 130_000_000
     assert AutoTokenizer.from_pretrained(exported).chat_template
