@@ -24,10 +24,13 @@ from app.accounts.models import ROLE_SCOPES, Role, User
 from app.config import Settings
 from app.corpora.models import Corpus
 from app.datasets.models import Dataset
+from app.loop.models import Comparison
 from app.main import API, create_app
 from app.projects.models import Project
 from app.quality.models import Review
-from app.registry.service import get_version_by_number
+from app.registry.models import Version, VersionKind
+from app.registry.service import get_version_by_number, register
+from app.runs.models import RunKind, RunState
 from app.security import HEADERS
 from app.tasks.models import Lease, LeaseState, Task
 from app.webhooks.models import Delivery
@@ -105,6 +108,24 @@ async def own_things(session: AsyncSession, user: User, open_task: Task, ranked_
     return {name: str(row.id) for name, row in rows.items()}
 
 
+async def begin_comparison(session: AsyncSession, project: Project, base: Version) -> None:
+    """A comparison of a second policy with the first."""
+    runs = [await make_run(session, project, kind=RunKind.EVALUATE) for _ in range(2)]
+    tuning = await make_run(session, project, kind=RunKind.SFT, state=RunState.FINISHED)
+    newer = await register(
+        session,
+        project_id=project.id,
+        kind=VersionKind.POLICY,
+        parent=base,
+        run_id=tuning.id,
+        dataset_id=None,
+        metrics={},
+    )
+    compared = {"version_id": newer.id, "against_id": base.id}
+    answered = {"version_run_id": runs[0].id, "against_run_id": runs[1].id}
+    await add(session, Comparison(project_id=project.id, number=1, **compared, **answered))
+
+
 async def build(session: AsyncSession, connection: AsyncConnection) -> World:
     project = await make_project(session, name="Access", slug="access", writes_demonstrations=True)
     elsewhere = await make_project(session, name="Elsewhere", slug="elsewhere")
@@ -115,6 +136,7 @@ async def build(session: AsyncSession, connection: AsyncConnection) -> World:
     corpus = await add(session, Corpus(project_id=project.id, **values))
     run = await make_run(session, project)
     version = await get_version_by_number(session, project_id=project.id, number=1)
+    await begin_comparison(session, project, version)
     member = await person(session, "annotator", project, elsewhere)
     await make_ranking(session, ranked_task, annotator=member)
     invited, _ = await invitations.create(

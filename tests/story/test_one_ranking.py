@@ -127,4 +127,4 @@ async def follow_version_back_to_a_ranking(page: Page) -> None:
     await expect(page.get_by_text(f"{NUM_RANKED}").first).to_be_visible()
     await page.locator("main a[href*='/rankings/']").first.click()
     await expect(page.get_by_role("link", name="policy v3", exact=True)).to_be_visible()
-    await expect(page.get_by_role("link", name="reward model v2")).to_be_visible()
+    await expect(page.get_by_role("link", name="reward model v2", exact=True)).to_be_visible()

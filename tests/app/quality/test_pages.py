@@ -72,11 +72,13 @@ async def test_a_settlement_is_one_of_two_and_a_flag_of_this_project(
     assert away.status_code == 404
 
 
-async def test_who_ranked_nothing_here_has_no_page(client: AsyncClient, session: AsyncSession) -> None:
+async def test_who_neither_ranked_here_nor_may_has_no_page(client: AsyncClient, session: AsyncSession) -> None:
     project, _ = await crowd_project(session, num_people=1, num_tasks=1)
-    stranger = await make_user(session)
+    stranger, newcomer = await make_user(session, role=None), await make_user(session)
     await sign_in(client, session)
-    assert (await client.get(f"/projects/{project.slug}/quality/annotators/{stranger.id}")).status_code == 404
+    address = f"/projects/{project.slug}/quality/annotators"
+    assert (await client.get(f"{address}/{stranger.id}")).status_code == 404
+    assert (await client.get(f"{address}/{newcomer.id}")).status_code == 200
 
 
 async def test_everybody_sees_their_own_work_and_no_flags(client: AsyncClient, session: AsyncSession) -> None:
