@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import krippendorff
 import numpy as np
 
 from app.quality.orders import MISSING, Bools, Floats, Ints, Judgement, Signs, Table, mid_ranks, number
@@ -150,12 +149,27 @@ def count_values(table: Table, values_NU: Ints | Signs, domain: Sequence[int], *
 
 
 def alpha(counts_UV: Ints, level: Level = "ordinal") -> float | None:
-    """Krippendorff's alpha of units by values, from how many raters gave each; None where all values are the same."""
+    """Krippendorff's alpha of units by values, from how many raters gave each; None where all values are the same.
+
+    1 - observed / expected disagreement, from the matrix of coincidences (Krippendorff, Computing Krippendorff's
+    Alpha-Reliability, 2011, sections C and D).
+    """
     counts_UV = counts_UV[counts_UV.sum(axis=1) > 1]
-    used = np.flatnonzero(counts_UV.any(axis=0))
-    if len(used) < 2:
-        return None
-    return float(krippendorff.alpha(value_counts=counts_UV[:, used], level_of_measurement=level))
+    weights_UV = counts_UV / (counts_UV.sum(axis=1, keepdims=True) - 1)
+    coincidences_VV = weights_UV.T @ counts_UV - np.diag(weights_UV.sum(axis=0))
+    totals_V = coincidences_VV.sum(axis=0)
+    distances_VV = squared_distances(totals_V, level)
+    expected = totals_V @ distances_VV @ totals_V / max(totals_V.sum() - 1, 1)
+    return float(1 - (coincidences_VV * distances_VV).sum() / expected) if expected > 0 else None
+
+
+def squared_distances(totals_V: Floats, level: Level) -> Floats:
+    """How far apart two values are: 1 or 0, or, of ordered values, by how many of all values lie from one to the other,
+    half of their own number at both ends."""
+    if level == "nominal":
+        return 1.0 - np.eye(len(totals_V))
+    middles_V = np.cumsum(totals_V) - totals_V / 2
+    return np.square(middles_V[:, None] - middles_V[None, :])
 
 
 # Fleiss' kappa

@@ -47,8 +47,9 @@ except ModuleNotFoundError:
 print(told)
 """
 # Programs whose business is to tell somebody.
+# FastAPI needs opentelemetry-api, which is names only: without an SDK and an exporter it does nothing.
 TELLERS = re.compile(
-    r"sentry|posthog|segment|mixpanel|amplitude|bugsnag|rollbar|newrelic|datadog|opentelemetry|scarf|analytics"
+    r"sentry|posthog|segment|mixpanel|amplitude|bugsnag|rollbar|newrelic|datadog|opentelemetry-(?!api)|scarf|analytics"
 )
 
 

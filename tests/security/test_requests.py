@@ -100,7 +100,7 @@ async def test_odd_answers_have_the_headers_too(
         await client.post("/people", headers={"sec-fetch-site": "cross-site"}),
         await client.get("/metrics"),
         await client.get("/service-worker.js"),
-        await client.get(assets.url("vendor/katex/katex.min.js")),
+        await client.get(assets.url("writing.js")),
         await client.get(assets.url("app.css"), headers={"range": "bytes=0-3"}),
         await client.get(assets.url("app.css"), headers={"range": "bytes=9999999-"}),
         await client.get("/%ff%fe"),

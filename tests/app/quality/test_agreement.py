@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import krippendorff
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
@@ -163,6 +164,16 @@ def test_pairwise_agreement_is_the_slow_loops(judgements: list[Judgement], with_
 def test_alpha_of_pairs_is_krippendorffs_definition(judgements: list[Judgement]) -> None:
     expected = slow_alpha(units_of_pairs(judgements), "ordinal")
     assert agreement.alpha_of_pairs(Table.of(judgements)) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal"])
+@pytest.mark.parametrize("seed", range(5))
+def test_alpha_is_the_librarys(level: agreement.Level, seed: int) -> None:
+    counts = np.random.default_rng(seed).multinomial(4, [0.6, 0.2, 0.15, 0.05, 0.0], size=30)
+    counts[:10] //= 2  # some units have one value, or none
+    several = counts[counts.sum(axis=1) > 1][:, :4]
+    expected = krippendorff.alpha(value_counts=several, level_of_measurement=level)
+    assert agreement.alpha(counts, level) == pytest.approx(expected, abs=1e-9)
 
 
 def test_alpha_of_ranks_is_krippendorffs_definition(judgements: list[Judgement]) -> None:
