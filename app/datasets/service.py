@@ -287,7 +287,7 @@ def card_of(dataset: Dataset, project: Project) -> dict[str, Any]:
 READ_LINES = """
 with sizes as (
     select position, octet_length(line) + 1 as size from dataset_rows
-    where dataset_id = %(dataset_id)s and position >= %(first)s and position < %(first)s + %(num_rows)s
+    where dataset_id = %(dataset_id)s and position >= %(first)s and position < %(end)s
     offset 0 -- so that what follows carries numbers only, and no text
 ),
 sums as (select position, sum(size) over (order by position) - size as before from sizes)
@@ -306,7 +306,8 @@ async def read_lines(session: AsyncSession, dataset_id: uuid.UUID, *, first: int
     (benchmarks/export.py); and a reader who stalls between two batches holds no connection.
     """
     connection = await driver_connection(session)
-    asked = {"dataset_id": dataset_id, "first": first, "num_rows": ROWS_AT_ONCE, "num_bytes": BYTES_AT_ONCE}
+    # Added here: psycopg sends small numbers as smallint, and the sum of two may be none.
+    asked = {"dataset_id": dataset_id, "first": first, "end": first + ROWS_AT_ONCE, "num_bytes": BYTES_AT_ONCE}
     async with connection.cursor(binary=True) as cursor:
         await cursor.execute(READ_LINES, asked)
         row = await cursor.fetchone()

@@ -309,3 +309,9 @@ async def test_two_freezes_at_once_take_two_numbers(fresh_database_url: str) -> 
 
     assert sorted(await asyncio.gather(*(freeze() for _ in range(4)))) == [1, 2, 3, 4]
     await engine.dispose()
+
+
+@pytest.mark.parametrize("first", [32_000, 2_147_483_000])
+async def test_long_datasets_are_read_to_their_end(session: AsyncSession, first: int) -> None:
+    """A row's number and the rows at once may be too much for the type that the first alone is sent as."""
+    assert await service.read_lines(session, uuid.uuid4(), first=first) == (b"", 0)
