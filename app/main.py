@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
 from app.datasets import pages as datasets_pages
 from app.db import SessionMaker, make_engine, make_sessionmaker
-from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable
+from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable, refusal
 from app.logs import RequestIds, named, request_id
 from app.loop import api as loop_api
 from app.loop import clock, comparison_pages, subscriptions, watch_pages
@@ -55,7 +55,7 @@ from app.runs import pages as runs_pages
 from app.security import Bugs, SameOrigin, SecurityHeaders
 from app.tasks import api as tasks_api
 from app.tasks import pages as tasks_pages
-from app.validation import explain
+from app.validation import SENTENCES, explain
 from app.web import render, see_other, words
 from app.webhooks import api as webhooks_api
 from app.webhooks import delivery
@@ -66,6 +66,7 @@ from rankloop import __version__
 
 log = logging.getLogger(__name__)
 API = "/api/v1"
+MAX_FIELD_ERRORS = 100  # a body of 50,000 unknown keys would cost seconds to explain, and nobody reads on
 # Pages, scripts and styles are compressed. Sizes of compressed answers can betray a secret that stands beside a text of
 # the attacker's choice (BREACH), again and again at the same place; no page of ours has one: forms are guarded by where
 # they come from and hold no token, the session is in a cookie alone, which no other site's request brings along
@@ -238,9 +239,16 @@ async def handle_invalid_request(request: Request, error: Exception) -> Response
     assert isinstance(error, RequestValidationError)
     if not request.url.path.startswith(API) and any(item["loc"][0] == "path" for item in error.errors()):
         return answer(request, NotFound("There is nothing at this address."))
-    refusal = RankloopError("Some fields can't be taken.", errors=[field_error(item) for item in error.errors()])
-    refusal.status = 422
-    return answer(request, refusal)
+    invalid = RankloopError("Some fields can't be taken.", errors=field_errors(error.errors()))
+    invalid.status = 422
+    return answer(request, invalid)
+
+
+def field_errors(items: Sequence[dict[str, Any]]) -> list[FieldError]:
+    """Each field's error in our words; of many, the first MAX_FIELD_ERRORS, and how many are not shown."""
+    errors = [field_error(item) for item in items[:MAX_FIELD_ERRORS]]
+    left = len(items) - len(errors)
+    return [*errors, refusal("body", SENTENCES["more_fields"], number=f"{left:,}")] if left else errors
 
 
 def field_error(item: dict[str, Any]) -> FieldError:

@@ -61,6 +61,7 @@ SENTENCES = {
     "datetime_parsing": "This must be a date with its time, such as 2026-11-21T12:00:00Z.",
     "datetime_from_date_parsing": "This must be a date with its time, such as 2026-11-21T12:00:00Z.",
     "json_invalid": "This is not JSON.",
+    "more_fields": "{number} more fields can't be taken.",
     "label_twice": "Two labels have the key {key}. Give each its own.",
     "too_many_labels": "A project takes at most {max} labels. Remove some.",
 }

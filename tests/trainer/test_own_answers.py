@@ -317,7 +317,7 @@ def test_a_pattern_that_would_run_for_ever_is_stopped() -> None:
     started = time.monotonic()
     with pytest.raises(CheckTimeout):
         check.passes("a" * 5000 + "!")
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 60  # without the limit: for ever; generous for a busy machine
 
 
 def test_an_answer_that_takes_too_long_is_wrong_and_counted(
