@@ -226,7 +226,7 @@ class EmbeddedPostgres:
     def _await_old_server(self) -> None:
         """Wait for the processes of a killed server to go, and forget a process number that is no longer its own."""
         deadline = time.monotonic() + 30
-        while old := list(_processes_working_in(self._cluster)):
+        while old := list(processes_working_in(self._cluster)):
             if time.monotonic() > deadline:
                 raise EmbeddedPostgresError(
                     f"Another PostgreSQL (process {old[0]}) still works in {self._cluster}. Stop it, then start again."
@@ -447,7 +447,7 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
-def _processes_working_in(folder: Path) -> Iterator[int]:
+def processes_working_in(folder: Path) -> Iterator[int]:
     """A PostgreSQL server on this folder and all its children: this is where they work. Linux only; elsewhere none."""
     for link in Path("/proc").glob("[0-9]*/cwd"):
         with suppress(OSError):

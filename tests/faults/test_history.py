@@ -1,39 +1,61 @@
-"""Exact overlap and safe retries over the real API while the server is killed; the checker finds a planted bug.
+"""Exact overlap and safe retries over the real API while web and database are killed; the checker finds planted bugs.
 
-The full size, with kills of the database, is in tests/soak/test_history.py.
+The full size is in tests/soak/test_history.py.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
+from app.embedded import EmbeddedPostgres
 from tests.faults.history import Answer, Facts, History, Stored, let_time_jump, play, violations
-from tests.faults.house import open_house
+from tests.faults.house import kill, open_house
 
 OVERLAP = 2
 
 
-@pytest.mark.real_commits
 @pytest.mark.slow
-async def test_no_promise_is_broken_when_the_server_is_killed(fresh_database_url: str, tmp_path: Path) -> None:
-    async with open_house(fresh_database_url, tmp_path, num_tasks=24, num_people=16, overlap=OVERLAP) as house:
+async def test_no_promise_is_broken_when_web_and_database_are_killed(
+    durable_server: EmbeddedPostgres, durable_url: str, tmp_path: Path
+) -> None:
+    async with open_house(durable_url, tmp_path, num_tasks=24, num_people=16, overlap=OVERLAP) as house:
 
-        async def kill_once(history: History) -> None:
+        async def kill_both(history: History) -> None:
             await history.reach(15)
             house.web.kill()
             await let_time_jump(house.sessions, share=0.5)
             house.web.start()
+            await history.reach(35)
+            await asyncio.to_thread(kill, durable_server)
 
-        history = await play(house.people, house.project_id, disturb=kill_once)
+        history = await play(house.people, house.project_id, disturb=kill_both)
         facts = await house.facts()
     assert violations(history, facts) == []
     assert history.num_unanswered, "no request was under way when the server was killed"
     assert len({answer.ranking for answer in history.answers if answer.is_taken}) >= 24 * OVERLAP
     assert {answer.status for answer in history.answers} >= {200, 201, 409}
+
+
+@pytest.mark.slow
+async def test_the_checker_finds_what_a_database_forgets(
+    durable_server: EmbeddedPostgres, durable_url: str, tmp_path: Path
+) -> None:
+    """The canary: a checker that finds nothing here is blind, and what it does not find above proves nothing."""
+    forgetful = open_house(durable_url, tmp_path, num_tasks=24, num_people=16, overlap=OVERLAP, is_forgetful=True)
+    async with forgetful as house:
+
+        async def kill_the_database(history: History) -> None:
+            await history.reach(15)
+            await asyncio.to_thread(kill, durable_server)
+
+        history = await play(house.people, house.project_id, disturb=kill_the_database)
+        facts = await house.facts()
+    assert any(found.startswith("lost") for found in violations(history, facts))
 
 
 @pytest.mark.real_commits

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,87 +14,89 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from app.embedded import EmbeddedPostgres
-from app.migrate import upgrade
+from tests.faults.conftest import durable_server, durable_url
 from tests.faults.history import History, let_time_jump, play, violations
-from tests.faults.house import House, open_house
+from tests.faults.house import House, kill, open_house
+
+__all__ = ["durable_server", "durable_url"]
 
 NUM_PEOPLE = 64
 NUM_TASKS = 1200
 OVERLAP = 3
 KILLS = 20
+NUM_TASKS_OF_THE_CANARY = 200
+KILLS_OF_THE_CANARY = 3
 
 pytestmark = pytest.mark.soak
-
-
-@pytest.fixture
-def database() -> Iterator[EmbeddedPostgres]:
-    """A durable server of the test's own, to be killed."""
-    folder = Path(tempfile.mkdtemp(prefix="rankloop-soak-"))
-    folder.chmod(0o755)
-    server = EmbeddedPostgres(folder)
-    try:
-        server.start().create_database("rankloop")
-        upgrade(server.url())
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
+Say = Callable[[str, object], None]
 
 
 async def test_64_people_and_40_kills_break_no_promise(
-    database: EmbeddedPostgres, tmp_path: Path, record_property: Callable[[str, object], None]
+    durable_server: EmbeddedPostgres, durable_url: str, tmp_path: Path, record_property: Say
 ) -> None:
     seed = time.time_ns() % 2**32
     record_property("seed", seed)
-    sizes = {"num_tasks": NUM_TASKS, "num_people": NUM_PEOPLE, "overlap": OVERLAP}
-    async with open_house(database.url(), tmp_path, seed=seed, **sizes) as house:
-        trouble = Trouble(house, database, random.Random(seed))
-        history = await play(house.people, house.project_id, disturb=trouble.make)
-        facts = await house.facts()
-    found = violations(history, facts)
+    house = open_house(durable_url, tmp_path, num_tasks=NUM_TASKS, num_people=NUM_PEOPLE, overlap=OVERLAP, seed=seed)
+    async with house as opened:
+        trouble = Trouble(opened, durable_server, random.Random(seed))
+        history, found = await trouble.play(["web", "database"] * KILLS, num_rankings=NUM_TASKS * OVERLAP)
     record_property("kills", dict(trouble.kills))
     record_property("requests", history.num_sent)
     record_property("requests that got no answer and were sent again", history.num_unanswered)
     record_property("answers, by status", dict(Counter(answer.status for answer in history.answers)))
-    record_property("rankings", len(facts.rankings))
+    record_property("rankings", len({answer.ranking for answer in history.answers if answer.is_taken}))
     record_property("violations", found[:20])
     assert found == []
     assert trouble.kills == {"web": KILLS, "database": KILLS}
     assert history.num_sent >= 10_000
 
 
+async def test_the_same_people_notice_a_database_that_forgets(
+    durable_server: EmbeddedPostgres, durable_url: str, tmp_path: Path, record_property: Say
+) -> None:
+    """The canary, with synchronous_commit off: if nothing were found here, nothing above would prove anything."""
+    seed = time.time_ns() % 2**32
+    record_property("seed", seed)
+    sizes = {"num_tasks": NUM_TASKS_OF_THE_CANARY, "num_people": NUM_PEOPLE, "overlap": OVERLAP}
+    async with open_house(durable_url, tmp_path, seed=seed, is_forgetful=True, **sizes) as house:
+        trouble = Trouble(house, durable_server, random.Random(seed))
+        victims = ["database"] * KILLS_OF_THE_CANARY
+        _, found = await trouble.play(victims, num_rankings=NUM_TASKS_OF_THE_CANARY * OVERLAP)
+    losses = [line for line in found if line.startswith("lost")]
+    record_property("kills", dict(trouble.kills))
+    record_property("acknowledged and lost", len(losses))
+    assert losses
+
+
 class Trouble:
     """Kills, spread over the work by how much of it is done, and leases whose time is over."""
 
-    def __init__(self, house: House, database: EmbeddedPostgres, chance: random.Random) -> None:
+    def __init__(self, house: House, server: EmbeddedPostgres, chance: random.Random) -> None:
         self.kills: Counter[str] = Counter()
-        self._house, self._database, self._chance = house, database, chance
+        self._house, self._server, self._chance = house, server, chance
 
-    async def make(self, history: History) -> None:
-        """Until all is done."""
-        whole = NUM_TASKS * OVERLAP
-        victims = ["web", "database"] * KILLS
-        moments = sorted(self._chance.sample(range(20, int(whole * 1.2)), len(victims)))
-        for moment, victim in zip(moments, victims, strict=True):
-            await history.reach(moment)
-            await asyncio.to_thread(self.kill, victim)
-            self.kills[victim] += 1
-            await self.jump()
+    async def play(self, victims: Sequence[str], *, num_rankings: int) -> tuple[History, list[str]]:
+        """Let everybody work while these are killed; the history, and what it breaks."""
+        moments = sorted(self._chance.sample(range(20, num_rankings), len(victims)))
 
-    def kill(self, victim: str) -> None:
-        """kill -9, and up again."""
-        if victim == "web":
-            self._house.web.kill()
-            self._house.web.start()
+        async def disturb(history: History) -> None:
+            for moment, victim in zip(moments, victims, strict=True):
+                await history.reach(moment)
+                await asyncio.to_thread(self._kill, victim)
+                self.kills[victim] += 1
+                await self._jump()
+
+        history = await play(self._house.people, self._house.project_id, disturb=disturb)
+        return history, violations(history, await self._house.facts())
+
+    def _kill(self, victim: str) -> None:
+        if victim == "database":
+            kill(self._server)
             return
-        process = self._database._process
-        assert process is not None
-        process.kill()
-        process.wait()
-        self._database.stop()
-        self._database.start()
+        self._house.web.kill()
+        self._house.web.start()
 
-    async def jump(self) -> None:
+    async def _jump(self) -> None:
         """Our own connections were killed as well."""
         with suppress(DBAPIError):
             await let_time_jump(self._house.sessions, share=0.2)
