@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import httpx2
 
+from trainer.reporting import storable
 from trainer.sampling import MAX_REDRAWS, Completion, FinishReason, Prompt, SampledPrompt, SamplingSettings
 from trainer.settings import Endpoint
 from trainer.transport import FIRST_PAUSE_SECONDS, Retries
@@ -219,9 +220,7 @@ class OpenAISampler:
             raise PromptRefused(f"it ended with finish_reason {reason!r}.")
         if not isinstance(text, str) or type(num_tokens) is not int or num_tokens < 0:
             raise EndpointError(f"The server at {self._endpoint.url} answered no text, or no number of tokens.")
-        # No database takes NUL or half of a character.
-        clean = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-        return clean, cast(FinishReason, reason), num_tokens
+        return storable(text), cast(FinishReason, reason), num_tokens
 
 
 def _repeats(completions: Sequence[Completion]) -> list[int]:

@@ -17,6 +17,11 @@ class RunCancelled(Exception):
     """The run was cancelled; what it had learned so far is in its last checkpoint."""
 
 
+def storable(text: str) -> str:
+    """The text as the app takes it: without NUL and lone surrogates, which no database holds."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
 class Reporter(Protocol):
     """What a run reports. Every call returns at once and never raises because a network is away."""
 

@@ -12,8 +12,8 @@ from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
-from trainer.client import ApiError, ClaimedRun, FenceLost, LogLine, MetricPoint, Progress, Unreachable
-from trainer.reporting import Level
+from trainer.client import ApiError, ClaimedRun, FenceLost, Json, LogLine, MetricPoint, Progress, Unreachable
+from trainer.reporting import Level, storable
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class RunReporter:
         self._began = (0, -1, 0.0)  # step, total, when
         self._lock = threading.Lock()
         self._sending = threading.Lock()
+        self._ending = threading.Lock()
+        self._has_ended = False
         self._beat_seconds = run.claim["lease_seconds"] / 3
         self._next_beat = time.monotonic() + self._beat_seconds
         self._done = threading.Event()
@@ -89,7 +91,7 @@ class RunReporter:
         """One line for the run's log."""
         logger.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
         with self._lock:
-            self._lines.append({"level": level, "text": text.replace("\0", "\ufffd")[:MAX_LINE_CHARACTERS]})
+            self._lines.append({"level": level, "text": storable(text)[:MAX_LINE_CHARACTERS]})
 
     def should_stop(self) -> bool:
         """Whether the run was cancelled or given to another worker, or this worker shuts down."""
@@ -101,21 +103,47 @@ class RunReporter:
         """Send everything now, with the client's whole patience. Raises FenceLost, Unreachable."""
         self._send_reports(patience=None)
 
+    def finish(
+        self, state: str, *, result: Json | None = None, artifacts: Sequence[str] = (), error: str | None = None
+    ) -> None:
+        """End the run as `finished`, `failed` or `cancelled`. Raises FenceLost, Unreachable, ApiError."""
+        with self._ending:
+            self._run.finish(state, result=result, artifacts=artifacts, error=error)
+            self._has_ended = True
+
+    def release(self) -> None:
+        """Hand the run back to the queue. Raises as `finish` does."""
+        with self._ending:
+            self._run.release()
+            self._has_ended = True
+
     def _keep_talking(self) -> None:
-        is_away = False
+        """Until the block ends or the run is lost. Whatever else goes wrong, the lease is kept."""
+        trouble = ""
         while not self._done.wait(self._tick_seconds):
             try:
                 self._beat_if_due()
                 self._send_reports(patience=0)
-                is_away = False
+                trouble = ""
             except FenceLost as error:
-                self.is_fence_lost = True
-                logger.warning("run %s is lost: %s", self._run.claim["id"], error)
+                self._note_loss(error)
                 return
             except (Unreachable, ApiError) as error:
-                if not is_away:
+                if not trouble:
                     logger.warning("the run goes on, but its reports wait: %s", error)
-                is_away = True
+                trouble = "away"
+            except Exception as error:
+                if trouble != repr(error):
+                    logger.exception("the run goes on, but a report can't be sent")
+                trouble = repr(error)
+
+    def _note_loss(self, error: FenceLost) -> None:
+        """A sign of life that crossed the run's last word on its way is refused, too, and nothing is lost by that."""
+        with self._ending:
+            if self._has_ended:
+                return
+        self.is_fence_lost = True
+        logger.warning("run %s is lost: %s", self._run.claim["id"], error)
 
     def _beat_if_due(self) -> None:
         with self._lock:

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from trainer.models import position_ids
+from trainer.reporting import storable
 from trainer.weights import context_length
 
 MAX_REDRAWS = 3
@@ -160,7 +161,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """The text of a completion without special tokens. NUL, which no database takes, becomes U+FFFD."""
-    return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).replace("\0", "\ufffd")
+    return storable(str(tokenizer.decode(list(tokens), skip_special_tokens=True)))
 
 
 def context_refusal(model: PreTrainedModel, prompt_id: str, num_prompt_tokens: int, max_new_tokens: int) -> str | None:

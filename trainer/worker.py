@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.artifacts import deliver_folder
-from trainer.client import ApiError, Claim, Client, ClientError, FenceLost, Json, Unreachable
+from trainer.client import ApiError, Claim, ClaimedRun, Client, ClientError, FenceLost, Json, Unreachable
 from trainer.jobs import HANDLERS, Job, do
-from trainer.reporting import RunCancelled
+from trainer.reporting import RunCancelled, storable
 from trainer.run_reporter import RunReporter
 from trainer.settings import WorkerSettings
 from trainer.team import MemberFailed, TeamBroke, is_split, lead
@@ -29,6 +29,7 @@ FIRST_POLL_SECONDS = 1.0
 LONGEST_POLL_SECONDS = 5.0
 DELIVERY_PATIENCE_SECONDS = 600.0
 """How long a delivery is tried while the app is away."""
+MAX_CAUSE_CHARACTERS = 2_000
 
 PATH = re.compile(r"(?<![\w:/.])/(?:[^\s/'\"()]+/)+([^\s/'\"()]*)")
 
@@ -76,59 +77,59 @@ class Worker:
         logger.info("took the %s run %s, attempt %d", claim["kind"], claim["id"], claim["attempt"])
         run = self._client.claimed(claim)
         try:
-            with RunReporter(run, self._stopping.is_set) as report, _RunFolder(self._settings, claim) as folder:
-                self._do(Job(self._client, self._settings, run, report, folder))
+            with RunReporter(run, self._stopping.is_set) as report:
+                self._do(run, report)
         except FenceLost as error:
             logger.warning("dropped the run %s: %s", claim["id"], error)
         except (Unreachable, ApiError) as error:
             logger.warning("gave the run %s up, it goes back into the queue: %s", claim["id"], error)
 
-    def _do(self, job: Job) -> None:
+    def _do(self, run: ClaimedRun, report: RunReporter) -> None:
         try:
-            result, names = lead(job, self._stopping.is_set) if is_split(job) else carry_out(job)
-            job.run.finish("finished", result=result, artifacts=names)
-            logger.info("finished the run %s", job.run.claim["id"])
+            with _RunFolder(self._settings, run.claim) as folder:
+                job = Job(self._client, self._settings, run, report, folder)
+                result, names = lead(job, self._stopping.is_set) if is_split(job) else carry_out(job)
+            report.finish("finished", result=result, artifacts=names)
+            logger.info("finished the run %s", run.claim["id"])
         except (FenceLost, Unreachable):
             if not self._stopping.is_set():
                 raise
-            self._give_back(job)
+            self._give_back(run, report)
         except RunCancelled:
-            self._end_early(job)
+            self._end_early(run, report)
         except TeamBroke as error:
-            self._leave(job, error)
+            self._leave(report, error)
         except Exception as error:  # noqa: BLE001 - whatever went wrong ends this run, and the worker goes on
-            self._fail(job, error)
+            self._fail(run, report, error)
 
-    def _end_early(self, job: Job) -> None:
-        if job.report.is_fence_lost:
-            logger.warning("dropped the run %s", job.run.claim["id"])
-        elif job.report.is_cancelled:
-            job.report.flush()
-            job.run.finish("cancelled", error="Cancelled.")
-            logger.info("the run %s was cancelled", job.run.claim["id"])
+    def _end_early(self, run: ClaimedRun, report: RunReporter) -> None:
+        if report.is_fence_lost:
+            logger.warning("dropped the run %s", run.claim["id"])
+        elif report.is_cancelled:
+            report.flush()
+            report.finish("cancelled", error="Cancelled.")
+            logger.info("the run %s was cancelled", run.claim["id"])
         else:
-            self._give_back(job)
+            self._give_back(run, report)
 
-    def _give_back(self, job: Job) -> None:
+    def _give_back(self, run: ClaimedRun, report: RunReporter) -> None:
         """Back into the queue at once; when that fails, its lease runs out and has the same effect."""
         with suppress(ClientError):
-            job.report.flush()
-            job.run.release()
-            logger.info("gave the run %s back", job.run.claim["id"])
+            report.flush()
+            report.release()
+            logger.info("gave the run %s back", run.claim["id"])
 
-    def _leave(self, job: Job, error: TeamBroke) -> None:
+    def _leave(self, report: RunReporter, error: TeamBroke) -> None:
         """Into the queue when the lease runs out. As that counts as an attempt, what kills it each time ends it."""
-        job.report.log(
-            "error", f"{error} The run waits for its lease to run out, and goes on from its last checkpoint."
-        )
-        job.report.flush()
+        report.log("error", f"{error} The run waits for its lease to run out, and goes on from its last checkpoint.")
+        report.flush()
 
-    def _fail(self, job: Job, error: Exception) -> None:
-        logger.warning("the run %s failed: %s", job.run.claim["id"], error)
+    def _fail(self, run: ClaimedRun, report: RunReporter, error: Exception) -> None:
+        logger.warning("the run %s failed: %s", run.claim["id"], error)
         for line in error.lines if isinstance(error, MemberFailed) else lines_of(error):
-            job.report.log("error", line)
-        job.report.flush()
-        job.run.finish("failed", error=cause_of(error))
+            report.log("error", line)
+        report.flush()
+        report.finish("failed", error=cause_of(error))
 
 
 def carry_out(job: Job) -> tuple[Json, list[str]]:
@@ -164,7 +165,7 @@ def cause_of(error: Exception) -> str:
         error
     ).__module__.startswith("trainer.")
     cause = text if text and written_for_people else f"{type(error).__name__}: {text}".rstrip(": ")
-    return without_paths(cause)
+    return storable(without_paths(cause))[:MAX_CAUSE_CHARACTERS]
 
 
 def lines_of(error: Exception) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -35,9 +36,9 @@ def reporter(client: Client, *, lease_seconds: float = 45, is_stopping: bool = F
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < deadline, "waited for five seconds"
+        assert time.monotonic() < deadline, "waited for half a minute"
         time.sleep(0.01)
 
 
@@ -48,10 +49,11 @@ def sent(server: Server, verb: str, key: str) -> list[object]:
 
 def test_the_lease_is_kept_at_a_third_of_its_time(server: Server, client: Client) -> None:
     server.handle = lambda _: Answer(200, b'{"cancel_requested": false, "lease_seconds": 0.3}')
+    began = time.monotonic()
     with reporter(client, lease_seconds=0.3):
-        time.sleep(0.65)
-    beats = [request for request in server.requests if request.path.endswith("heartbeat")]
-    assert 3 <= len(beats) <= 6
+        wait_for(lambda: len(server.requests) >= 4)
+        seconds = time.monotonic() - began
+        assert len(server.requests) <= seconds / 0.1 + 1
 
 
 def test_a_cancel_request_is_heard(server: Server, client: Client) -> None:
@@ -89,14 +91,16 @@ def test_a_metric_that_is_no_number_is_said_in_the_log(server: Server, client: C
 
 def test_the_time_that_is_left_follows_from_the_pace(server: Server, client: Client) -> None:
     report = reporter(client)
+    began = time.monotonic()
     report.progress(0, 4, "")
     time.sleep(0.2)
     report.progress(1, 4, "")
+    seconds = time.monotonic() - began
     with report:
         wait_for(lambda: server.requests)
     progress = json.loads(server.requests[0].body)["progress"]
     assert (progress["step"], progress["total"]) == (1, 4)
-    assert progress["eta_seconds"] == pytest.approx(0.6, rel=0.5)
+    assert 3 * 0.2 <= progress["eta_seconds"] <= 3 * seconds
 
 
 def test_reports_wait_while_the_app_is_away(server: Server, client: Client) -> None:
@@ -121,6 +125,44 @@ def test_a_lost_fence_stops_the_run(server: Server, client: Client) -> None:
         assert report.should_stop()
         with pytest.raises(FenceLost):
             report.flush()
+
+
+def test_a_sign_of_life_that_crosses_the_finish_is_no_loss(
+    server: Server, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    is_under_way, is_finished = threading.Event(), threading.Event()
+
+    def handle(request: Received) -> Answer:
+        if request.path.endswith("finish"):
+            is_finished.set()
+            return Answer(204, b"")
+        is_under_way.set()
+        assert is_finished.wait(20)
+        return problem(409, "FenceLost")
+
+    server.handle = handle
+    with reporter(client, lease_seconds=0.01) as report:
+        assert is_under_way.wait(20)
+        report.finish("finished")
+    assert not report.is_fence_lost
+    assert "is lost" not in caplog.text
+
+
+def test_nothing_that_goes_wrong_silences_a_run(
+    server: Server, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.replay(Answer(200, b"no JSON"), Answer(200, b"[]"), Answer(200, b"no JSON"), BEAT)
+    with reporter(client, lease_seconds=0.01) as report:
+        wait_for(lambda: len(server.requests) == 4)
+        assert not report.is_fence_lost
+    assert "a report can't be sent" in caplog.text
+
+
+def test_half_a_character_is_sent_as_what_can_be_stored(server: Server, client: Client) -> None:
+    with reporter(client) as report:
+        report.log("info", "half \ud83d of one")
+        report.flush()
+    assert sent(server, "log", "lines") == [{"level": "info", "text": "half ? of one"}]
 
 
 def test_a_report_that_is_refused_does_not_hold_up_the_next(server: Server, client: Client) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.http_stub import Answer, Received, Server, problem
+from tests.trainer.http_stub import CLAIM, Answer, Received, Server, problem
 from trainer.artifacts import base_folder, version_folder
 from trainer.client import ApiError, Client, ClientError, ModelReference, Retries
 from trainer.settings import SettingsError, WorkerSettings
@@ -109,6 +109,19 @@ def test_a_cause_is_a_sentence_for_people(error: Exception, cause: str) -> None:
 )
 def test_paths_of_the_machine_are_reduced_to_names(text: str, shortened: str) -> None:
     assert without_paths(text) == shortened
+
+
+def test_a_worker_without_a_place_for_its_files_says_so_and_goes_on(
+    server: Server, client: Client, tmp_path: Path
+) -> None:
+    place = tmp_path / "a file"
+    place.touch()
+    claim = json.dumps(CLAIM).encode()
+    server.handle = lambda request: Answer(200, claim) if request.path.endswith("claim") else Answer(204, b"")
+    assert Worker(client, WorkerSettings(data_dir=place), threading.Event()).run_once()
+    [finish] = [json.loads(request.body) for request in server.requests if request.path.endswith("finish")]
+    assert finish["state"] == "failed"
+    assert "Not a directory" in finish["error"]
 
 
 # Models and versions
