@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 from sqlalchemy import text
 
+from app.accounts.models import User
 from app.accounts.service import create_token
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.embedded import EmbeddedPostgres, processes_working_in
@@ -53,18 +54,8 @@ async def open_house(
     sessions = make_sessionmaker(engine)
     project, users = await prepare(sessions, num_tasks=num_tasks, overlap=overlap, num_clients=num_people)
     web = Web(database_url, folder, is_careless=is_careless)
-    history = History(overlap)
     try:
-        async with AsyncExitStack() as stack:
-            people = []
-            for number, user in enumerate(users):
-                async with sessions.begin() as session:
-                    _, secret = await create_token(session, user_id=user.id, name="faults", scopes=["annotate"])
-                client = httpx2.AsyncClient(
-                    base_url=web.url, headers={"authorization": f"Bearer {secret}"}, timeout=httpx2.Timeout(60)
-                )
-                await stack.enter_async_context(client)
-                people.append(Person(str(user.id), client, random.Random(f"{seed} {number}"), history))
+        async with let_in(sessions, users, web.url, History(overlap), seed=seed) as people:
             if is_forgetful:
                 await acknowledge_before_it_is_written(sessions)
             web.start()
@@ -72,6 +63,24 @@ async def open_house(
     finally:
         web.close()
         await engine.dispose()
+
+
+@asynccontextmanager
+async def let_in(
+    sessions: SessionMaker, users: Sequence[User], url: str, history: History, *, seed: int
+) -> AsyncIterator[list[Person]]:
+    """Each of them with a token and a client."""
+    async with AsyncExitStack() as stack:
+        people = []
+        for number, user in enumerate(users):
+            async with sessions.begin() as session:
+                _, secret = await create_token(session, user_id=user.id, name="faults", scopes=["annotate"])
+            client = httpx2.AsyncClient(
+                base_url=url, headers={"authorization": f"Bearer {secret}"}, timeout=httpx2.Timeout(60)
+            )
+            await stack.enter_async_context(client)
+            people.append(Person(str(user.id), client, random.Random(f"{seed} {number}"), history))
+        yield people
 
 
 def kill(server: EmbeddedPostgres) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import socket
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from app.tasks import service as tasks
 from app.tasks.models import Lease, Task
 
 PRELOADED = ["app.main", "tests.faults.web"]
+
+
+def forks() -> ForkServerContext:
+    """Processes that begin as forks of one that has imported what is preloaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def answer_requests(listener: socket.socket, database_url: str, folder: Path, *, is_careless: bool) -> None:
@@ -46,8 +54,6 @@ class Web:
         self._folder = folder
         self._is_careless = is_careless
         self._listener = bind("127.0.0.1", 0)
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOADED)
         self._process: BaseProcess | None = None
 
     @property
@@ -57,7 +63,7 @@ class Web:
 
     def start(self) -> None:
         """Begin to answer."""
-        self._process = self._context.Process(
+        self._process = forks().Process(
             target=answer_requests,
             args=(self._listener, self.database_url, self._folder),
             kwargs={"is_careless": self._is_careless},
