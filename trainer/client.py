@@ -456,6 +456,10 @@ class ClaimedRun:
         rows = self._transport.ndjson(f"{self._path}/prompts", headers=self._headers)
         return cast(Iterator[PromptRow], rows)
 
+    def answers(self) -> Iterator[Json]:
+        """What a `judge` run is asked about: prompts with their answers."""
+        return self._transport.ndjson(f"{self._path}/answers", headers=self._headers)
+
     def artifacts(self) -> list[ArtifactInfo]:
         """What this or an earlier attempt delivered."""
         response = self._transport.send("GET", f"{self._path}/artifacts", headers=self._headers)

@@ -210,11 +210,26 @@ def score(job: Job) -> Outcome:
     return Outcome(found)
 
 
+def judge(job: Job) -> Outcome:
+    """What a reward model says of answers that nobody has ranked yet."""
+    from trainer.judging import judge_answers
+
+    found = judge_answers(
+        job.run.answers(),
+        find_model(job, job.config["reward"]),
+        seen=dataset_rows(job) if job.config["dataset"] else (),
+        report=job.report,
+        device=job.settings.torch_device(),
+    )
+    return Outcome(found)
+
+
 HANDLERS: dict[str, Handler] = {
     "sample": sample,
     "evaluate": sample,
     "reward": reward,
     "score": score,
+    "judge": judge,
     "ppo": ppo,
     "sft": sft,
     "dpo": dpo,

@@ -1,17 +1,27 @@
-"""What reward models say of held-out rankings: each is asked about the same pairs, so that they can be compared."""
+"""What reward models say: of held-out rankings, where each is asked about the same pairs, so that they can be compared;
+and of answers that nobody has ranked yet."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from trainer import choosing
 from trainer.config import RewardConfig
-from trainer.data import all_rankings, encode_rankings, for_each_ranking
+from trainer.data import Task, all_rankings, encode_rankings, for_each_ranking
 from trainer.models import RewardModel
-from trainer.preferences import Ranking, to_rankings
-from trainer.reporting import Reporter, RunCancelled
+from trainer.preferences import Answer, Ranking, to_rankings
+from trainer.reporting import Reporter, RunCancelled, stop_if_cancelled
 from trainer.scorer import Scorer, pad_id_of
 from trainer.weights import ModelSource, context_length, load_tokenizer
+
+TASKS_AT_ONCE = 64
+"""Between two of these a run says how far it is, and hears whether it should stop."""
+MOST_SEEN = 2_000
+"""Rankings, the newest, that novelty is told from."""
 
 
 def judge(
@@ -72,3 +82,79 @@ def num_right(ranking: Ranking, scores: Sequence[float]) -> float:
         1.0 if scores[better] > scores[worse] else 0.5 if scores[better] == scores[worse] else 0.0
         for better, worse in ranking.ordered_pairs
     )
+
+
+# --- Answers that nobody has ranked ----------------------------------------------------------------------------------
+
+
+class Judge:
+    """A reward model that looks at answers: their scores by each head, and the states that the heads see."""
+
+    def __init__(self, source: ModelSource, device: str) -> None:
+        self._model, self._tokenizer = RewardModel.load(source, device=device), load_tokenizer(source)
+        config = RewardConfig(cache_megabytes=0)
+        self._scorer = Scorer(self._model, pad_id=pad_id_of(self._tokenizer), config=config)
+
+    @property
+    def num_heads(self) -> int:
+        """1 where it is no ensemble."""
+        return 1 if self._model.members is None else self._model.members.out_features
+
+    def encode(self, rankings: Sequence[Ranking]) -> tuple[list[Task], list[dict[str, str]]]:
+        """The tasks that it can read whole, and those that are left out, with the reason."""
+        limit = context_length(self._model.blocks.config)
+        return encode_rankings(rankings, self._tokenizer, max_length=limit, ties="half")
+
+    def states(self, tasks: Sequence[Task]) -> list[Tensor]:
+        """state_KD of each task's answers."""
+        return self._scorer.states(tasks)
+
+    def say(self, task: Task, state_KD: Tensor, seen_MD: Tensor) -> dict[str, Any]:
+        """What it says of one task (docs/protocol.md)."""
+        ranking = task.rankings[0]
+        score_KE = self._model.member_scores(state_KD)
+        return {
+            "key": ranking.ranking_id,
+            "scores": {
+                answer.id: value
+                for answer, value in zip(ranking.answers, self._model.score_states(state_KD).tolist(), strict=True)
+            },
+            "disagreement": choosing.disagreement(score_KE),
+            "expected_gain": choosing.expected_gain(score_KE),
+            "novelty": choosing.novelty(state_KD, seen_MD) if len(seen_MD) else None,
+        }
+
+
+@torch.no_grad()
+def judge_answers(
+    rows: Iterable[Mapping[str, Any]],
+    source: ModelSource,
+    *,
+    seen: Iterable[Mapping[str, Any]] = (),
+    report: Reporter,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """The result of a `judge` run (docs/protocol.md): of each row its answers' scores, and what a ranking would teach.
+
+    Args:
+        rows: `{"key", "messages", "answers": [{"id", "text", "finish_reason"}]}`.
+        seen: a dataset's rows: what novelty is told from; without any it is null.
+    """
+    judge = Judge(source, device)
+    tasks, refused = judge.encode([_unranked(row) for row in rows])
+    known, _ = judge.encode(to_rankings(seen)[-MOST_SEEN:])
+    seen_MD = torch.cat(judge.states(known)) if known else torch.zeros(0)
+    judged: list[dict[str, Any]] = []
+    for first in range(0, len(tasks), TASKS_AT_ONCE):
+        part = tasks[first : first + TASKS_AT_ONCE]
+        judged += [judge.say(task, state, seen_MD) for task, state in zip(part, judge.states(part), strict=True)]
+        report.progress(len(judged), len(tasks), "")
+        stop_if_cancelled(report)
+    left_out = [{"key": row["ranking_id"], "reason": row["reason"]} for row in refused]
+    return {"judged": judged, "num_heads": judge.num_heads, "refused": left_out}
+
+
+def _unranked(row: Mapping[str, Any]) -> Ranking:
+    """A row as a ranking that says nothing: its answers stand in the order in which they came."""
+    answers = tuple(Answer(item["id"], item["text"], item["finish_reason"]) for item in row["answers"])
+    return Ranking(row["key"], row["key"], row["messages"], answers, tuple(range(len(answers))))

@@ -113,6 +113,12 @@ class Scorer:
         return [[next(values) for _ in task.rows] for task in tasks]
 
     @torch.no_grad()
+    def states(self, tasks: Sequence[Task]) -> list[Tensor]:
+        """state_KD of the last tokens of each task's answers, which the heads score."""
+        states_ND = self._all_scores(tasks, lambda hidden_ND: hidden_ND)
+        return list(states_ND.split([len(task.rows) for task in tasks]))
+
+    @torch.no_grad()
     def score_members(self, tasks: Sequence[Task]) -> Tensor:
         """score_NE of all the tasks' answers, one after another, by each head."""
         return self._all_scores(tasks, self.model.member_scores)

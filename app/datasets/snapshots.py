@@ -51,7 +51,8 @@ PSEUDONYM_LENGTH = 16
 CREATE = """
 create temporary table frozen_rankings (
     position int primary key, ranking_id uuid, task_id uuid, prompt_id uuid, split text, language text, round int,
-    annotator text, shown uuid[], created_at timestamptz, rationale text, confidence int, all_bad bool, strength int
+    annotator text, chosen_by text, score double precision,
+    shown uuid[], created_at timestamptz, rationale text, confidence int, all_bad bool, strength int
 ) on commit drop"""
 
 # A line is what `orjson.dumps(row, option=OPT_SORT_KEYS)` would write, to the byte: keys sorted, no spaces, UTF-8.
@@ -126,6 +127,7 @@ with made as materialized (
             )) as messages,
             coalesce(placed.cells, '[]') as "order",
             f.prompt_id,
+            (select row_to_json(why) from (select f.chosen_by, f.score) why) as provenance,
             f.ranking_id,
             concat('{', answers.ratings, '}')::json as ratings,
             f.rationale,
@@ -183,8 +185,21 @@ order by f.task_id, f.position limit :limit"""
 
 
 SAID = ("rationale", "confidence", "all_bad", "strength")
-COLUMNS = ("position", "ranking_id", "task_id", "prompt_id", "split", "language", "round", "annotator", "shown")
-FROZEN = table("frozen_rankings", *map(column, (*COLUMNS, "created_at", *SAID)))
+COLUMNS = (
+    "position",
+    "ranking_id",
+    "task_id",
+    "prompt_id",
+    "split",
+    "language",
+    "round",
+    "annotator",
+    "chosen_by",
+    "score",
+    "shown",
+)
+CHOSEN = ("chosen_by", "score")
+FROZEN = table("frozen_rankings", *map(column, (*COLUMNS, *CHOSEN, "created_at", *SAID)))
 
 
 @dataclass
@@ -215,6 +230,7 @@ async def choose(session: AsyncSession, query: Select[Any], key: bytes) -> int:
         "language": Prompt.language,
         "round": Task.round,
         "annotator": pseudonym(key),
+        **{name: getattr(Task, name) for name in CHOSEN},
         "shown": shown(),
         "created_at": Ranking.created_at,
         **{name: getattr(Ranking, name) for name in SAID},

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette import status
 
 from app.accounts.guards import AdminCaller, ReadCaller, WriteCaller
 from app.datasets import service as datasets
 from app.idempotency import idempotent
-from app.loop import alternatives, arrivals, comparisons, external, forecast, sampling, service, training
+from app.loop import alternatives, arrivals, choosing, comparisons, external, forecast, sampling, service, training
 from app.loop.schemas import ComparisonOut, PlanOut, RoundOut
+from app.ndjson import write_lines
 from app.projects.guards import ApiProject
 from app.projects.service import get_project
 from app.registry import service as registry
 from app.registry.schemas import VersionOut
+from app.runs.api import PeekedRun
 from app.runs.schemas import ClaimOut, RunOut
-from app.web import SessionDep, SettingsDep
+from app.web import SessionDep, SettingsDep, stream
 
 router = APIRouter(tags=["loop"])
 
@@ -135,6 +140,17 @@ async def begin_version(project: ApiProject, body: ExternalIn, caller: WriteCall
         token_id=caller.token_id,
     )
     return ClaimOut.of(run, lease_seconds=int(external.LEASE.total_seconds()))
+
+
+@router.get("/runs/{run_id}/answers", response_class=StreamingResponse)
+async def get_run_answers(run: PeekedRun, request: Request) -> StreamingResponse:
+    """What the `judge` run that this worker holds is asked about: prompts with their answers, as JSON lines."""
+
+    async def chunks(session: AsyncSession) -> AsyncIterator[bytes]:
+        async for chunk in write_lines(choosing.answers_to_judge(session, run)):
+            yield chunk
+
+    return stream(request, chunks)
 
 
 @router.get("/projects/{project_id}/plan")

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.datasets import service as datasets
 from app.datasets.models import DatasetRow
 from app.errors import Invalid
-from app.loop import comparisons, sampling, service, training
+from app.loop import choosing, comparisons, sampling, service, training
 from app.loop.comparisons import ComparisonEnded
 from app.loop.gates import GateState, Judged, Reason, Verdict, judge_policy, judge_reward
 from app.loop.models import Round
@@ -125,6 +125,7 @@ async def settle_reward(session: AsyncSession, version: Version, verdict: Verdic
     if verdict.state == GateState.REFUSED:
         return
     await registry.promote(session, version=version, reason="trained on the newest rankings")
+    await choosing.judge_waiting(session, await get_project(session, version.project_id))
     await train_policy(session, version)
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.errors import Conflict, Invalid
 from app.loop import service
+from app.loop.choosing import priority_at, random_place
 from app.projects.models import Project
 from app.projects.service import get_project
 from app.prompts import service as prompts
@@ -167,6 +168,7 @@ async def make_task(
             completion_ids=[answer.id for answer in different[:9]],
             run_id=run_id,
             round=round_number,
+            priority=priority_at(round_number, random_place(project, prompt_id, round_number)),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.events import events
-from app.loop import alternatives, arrivals, comparisons, external, sampling, service, training
+from app.loop import alternatives, arrivals, choosing, comparisons, external, sampling, service, training
 from app.loop.comparisons import ComparisonEnded
 from app.projects.service import ProjectCreated
 from app.prompts.service import CompletionsStored
@@ -20,5 +20,5 @@ def subscribe() -> None:
     events.subscribe(RankingsImported, training.train_at_threshold)
     events.subscribe(RankingStored, comparisons.ranking_stored)
     events.subscribe(ComparisonEnded, arrivals.comparison_ended)
-    for module in (arrivals, alternatives, external, comparisons):
+    for module in (arrivals, alternatives, external, comparisons, choosing):
         events.subscribe(RunFinished, module.run_finished)

@@ -15,6 +15,7 @@ from app.datasets import service as datasets
 from app.datasets.models import Dataset
 from app.errors import Conflict, Invalid, RankloopError
 from app.loop import service
+from app.loop.choosing import BY_HEADS
 from app.loop.models import Round
 from app.projects.models import Project
 from app.projects.service import get_project
@@ -30,6 +31,8 @@ from app.runs.models import Run, RunKind
 
 # In the settings of PPO: the number of a reward version that watches it. The trainer's own settings have no such key.
 GUARD = "guard"
+# How many heads a reward model gets where it has to differ with itself.
+HEADS = 5
 # More rankings than this are never being stored at the same moment.
 MOST_AT_ONCE = 64
 
@@ -65,7 +68,7 @@ async def start_training(
     config = {
         "sft": await registry.reference(session, base),
         "dataset": datasets.reference(dataset),
-        "training": project.training.get("reward", {}),
+        "training": reward_training(project),
     }
     run = await runs.enqueue(
         session,
@@ -80,6 +83,12 @@ async def start_training(
     await audit(session, actor_id=actor_id, action="training.start", subject=str(run.id), dataset=str(dataset.id))
     await session.flush()
     return run
+
+
+def reward_training(project: Project) -> dict[str, Any]:
+    """The overrides of a reward run; it has an ensemble of heads where the next rankings are chosen by their doubt."""
+    heads = {"num_heads": HEADS} if project.rank_next in BY_HEADS else {}
+    return {**heads, **project.training.get("reward", {})}
 
 
 def require_pairs(dataset: Dataset) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.plots import Plot, Point, line_plot
@@ -15,9 +17,13 @@ from app.quality import curves
 from app.quality import service as quality
 from app.quality.agreement import Estimate
 from app.quality.curves import Curve
+from app.quality.sequences import ratio_over_prompts
+from app.rankings.models import Ranking, RankingPlace
+from app.rankings.service import is_current
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs import service as runs
+from app.tasks.models import Task
 
 Series = dict[str, list[Point]]
 Reported = Mapping[str, Sequence[tuple[int, float]]]
@@ -30,6 +36,20 @@ WATCHED = {
     "entropy": ("objective/entropy",),
     "pretraining": ("ppo/ptx/loss",),
 }
+
+
+# What was ranked by choice is looked at in so many of the newest rankings.
+MOST_CHOSEN = 4_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Tasks that came first for one reason, and how often their reward model was right before anybody had ranked."""
+
+    chosen_by: str
+    num_rankings: int
+    right: Estimate | None
+    """Of the pairs that people ordered, the share that it ordered alike."""
 
 
 @dataclass(frozen=True)
@@ -132,3 +152,35 @@ def curve_plot(
     if ceiling:
         series[words["_"]("people")] = [(float(points[0].num_rankings), ceiling.value), (last, ceiling.value)]
     return line_plot("curve", series)
+
+
+async def choices(session: AsyncSession, project: Project) -> list[Choice]:
+    """What came of the ways to choose: the more a ranking teaches, the more often it contradicts the reward model.
+
+    Those at random say, without bias, how good the reward model is on what it was not trained on.
+    """
+    ordered = func.array_agg(RankingPlace.completion_id), func.array_agg(RankingPlace.place)
+    query = (
+        select(Task.chosen_by, Task.prompt_id, Task.judged_order, *ordered)
+        .join(Ranking, Ranking.task_id == Task.id)
+        .join(RankingPlace, RankingPlace.ranking_id == Ranking.id)
+        .where(Ranking.project_id == project.id, Task.judged_order.is_not(None), is_current(), ~Task.is_gold)
+        .group_by(Task.id, Ranking.id)
+        .order_by(Ranking.number.desc())
+        .limit(MOST_CHOSEN)
+    )
+    said: dict[str, list[tuple[uuid.UUID, int, int]]] = {}
+    for way, prompt_id, order, answers, places in await session.execute(query):
+        pairs = agreed(order or (), dict(zip(answers, places, strict=True)))
+        said.setdefault(way, []).append((prompt_id, *pairs))
+    return [
+        Choice(way, len(rows), ratio_over_prompts(*(list(column) for column in zip(*rows, strict=True))))
+        for way, rows in sorted(said.items())
+    ]
+
+
+def agreed(order: Sequence[uuid.UUID], places: Mapping[uuid.UUID, int | None]) -> tuple[int, int]:
+    """(pairs that an order and a person's places have alike, pairs that the person ordered)."""
+    here = [place for answer in order if (place := places.get(answer)) is not None]
+    pairs = [(one, other) for at, one in enumerate(here) for other in here[at + 1 :] if one != other]
+    return sum(one < other for one, other in pairs), len(pairs)

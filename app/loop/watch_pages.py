@@ -25,4 +25,5 @@ async def show_watch(request: Request, project: PageProject, user: Trainer, sess
         line=await watch.policy_line(session, project),
         learning=await watch.learning_curve(session, project, words(request)),
         published=PUBLISHED_GAIN,
+        choices=await watch.choices(session, project),
     )

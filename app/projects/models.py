@@ -35,6 +35,15 @@ class PolicyGate(StrEnum):
     PEOPLE = "people"  # people prefer its answers to the live one's, without knowing whose they are
 
 
+class RankNext(StrEnum):
+    """Which of the tasks that wait come first."""
+
+    RANDOM = "random"
+    DISAGREEMENT = "disagreement"  # those about which the heads of the reward model differ most
+    EXPECTED_GAIN = "expected_gain"  # those whose ranking is expected to tell most about which head is right
+    NOVELTY = "novelty"  # those whose answers are least like any that was ranked
+
+
 class Layout(StrEnum):
     """How the ranking page lays out its answers at first; each annotator may choose another."""
 
@@ -64,6 +73,8 @@ class Project(Base):
         CheckConstraint("layout in ('stacked', 'grid', 'columns')", name="layout"),
         CheckConstraint("reward_gate in ('off', 'held_out')", name="reward_gate"),
         CheckConstraint("policy_gate in ('off', 'people')", name="policy_gate"),
+        CheckConstraint("rank_next in ('random', 'disagreement', 'expected_gain', 'novelty')", name="rank_next"),
+        CheckConstraint("random_share between 0.1 and 1", name="random_share"),
         CheckConstraint("train_every_hours is null or train_every_hours between 1 and 8760", name="train_every_hours"),
         CheckConstraint("train_threshold is null or train_threshold > 0", name="train_threshold"),
         CheckConstraint(
@@ -113,6 +124,9 @@ class Project(Base):
     sampling: Mapped[dict[str, Any]] = mapped_column(JSONB)
     # {"reward": {...}, "ppo": {...}}: overrides of the trainer's defaults.
     training: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default="{}")
+    # Which of the waiting tasks come first, and how many of them are at random whatever that is.
+    rank_next: Mapped[str] = mapped_column(server_default=RankNext.RANDOM, default=RankNext.RANDOM)
+    random_share: Mapped[float] = mapped_column(server_default="0.2", default=0.2)
     # What a new version must show before it goes live.
     reward_gate: Mapped[str] = mapped_column(server_default=RewardGate.HELD_OUT, default=RewardGate.HELD_OUT)
     policy_gate: Mapped[str] = mapped_column(server_default=PolicyGate.OFF, default=PolicyGate.OFF)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from app.errors import Invalid
-from app.projects.models import Asked, Layout, PolicyGate, Project, RewardGate
+from app.projects.models import Asked, Layout, PolicyGate, Project, RankNext, RewardGate
 from app.validation import ALIAS, LABEL_KEY, SLUG, explain
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -115,6 +115,8 @@ class ProjectSettings(BaseModel):
     training: Training = Training()
     train_threshold: int | None = Field(None, ge=1)
     train_every_hours: int | None = Field(None, ge=1, le=8760)
+    rank_next: RankNext = RankNext.RANDOM
+    random_share: float = Field(0.2, ge=0.1, le=1)
     reward_gate: RewardGate = RewardGate.HELD_OUT
     policy_gate: PolicyGate = PolicyGate.OFF
     is_paused: bool = False
@@ -167,6 +169,8 @@ class ProjectOut(BaseModel):
     training: Training
     train_threshold: int | None
     train_every_hours: int | None
+    rank_next: RankNext
+    random_share: float
     reward_gate: RewardGate
     policy_gate: PolicyGate
     validation_share: float

@@ -129,6 +129,7 @@ class OrderedLine(PromptFields):
     prompt_id: Any = None
     split: Any = None
     display_order: Any = None
+    provenance: Any = None
     created_at: Any = None
     completions: list[Annotated[OrderedAnswer, BeforeValidator(as_answer)]]
     order: Cells
@@ -141,7 +142,7 @@ class OrderedLine(PromptFields):
     all_bad: bool | None = None
     strength: int | None = Field(None, ge=0, le=MAX_STRENGTH)
 
-    UNREAD: ClassVar = ("split", "display_order", "created_at")
+    UNREAD: ClassVar = ("split", "display_order", "provenance", "created_at")
 
     @model_validator(mode="after")
     def check_whole(self) -> Self:

@@ -26,6 +26,7 @@ class RunKind(StrEnum):
     BEST_OF_N = "best_of_n"  # a policy that imitates its own answers that a reward model likes best
     STAR = "star"  # a policy that imitates its own answers that pass a check
     SCORE = "score"  # what reward models say of held-out rankings
+    JUDGE = "judge"  # what a reward model says of answers that nobody has ranked yet
     EXTERNAL = "external"  # a version that was trained elsewhere, and is delivered here
 
 

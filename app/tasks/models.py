@@ -134,6 +134,8 @@ class Task(Base):
         CheckConstraint("overlap between 1 and 100", name="overlap"),
         CheckConstraint("is_gold or not is_qualifying", name="qualifying"),
         CheckConstraint("num_taken >= 0", name="num_taken"),
+        CheckConstraint("chosen_by in ('random', 'disagreement', 'expected_gain', 'novelty')", name="chosen_by"),
+        CheckConstraint("chosen_by = 'random' or (score is not null and judged_run_id is not null)", name="chosen"),
     )
 
     id: Mapped[UuidKey]
@@ -147,6 +149,13 @@ class Task(Base):
     # Written by `loop`.
     round: Mapped[int | None]
     priority: Mapped[ZeroByDefault]
+    # Why it stands where it stands among the tasks of its round, by which score, and the run that said so. What came at
+    # random has its score, too.
+    chosen_by: Mapped[str] = mapped_column(server_default="random", default="random")
+    score: Mapped[float | None]
+    judged_run_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("runs.id"))
+    # Its answers as that run's reward model orders them, best first.
+    judged_order: Mapped[list[uuid.UUID] | None]
     # Written by `quality`: a reviewer has decided about the rankings up to this one, and they are changed no more.
     settled_number: Mapped[int | None] = mapped_column(BigInteger)
     overlap: Mapped[int]

@@ -138,6 +138,8 @@ class TaskOut(BaseModel):
     run_id: uuid.UUID | None
     round: int | None
     priority: int
+    chosen_by: str
+    score: float | None
     overlap: int
     num_open: int
     num_answered: int
@@ -148,7 +150,18 @@ class TaskOut(BaseModel):
     def of(cls, row: TaskRow) -> TaskOut:
         """The wire shape of a row of the list."""
         task = row.task
-        names = ("id", "number", "project_id", "prompt_id", "run_id", "round", "priority", "overlap")
+        names = (
+            "id",
+            "number",
+            "project_id",
+            "prompt_id",
+            "run_id",
+            "round",
+            "priority",
+            "chosen_by",
+            "score",
+            "overlap",
+        )
         return cls(
             **{name: getattr(task, name) for name in (*names, "withdrawn_at", "created_at")},
             completion_ids=list(row.completion_ids),

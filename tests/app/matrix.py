@@ -205,6 +205,7 @@ API_MATRIX = {
     "GET /runs/{run_id}": "trainer",
     "GET /runs/{run_id}/metrics": "trainer",
     "GET /runs/{run_id}/prompts": "trainer",
+    "GET /runs/{run_id}/answers": "trainer",
     "GET /runs/{run_id}/artifacts": "trainer",
     "GET /runs/{run_id}/artifacts/{name:path}": "trainer",
     "PUT /runs/{run_id}/artifacts/{name:path}": "trainer",

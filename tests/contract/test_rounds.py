@@ -28,9 +28,9 @@ def runs_of(house: House, project: Json, kind: str) -> list[Json]:
 
 
 def test_a_round_leads_to_a_new_policy_and_its_answers(house: House) -> None:
-    project = ranked_project(house)
+    project = ranked_project(house, rank_next="disagreement")
     house.admin.start_training(project["id"])
-    assert work_off(house) == 3
+    assert work_off(house) == 4
     assert {run["state"] for run in house.admin.list_runs(project["id"])} == {"finished"}
 
     policy, reward, base = house.admin.list_versions(project["id"])
@@ -47,7 +47,10 @@ def test_a_round_leads_to_a_new_policy_and_its_answers(house: House) -> None:
     assert result["num_episodes"] == 8
     assert set(result["reward"]) == {"first", "last"}
     assert {row["version"] for row in house.admin.completions(project["id"], policy["id"])} == {policy["number"]}
-    assert len(list(house.admin.list_tasks(project["id"]))) == 8
+    # The new answers wait, and the worker said how much its heads differ about each.
+    made = list(house.admin.list_tasks(project["id"]))
+    assert [task["score"] is None for task in made] == [True] * 4 + [False] * 4
+    assert all(0 < task["score"] <= 0.5 for task in made[4:])
 
     # The curves carry the names of the protocol.
     curves = house.admin.run_metrics(runs_of(house, project, "reward")[0]["id"])
