@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Select, Text, bindparam, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.guards import ProjectFinder
+from app.accounts.wanted import ProjectFinder, ProjectQuery
 from app.corpora.models import Corpus
 from app.datasets.models import Dataset
 from app.projects.models import Project
@@ -25,37 +25,37 @@ from app.webhooks.models import Webhook
 from app.writing.models import Writing
 
 # Nearly every request finds a project: what it asks is put together once.
-BY_SLUG = select(Project).where(Project.slug == bindparam("slug"))
+BY_ID = ProjectQuery(Project, select(Project.id).where(Project.id == bindparam("thing")))
+BY_SLUG = ProjectQuery(Project, select(Project.id).where(Project.slug == bindparam("thing")))
 
 
-async def by_slug(session: AsyncSession, slug: str) -> Project | None:
+def by_slug(slug: str) -> tuple[ProjectQuery, str]:
     """The project of a short name."""
-    return await session.scalar(BY_SLUG, {"slug": slug})
+    return BY_SLUG, slug
 
 
-async def by_key(session: AsyncSession, key: str) -> Project | None:
+def by_key(key: str) -> tuple[ProjectQuery, uuid.UUID | str]:
     """The project of an id or a short name."""
     try:
-        return await session.get(Project, uuid.UUID(key))
+        return BY_ID, uuid.UUID(key)
     except ValueError:
-        return await by_slug(session, key)
+        return BY_SLUG, key
 
 
 def holding(table: Any) -> ProjectFinder:
     """Finds the project that a row of `table` belongs to, by the row's id."""
-    return by_row(select(Project).join(table, table.project_id == Project.id), table)
+    return by_row(select(table.project_id), table)
 
 
-def by_row(projects: Select[Project], table: Any) -> ProjectFinder:
-    """Finds the project of a row by the row's id; `projects` joins the two."""
-    query = projects.where(table.id == bindparam("row_id"))
+def by_row(project_ids: Select[uuid.UUID], table: Any) -> ProjectFinder:
+    """Finds the project of a row by the row's id; `project_ids` says where the row names it."""
+    query = ProjectQuery(Project, project_ids.where(table.id == bindparam("thing")))
 
-    async def find(session: AsyncSession, key: str) -> Project | None:
+    def find(key: str) -> tuple[ProjectQuery, uuid.UUID] | None:
         try:
-            project: Project | None = await session.scalar(query, {"row_id": uuid.UUID(key)})
+            return query, uuid.UUID(key)
         except ValueError:
             return None
-        return project
 
     return find
 
@@ -66,7 +66,7 @@ PROJECT_FINDERS: dict[str, ProjectFinder] = {
     "project_id": by_key,
     "corpus_id": holding(Corpus),
     "dataset_id": holding(Dataset),
-    "lease_id": by_row(select(Project).join(Task, Task.project_id == Project.id).join(Lease), Lease),
+    "lease_id": by_row(select(Task.project_id).join(Lease), Lease),
     "prompt_id": holding(Prompt),
     "ranking_id": holding(Ranking),
     "review_id": holding(Review),

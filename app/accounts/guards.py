@@ -11,7 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts import service
 from app.accounts.models import ApiToken, Roles, Scope, User
 from app.accounts.service import Person
+from app.accounts.wanted import NamedProject, ProjectFinder, Wanted, find_wanted
 from app.errors import Forbidden, NotFound, Unauthorized
 from app.web import SessionDep
 
@@ -36,16 +37,6 @@ class SignInFirst(Unauthorized):
     """Sign in to see this page."""
 
 
-class NamedProject(Protocol):
-    """What the guards know of a project."""
-
-    id: uuid.UUID
-    slug: str
-    name: str
-
-
-ProjectFinder = Callable[[AsyncSession, str], Awaitable[NamedProject | None]]
-
 HeldFinder = Callable[[AsyncSession, uuid.UUID, Mapping[str, Any]], Awaitable[bool]]
 
 
@@ -60,21 +51,32 @@ class Visitor:
     scopes: frozenset[str]
 
 
-async def find_project(request: Request, session: AsyncSession, roles: Roles) -> NamedProject | None:
+def wanted_projects(request: Request) -> list[Wanted | None]:
+    """What the gaps of a request's address that lead to a project are filled with."""
+    finders: Mapping[str, ProjectFinder] = request.app.state.project_finders
+    return [finders[name](str(value)) for name, value in request.path_params.items() if name in finders]
+
+
+def first_wanted(request: Request) -> Wanted | None:
+    """The first of them, which is looked up together with who asks."""
+    return next(iter(wanted_projects(request)), None)
+
+
+async def find_project(request: Request, session: AsyncSession, person: Person) -> NamedProject | None:
     """The project that a request's address names; None: it names none.
 
     Raises:
         NotFound: it names what is not there, or lies in a project where this person has no role.
     """
-    project = None
-    for name, value in request.path_params.items():
-        finder: ProjectFinder | None = request.app.state.project_finders.get(name)
-        if finder is None:
-            continue
-        found = await finder(session, str(value))
-        if found is None or (project and project.id != found.id) or not roles.scopes_in(found.id):
-            raise NotFound
-        project = found
+    wanted = wanted_projects(request)
+    if not wanted:
+        return None
+    project = person.project
+    others = [await find_wanted(session, other) for other in wanted[1:]]
+    if project is None or not person.roles.scopes_in(project.id):
+        raise NotFound
+    if any(other is None or other.id != project.id for other in others):
+        raise NotFound
     return project
 
 
@@ -98,7 +100,7 @@ class Access:
 async def signed_in_person(request: Request, session: SessionDep) -> Person | None:
     """Who is signed in with this browser, if anybody."""
     token = request.cookies.get(SESSION_COOKIE)
-    person = await service.person_of_session(session, token) if token else None
+    person = await service.person_of_session(session, token, first_wanted(request)) if token else None
     request.state.user = visitor(person) if person else None
     return person
 
@@ -121,7 +123,7 @@ async def find_access(request: Request, session: SessionDep, person: MaybePerson
     """
     if person is None:
         raise SignInFirst
-    project = await find_project(request, session, person.roles)
+    project = await find_project(request, session, person)
     if project:
         request.state.user = visitor(person, project.id)
     return Access(person.user, person.roles, project)
@@ -248,8 +250,8 @@ async def find_caller(
         Unauthorized: neither.
         NotFound: the address names a project where the caller has no role, or that the token does not reach.
     """
-    caller = await caller_of(request, session, person, credentials)
-    project = await find_project(request, session, caller.roles)
+    caller, owner = await caller_of(request, session, person, credentials)
+    project = await find_project(request, session, owner)
     if project and not caller.scopes_in(project.id):
         raise NotFound
     return replace(caller, project=project)
@@ -257,8 +259,8 @@ async def find_caller(
 
 async def caller_of(
     request: Request, session: AsyncSession, person: Person | None, credentials: HTTPAuthorizationCredentials | None
-) -> ApiCaller:
-    """The caller, whatever the address names.
+) -> tuple[ApiCaller, Person]:
+    """The caller, whatever the address names, and who they are.
 
     Raises:
         Unauthorized: no token, and nobody is signed in.
@@ -267,13 +269,13 @@ async def caller_of(
     if credentials is None:
         if person is None:
             raise Unauthorized("Send a token: `Authorization: Bearer rl_…`.")
-        return ApiCaller(person.user, person.roles, token=None)
-    found = await service.person_of_token(session, credentials.credentials)
+        return ApiCaller(person.user, person.roles, token=None), person
+    found = await service.person_of_token(session, credentials.credentials, first_wanted(request))
     if found is None:
         raise TokenRefused
     token, owner = found
     request.state.user = visitor(owner)
-    return ApiCaller(owner.user, owner.roles, token)
+    return ApiCaller(owner.user, owner.roles, token), owner
 
 
 def require_scope(*scopes: Scope) -> Callable[..., Awaitable[ApiCaller]]:

@@ -11,9 +11,10 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import abilities, erasing, invitations, service
-from app.accounts.guards import Access, AccessDep, Admin, NamedProject, Owner
+from app.accounts.guards import Access, AccessDep, Admin, Owner
 from app.accounts.models import Role
 from app.accounts.pages import errors_of
+from app.accounts.wanted import NamedProject
 from app.errors import Invalid, NotFound, RankloopError
 from app.web import SessionDep, SettingsDep, render, see_other
 

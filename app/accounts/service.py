@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Text, Uuid, bindparam, cast, column, delete, func, or_, select, table, update
+from sqlalchemy import Row, Select, Text, Uuid, bindparam, cast, column, delete, func, or_, select, table, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -29,6 +29,7 @@ from app.accounts.models import (
     User,
     UserSession,
 )
+from app.accounts.wanted import NamedProject, Wanted
 from app.errors import Invalid, NotFound, Unauthorized
 
 EMAIL = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,189}")
@@ -61,6 +62,8 @@ class Person:
 
     user: User
     roles: Roles
+    # The project that was wanted together with them, if there is one.
+    project: NamedProject | None = None
 
 
 # People
@@ -315,6 +318,19 @@ async def get_roles(session: AsyncSession, user: User) -> Roles:
     return roles_of(user, await session.scalar(select(ROLES_BY_PROJECT).where(User.id == user.id)))
 
 
+async def _person_and_project(
+    session: AsyncSession, query: Select[Any], secret: str, wanted: Wanted | None
+) -> tuple[Any, NamedProject | None] | None:
+    """The row of whom a secret lets in, and the project that they want."""
+    values = {"hash": hash_secret(secret)}
+    if wanted is None:
+        row = (await session.execute(query, values)).one_or_none()
+        return (row, None) if row else None
+    found = await session.execute(wanted[0].beside(query), values | {"thing": wanted[1]})
+    row = found.one_or_none()
+    return (row, row[-1]) if row else None
+
+
 # Sign-in
 
 
@@ -381,14 +397,15 @@ PERSON_OF_SESSION = (
 )
 
 
-async def person_of_session(session: AsyncSession, token: str) -> Person | None:
-    """Who is signed in with this cookie, unless it is too old or the person was disabled."""
-    row = (await session.execute(PERSON_OF_SESSION, {"hash": hash_secret(token)})).one_or_none()
-    if row is None:
+async def person_of_session(session: AsyncSession, token: str, wanted: Wanted | None = None) -> Person | None:
+    """Who is signed in with this cookie, unless it is too old or the person was disabled; the project `wanted`, too."""
+    found = await _person_and_project(session, PERSON_OF_SESSION, token, wanted)
+    if found is None:
         return None
+    row, project = found
     if row.UserSession.last_seen_at < datetime.now(UTC) - SEEN_EVERY:
         row.UserSession.last_seen_at = datetime.now(UTC)
-    return Person(row.User, roles_of(row.User, row.by_project))
+    return Person(row.User, roles_of(row.User, row.by_project), project)
 
 
 async def sign_out(session: AsyncSession, token: str) -> None:
@@ -536,15 +553,18 @@ PERSON_OF_TOKEN = (
 )
 
 
-async def person_of_token(session: AsyncSession, secret: str) -> tuple[ApiToken, Person] | None:
-    """The token and its owner, unless it is revoked, too old, or the person was disabled."""
-    row = (await session.execute(PERSON_OF_TOKEN, {"hash": hash_secret(secret)})).one_or_none()
-    if row is None:
+async def person_of_token(
+    session: AsyncSession, secret: str, wanted: Wanted | None = None
+) -> tuple[ApiToken, Person] | None:
+    """The token and its owner, unless it is revoked, too old, or the person was disabled; the project `wanted`, too."""
+    found = await _person_and_project(session, PERSON_OF_TOKEN, secret, wanted)
+    if found is None:
         return None
+    row, project = found
     token: ApiToken = row.ApiToken
     if token.last_used_at is None or token.last_used_at < datetime.now(UTC) - SEEN_EVERY:
         token.last_used_at = datetime.now(UTC)
-    return token, Person(row.User, roles_of(row.User, row.by_project))
+    return token, Person(row.User, roles_of(row.User, row.by_project), project)
 
 
 # The audit log

@@ -17,6 +17,7 @@ from app.errors import Conflict, FieldError, Invalid, NotFound
 from app.events import events
 from app.projects.models import Project
 from app.projects.service import asked_labels, names_of
+from app.rankings import storing
 from app.rankings.answers import Order, RankingAnswer, Rules, body_hash, errors_of, order_of, tidy
 from app.rankings.models import Ranking, RankingPlace
 from app.rankings.provenance import UNKNOWN, Provenance
@@ -148,31 +149,28 @@ async def answer_lease(
     """
     project = await session.get_one(Project, task.project_id)
     require_fine(answer, rules_of(project, lease.display_order))
-    is_surplus = await _close_lease(session, lease, task)
+    has_place = _has_place(lease, task)
     ranking = Ranking(
         project_id=project.id,
         task_id=task.id,
         lease_id=lease.id,
         annotator_id=annotator.id,
         source=source,
-        is_surplus=is_surplus,
+        is_surplus=not has_place,
         is_preloaded=lease.was_preloaded,
         is_offline=lease.pack_id is not None,
         **provenance.columns(),
     )
-    places = await store(session, ranking, answer, lease.display_order)
+    # A surplus answer takes no place, and its annotator does not get the task again: that is a released lease.
+    state = LeaseState.ANSWERED if has_place else LeaseState.RELEASED
+    places = await store(session, ranking, answer, lease.display_order, closes=lease, as_state=state)
     return RankingView(ranking, places, lease.display_order, superseded_by=None, annotator=annotator.name)
 
 
-async def _close_lease(session: AsyncSession, lease: Lease, task: Task) -> bool:
-    """Settle the place of a lease that was answered; returns whether its ranking is surplus."""
+def _has_place(lease: Lease, task: Task) -> bool:
+    """Whether an answer to this lease counts: it kept its place, or one is free."""
     is_free = task.is_gold or task.num_taken < task.overlap
-    has_place = lease.state == LeaseState.OPEN or (is_free and task.withdrawn_at is None)
-    # A surplus answer takes no place, and its annotator does not get the task again: that is a released lease.
-    lease.state = LeaseState.ANSWERED if has_place else LeaseState.RELEASED
-    lease.draft = None
-    await session.flush()
-    return not has_place
+    return lease.state == LeaseState.OPEN or (is_free and task.withdrawn_at is None)
 
 
 async def revise(
@@ -266,16 +264,24 @@ def require_changeable(project: Project, task: Task, view: RankingView) -> None:
 
 
 async def store(
-    session: AsyncSession, ranking: Ranking, answer: RankingAnswer, display_order: Sequence[uuid.UUID]
+    session: AsyncSession,
+    ranking: Ranking,
+    answer: RankingAnswer,
+    display_order: Sequence[uuid.UUID],
+    *,
+    closes: Lease | None = None,
+    as_state: LeaseState | None = None,
 ) -> dict[uuid.UUID, RankingPlace]:
-    """Write a checked, tidy answer as a ranking with a place for every completion, and tell whoever listens."""
+    """Write a checked, tidy answer as a ranking with a place for every completion, and tell whoever listens.
+
+    `closes`: the lease that it ends, which is `as_state` from now on.
+    """
+    ranking.id = uuid.uuid4()
     ranking.rationale = answer.rationale
     ranking.confidence = answer.confidence
     ranking.all_bad = answer.all_bad
     ranking.strength = answer.strength
     ranking.body_hash = body_hash(answer)
-    session.add(ranking)
-    await session.flush()
     places = {
         completion_id: RankingPlace(
             ranking_id=ranking.id,
@@ -288,8 +294,7 @@ async def store(
         )
         for completion_id in display_order
     }
-    session.add_all(places.values())
-    await session.flush()
+    await storing.write(session, ranking, list(places.values()), closes=closes, as_state=as_state)
     task = await session.get_one(Task, ranking.task_id)
     await events.publish(session, RankingStored(ranking.project_id, ranking.id, task.purpose))
     return places

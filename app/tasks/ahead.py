@@ -45,7 +45,7 @@ async def preload(session: AsyncSession, *, project: Project, annotator: User, n
         return Desk(in_hand)
     ahead = next((lease for lease in held if lease.kind == LeaseKind.PRELOADED), None)
     kind = LeaseKind.PRELOADED
-    ahead = ahead or await service.lease_any(session, project=project, annotator=annotator, now=now, kind=kind)
+    ahead = ahead or await service.claim(session, project=project, annotator=annotator, now=now, kind=kind)
     return Desk(in_hand, ahead)
 
 
@@ -102,12 +102,11 @@ async def _fill_pack(
 ) -> list[Lease]:
     pack: list[Lease] = []
     while len(pack) < num:
-        lease = await service.lease_any(
+        lease = await service.claim(
             session, project=project, annotator=annotator, now=now, kind=LeaseKind.OFFLINE, pack_id=pack_id
         )
         if lease is None:
             break
-        await session.refresh(lease, ["created_at"])
         pack.append(lease)
     # As `hold_leases` lists them: a page without script gets the same one first.
     return sorted(pack, key=lambda lease: (lease.created_at, lease.id))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Text, and_, any_, bindparam, exists, func, literal, or_, select, true
+from sqlalchemy import ARRAY, ColumnElement, Text, and_, any_, bindparam, exists, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
@@ -47,34 +47,8 @@ def is_for(annotator: User) -> ColumnElement[bool]:
     return Task.audience_id.in_(select(Audience.id).where(fits(annotator)))
 
 
-async def in_turn(session: AsyncSession, project: Project, annotator: User) -> Sequence[int | None]:
-    """The audiences in which to look for a task, one after the other: that whose first task comes first leads.
-
-    None stands for all of them.
-    """
-    found = (await session.execute(OF_PROJECT, {"project_id": project.id, **asked_of(annotator)})).all()
-    mine = [audience for audience, is_mine in found if is_mine]
-    if len(mine) == len(found):
-        return [None]
-    return mine if len(mine) < 2 else await _by_first_task(session, mine, annotator)
-
-
 def _had_by(annotator: User) -> ColumnElement[bool]:
     return exists().where(Lease.task_id == Task.id, Lease.annotator_id == annotator.id)
-
-
-async def _by_first_task(session: AsyncSession, audiences: Sequence[int], annotator: User) -> Sequence[int]:
-    first = (
-        select(Task.priority, Task.number)
-        .where(Task.audience_id == Audience.id, Task.num_taken < Task.overlap, Task.withdrawn_at.is_(None))
-        .where(~Task.is_gold, ~_had_by(annotator))
-        .order_by(Task.priority.desc(), Task.number)
-        .limit(1)
-        .correlate(Audience)
-        .lateral("first_task")
-    )
-    query = select(Audience.id).join(first, true()).where(Audience.id.in_(audiences))
-    return (await session.scalars(query.order_by(first.c.priority.desc(), first.c.number))).all()
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,22 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
+    Integer,
     ScalarSelect,
     Select,
-    Text,
     Uuid,
     and_,
     bindparam,
-    cast,
     exists,
     func,
     literal,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -43,6 +43,7 @@ from app.prompts.models import Completion, Prompt
 from app.tasks import audiences, standings
 from app.tasks.models import Lease, LeaseKind, LeaseState, Purpose, SkipKind, Task, TaskCompletion
 
+T = TypeVar("T")
 MIN_COMPLETIONS = 2
 MAX_COMPLETIONS = 9
 LETTERS = "ABCDEFGHI"
@@ -51,8 +52,6 @@ MAX_REASON_LENGTH = 500
 MOST_COUNTED = 100
 # When every waiting task is locked by someone for a moment, look again after these seconds.
 RETRY_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-# As many overdue leases are cleared up by one request; a clean-up by itself takes more.
-EXPIRE_AT_ONCE = 20
 PACK_LIFE = timedelta(hours=12)
 MAX_PACK = 25
 
@@ -226,17 +225,23 @@ async def next_lease(
         Unqualified: they have to pass the project's qualification first, or again.
         TasksContended: tasks wait, and all of them stayed locked by others for seconds.
     """
+    is_resting = project.is_paused or project.archived_at is not None
+    if not is_resting and not standings.has_gate(project):
+        # The usual case, in one question: nothing is in hand, and nobody asks who may work.
+        lease = await claim(session, project=project, annotator=annotator, now=now, is_empty_handed=True)
+        if lease is not None:
+            return lease
     held = await hold_leases(session, annotator=annotator, now=now)
     packed = [lease for lease in held if lease.kind == LeaseKind.OFFLINE]
     if packed:
         return await _first_of_pack(session, packed, project=project, pack_id=pack_id)
     lease = await lease_in_hand(session, held, project)
-    if lease is not None or project.is_paused or project.archived_at is not None:
+    if lease is not None or is_resting:
         return lease
     if await standings.is_tested(session, project, annotator):
         return await _next_test(session, project=project, annotator=annotator, now=now)
     for pause in (*RETRY_PAUSES, None):
-        lease = await lease_any(session, project=project, annotator=annotator, now=now)
+        lease = await claim(session, project=project, annotator=annotator, now=now)
         if lease is not None or not await _is_any_waiting(session, project, annotator, now):
             return lease
         if pause is not None:
@@ -251,21 +256,16 @@ def has_place() -> ColumnElement[bool]:
 
 # Not a parameter, or the plan that PostgreSQL keeps for a prepared statement could not use the index of open leases.
 _IS_OPEN = Lease.state == literal(LeaseState.OPEN.value, literal_execute=True)
-# Is anything overdue, did this person leave anything, does the project compare versions? Mostly none of it, and then
-# nobody looks further. The purpose is no parameter, or its index would be of no use.
-AROUND = select(
-    exists().where(_IS_OPEN, Lease.expires_at <= bindparam("now")).label("is_any_overdue"),
-    exists()
-    .where(Lease.annotator_id == bindparam("annotator_id"), Lease.state == LeaseState.EXPIRED)
-    .label("has_left_any"),
-    exists()
-    .where(Task.project_id == bindparam("project_id"), Task.withdrawn_at.is_(None), has_place())
-    .where(Task.purpose == literal(Purpose.COMPARE.value, literal_execute=True))
-    .label("is_any_compared"),
+# The rule of who gets which task, and its order, is this function: migrations/versions/0025_claims.py.
+CLAIM = select(Lease).from_statement(
+    text(
+        "select * from claim_task(:project_id, :annotator_id, :now, :until, :kind, :pack_id, :is_test, "
+        ":is_empty_handed, :seed, :shuffled)"
+    ).bindparams(bindparam("pack_id", type_=Uuid), bindparam("shuffled", type_=ARRAY(Integer)))
 )
 
 
-async def lease_any(
+async def claim(
     session: AsyncSession,
     *,
     project: Project,
@@ -273,35 +273,29 @@ async def lease_any(
     now: datetime,
     kind: LeaseKind = LeaseKind.ACTIVE,
     pack_id: uuid.UUID | None = None,
+    is_test: bool = False,
+    is_empty_handed: bool = False,
 ) -> Lease | None:
-    """A lease on a task that was left, or on a new one. None: nothing waits, or others hold it locked right now."""
-    values = {"project_id": project.id, "annotator_id": annotator.id, "now": now}
-    around = (await session.execute(AROUND, values)).one()
-    if around.is_any_overdue:
-        await _expire_for(session, project=project, annotator=annotator, now=now)
-    lease = await _left_lease(session, project=project, annotator=annotator) if around.has_left_any else None
-    lease = lease or await _new_lease(session, project, annotator, is_any_compared=around.is_any_compared)
-    if lease is not None:
-        await _open(session, lease, project=project, now=now, kind=kind, pack_id=pack_id)
-    return lease
+    """A lease on a task that was left, or on a new one. None: nothing waits, or others hold it locked right now.
 
-
-async def _open(
-    session: AsyncSession,
-    lease: Lease,
-    *,
-    project: Project,
-    now: datetime,
-    kind: LeaseKind = LeaseKind.ACTIVE,
-    pack_id: uuid.UUID | None = None,
-) -> None:
-    lease.state = LeaseState.OPEN
-    lease.kind = kind
-    lease.was_preloaded = lease.was_preloaded or kind == LeaseKind.PRELOADED
-    lease.pack_id = pack_id or lease.pack_id
-    lease.expires_at = now + (PACK_LIFE if kind == LeaseKind.OFFLINE else timedelta(minutes=project.lease_minutes))
-    session.add(lease)
-    await session.flush()
+    `is_test`: on one of the qualification. `is_empty_handed`: None as well where the annotator has a task in hand.
+    """
+    seed = secrets.randbits(63)
+    life = PACK_LIFE if kind == LeaseKind.OFFLINE else timedelta(minutes=project.lease_minutes)
+    values = {
+        "project_id": project.id,
+        "annotator_id": annotator.id,
+        "now": now,
+        "until": now + life,
+        "kind": kind,
+        "pack_id": pack_id,
+        "is_test": is_test,
+        "is_empty_handed": is_empty_handed,
+        "seed": seed,
+        "shuffled": shuffle(range(MAX_COMPLETIONS), seed),
+    }
+    found: Lease | None = await session.scalar(CLAIM, values, execution_options={"populate_existing": True})
+    return found
 
 
 async def _next_test(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease:
@@ -312,7 +306,7 @@ async def _next_test(session: AsyncSession, *, project: Project, annotator: User
         TasksContended: all that are left stayed locked by others for seconds.
     """
     for pause in (*RETRY_PAUSES, None):
-        lease = await _test_lease(session, project=project, annotator=annotator, now=now)
+        lease = await claim(session, project=project, annotator=annotator, now=now, is_test=True)
         if lease is not None:
             return lease
         if not await count_tests_left(session, project, annotator):
@@ -326,16 +320,6 @@ async def count_tests_left(session: AsyncSession, project: Project, annotator: U
     """How many tasks of the qualification this annotator has not had."""
     query = select(func.count()).select_from(Task).where(_is_handed_out([project.id]), Task.is_gold)
     return await session.scalar(query.where(Task.is_qualifying, ~_had_by(annotator), audiences.is_for(annotator))) or 0
-
-
-async def _test_lease(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease | None:
-    lease = await _left_lease(session, project=project, annotator=annotator, is_test=True)
-    if lease is None:
-        task_id = await _gold_for(session, project, annotator, is_test=True)
-        lease = await _lease_on(session, task_id, annotator) if task_id else None
-    if lease is not None:
-        await _open(session, lease, project=project, now=now)
-    return lease
 
 
 # What every next task asks is put together once: building it takes longer than running it.
@@ -417,126 +401,10 @@ def _is_handed_out(project_ids: Sequence[uuid.UUID]) -> ColumnElement[bool]:
     return and_(Task.project_id.in_(project_ids), Task.withdrawn_at.is_(None))
 
 
-async def _left_lease(
-    session: AsyncSession, *, project: Project, annotator: User, is_test: bool = False
-) -> Lease | None:
-    """The annotator's own expired lease, the last one first, with its order and draft, while its task has a place."""
-    lease: Lease | None = await session.scalar(
-        select(Lease)
-        .join(Task, Task.id == Lease.task_id)
-        .where(
-            Lease.annotator_id == annotator.id,
-            Lease.state == LeaseState.EXPIRED,
-            _is_handed_out([project.id]),
-            or_(has_place(), Task.is_gold),
-            Task.is_qualifying == is_test,
-        )
-        .order_by(Lease.expires_at.desc(), Lease.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .execution_options(populate_existing=True)
-    )
-    return lease
-
-
-async def _new_lease(
-    session: AsyncSession, project: Project, annotator: User, *, is_any_compared: bool
-) -> Lease | None:
-    """A lease, not stored yet, on the first waiting task that nobody else is taking at this moment."""
-    purposes = await _purposes_in_turn(session, project, annotator) if is_any_compared else [Purpose.LEARN]
-    task_id = None
-    for purpose in purposes:
-        task_id = task_id or await _first_waiting(session, project, annotator, purpose)
-    if task_id is None:
-        return None
-    return await _lease_on(session, await _gold_instead(session, project, annotator) or task_id, annotator)
-
-
-async def _lease_on(session: AsyncSession, task_id: uuid.UUID, annotator: User) -> Lease:
-    """A lease, not stored yet, with an order of its own."""
-    seed = secrets.randbits(63)
-    order = shuffle(await completion_ids(session, task_id), seed)
-    return Lease(task_id=task_id, annotator_id=annotator.id, display_order=order, seed=seed, was_preloaded=False)
-
-
-FIRST_WAITING = (
-    select(Task.id)
-    .where(Task.project_id == bindparam("project_id"), Task.withdrawn_at.is_(None), has_place())
-    .where(Task.purpose == bindparam("purpose"))
-    .where(~exists().where(Lease.task_id == Task.id, Lease.annotator_id == bindparam("annotator_id")))
-    .order_by(Task.priority.desc(), Task.number)
-    .limit(1)
-    .with_for_update(skip_locked=True, key_share=True, of=Task)
-)
-
-
-async def _first_waiting(
-    session: AsyncSession, project: Project, annotator: User, purpose: Purpose
-) -> uuid.UUID | None:
-    """The first waiting task of a purpose that this annotator may get, locked; others' locks are never waited for."""
-    values = {"project_id": project.id, "annotator_id": annotator.id, "purpose": purpose}
-    for audience in await audiences.in_turn(session, project, annotator):
-        query = FIRST_WAITING if audience is None else FIRST_WAITING.where(Task.audience_id == audience)
-        task_id: uuid.UUID | None = await session.scalar(query, values)
-        if task_id is not None:
-            return task_id
-    return None
-
-
-async def _purposes_in_turn(session: AsyncSession, project: Project, annotator: User) -> Sequence[Purpose]:
-    """What this annotator's next task is for; and what else, where nothing of that waits.
-
-    Comparisons come between the others at the project's rate, by a seeded hash: nobody can tell them, and asking again
-    changes nothing.
-    """
-    num_had = await _num_had(session, annotator)
-    is_turn = _draw(project.seed, "compare", annotator.id, num_had) < project.compare_share
-    return (Purpose.COMPARE, Purpose.LEARN) if is_turn else (Purpose.LEARN, Purpose.COMPARE)
-
-
-async def _num_had(session: AsyncSession, annotator: User) -> int:
-    """How many tasks this annotator was given so far."""
-    query = select(func.count()).select_from(Lease).where(Lease.annotator_id == annotator.id)
-    return await session.scalar(query) or 0
-
-
-async def _gold_instead(session: AsyncSession, project: Project, annotator: User) -> uuid.UUID | None:
-    """A gold task that this annotator has not had, where it is time for one. It comes only where another task waits:
-    the last tasks of a project would else be gold.
-    """
-    if not project.gold_share:
-        return None
-    if not is_golds_turn(project, annotator.id, await _num_had(session, annotator)):
-        return None
-    return await _gold_for(session, project, annotator)
-
-
-async def _gold_for(
-    session: AsyncSession, project: Project, annotator: User, *, is_test: bool = False
-) -> uuid.UUID | None:
-    """A gold task that this annotator has not had: one of the qualification, or one of those that come between."""
-    # Everybody gets them in an order of their own: two who sit side by side do not meet the same ones.
-    mixed = func.md5(func.concat(cast(Task.id, Text), str(annotator.id)))
-    task_id: uuid.UUID | None = await session.scalar(
-        select(Task.id)
-        .where(_is_handed_out([project.id]), Task.is_gold, Task.is_qualifying == is_test, ~_had_by(annotator))
-        .where(audiences.is_for(annotator))
-        .order_by(mixed)
-        .limit(1)
-        # Never waited for: who takes a pack holds several, and two could wait for each other's.
-        .with_for_update(skip_locked=True, key_share=True, of=Task)
-    )
-    return task_id
-
-
-def is_golds_turn(project: Project, annotator_id: uuid.UUID, num_had: int) -> bool:
-    """Whether the task after `num_had` others is to be gold: by a seeded hash, so that asking again changes nothing."""
-    return _draw(project.seed, "gold", annotator_id, num_had) < project.gold_share
-
-
-def shuffle(ids: Sequence[uuid.UUID], seed: int) -> list[uuid.UUID]:
-    """The order of display: the same for the same seed."""
-    return random.Random(seed).sample(list(ids), k=len(ids))
+def shuffle(items: Sequence[T], seed: int) -> list[T]:
+    """The order of display: the same for the same seed, and all orders are as likely."""
+    places = random.Random(seed).sample(range(MAX_COMPLETIONS), k=MAX_COMPLETIONS)
+    return [items[place] for place in places if place < len(items)]
 
 
 def _is_overdue(now: datetime) -> ColumnElement[bool]:
@@ -564,18 +432,6 @@ async def expire_leases(session: AsyncSession, *, now: datetime | None = None, l
     return await _expire(session, _is_overdue(now or datetime.now(UTC)), limit)
 
 
-async def _expire_for(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> None:
-    """Take back what this annotator could have instead.
-
-    Nothing else: who holds the lock of a task must be able to take it, or two could wait for each other's.
-    """
-    own = exists().where(
-        Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state != LeaseState.EXPIRED
-    )
-    condition = and_(_is_overdue(now), _is_handed_out([project.id]), ~own.correlate(Task))
-    await _expire(session, condition, EXPIRE_AT_ONCE)
-
-
 async def _expire(session: AsyncSession, condition: ColumnElement[bool], limit: int | None) -> int:
     ids = (
         await session.scalars(
@@ -597,12 +453,17 @@ async def _expire(session: AsyncSession, condition: ColumnElement[bool], limit: 
     return len(ids)
 
 
-LEASE_AND_TASK = (
-    select(Lease, Task)
-    .join(Task, Task.id == Lease.task_id)
-    .where(Lease.id == bindparam("lease_id"), Lease.annotator_id == bindparam("annotator_id"))
-    .with_for_update(of=[Lease, Task])
+# All of it locked by one statement, the annotator first. What is locked is what it is now, not what it was when the
+# statement began to wait; keys stay free, as nobody changes them.
+LEASE = (
+    select(Lease)
+    .join(User, User.id == Lease.annotator_id)
+    .where(Lease.id == bindparam("lease_id"), User.id == bindparam("annotator_id"))
     .execution_options(populate_existing=True)
+)
+LEASE_ALONE = LEASE.with_for_update(key_share=True, of=[User, Lease])
+LEASE_AND_TASK = (
+    LEASE.add_columns(Task).join(Task, Task.id == Lease.task_id).with_for_update(key_share=True, of=[User, Lease, Task])
 )
 
 
@@ -612,7 +473,6 @@ async def lock_leased_task(session: AsyncSession, *, lease_id: uuid.UUID, annota
     Raises:
         LeaseNotFound: there is none, or it is somebody else's.
     """
-    await lock_annotator(session, annotator.id)
     found = await session.execute(LEASE_AND_TASK, {"lease_id": lease_id, "annotator_id": annotator.id})
     row = found.one_or_none()
     if row is None:
@@ -626,13 +486,7 @@ async def lock_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: U
     Raises:
         LeaseNotFound: there is none, or it is somebody else's.
     """
-    await lock_annotator(session, annotator.id)
-    lease = await session.scalar(
-        select(Lease)
-        .where(Lease.id == lease_id, Lease.annotator_id == annotator.id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
+    lease: Lease | None = await session.scalar(LEASE_ALONE, {"lease_id": lease_id, "annotator_id": annotator.id})
     if lease is None:
         raise LeaseNotFound
     return lease

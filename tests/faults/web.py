@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import socket
+from datetime import datetime, timedelta
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,18 +33,25 @@ def forks() -> ForkServerContext:
 def answer_requests(listener: socket.socket, database_url: str, folder: Path, *, is_careless: bool) -> None:
     """What the process does: serve; careless: as one would write it without a second thought."""
     if is_careless:
-        tasks._new_lease = count_then_insert
+        tasks.claim = count_then_insert
     serve(Settings(data_dir=folder, database_url=database_url, api_requests_per_minute=0), listener)
 
 
 async def count_then_insert(
-    session: AsyncSession, project: Project, annotator: User, *, is_any_compared: bool
+    session: AsyncSession, *, project: Project, annotator: User, now: datetime, **_: object
 ) -> Lease | None:
     """The planted bug: look for a task with a free place, and take it, with nothing held in between."""
     query = select(Task.id).where(Task.project_id == project.id, tasks.has_place(), ~tasks._had_by(annotator))
     task_id = await session.scalar(query.order_by(Task.priority.desc(), Task.number).limit(1))
     await asyncio.sleep(0.02)
-    return await tasks._lease_on(session, task_id, annotator) if task_id else None
+    if task_id is None:
+        return None
+    order = await tasks.completion_ids(session, task_id)
+    until = now + timedelta(minutes=project.lease_minutes)
+    lease = Lease(task_id=task_id, annotator_id=annotator.id, display_order=order, seed=0, expires_at=until)
+    session.add(lease)
+    await session.flush()
+    return lease
 
 
 class Web:

@@ -87,13 +87,15 @@ async def test_without_a_share_or_other_tasks_no_gold_is_handed_out(session: Asy
     assert await rank_all(session, project, await make_user(session)) == []
 
 
-def test_gold_comes_at_its_rate_and_asking_again_changes_nothing() -> None:
-    project = Project(seed=17, gold_share=0.2)
+async def test_gold_comes_at_its_rate_and_asking_again_changes_nothing(session: AsyncSession) -> None:
     people = [uuid.UUID(int=number) for number in range(40)]
-    turns = [[tasks.is_golds_turn(project, person, number) for number in range(100)] for person in people]
-    assert sum(map(sum, turns)) == pytest.approx(800, abs=102)
-    assert turns[0] != turns[1]
-    assert turns[0] == [tasks.is_golds_turn(project, people[0], number) for number in range(100)]
+    told = [f"17|gold|{person}|{number}" for person in people for number in range(100)]
+    query = text("select draw(told) from unnest(cast(:told as text[])) told")
+    drawn = (await session.scalars(query, {"told": told})).all()
+    assert sum(number < 0.2 for number in drawn) == pytest.approx(800, abs=102)
+    assert drawn[:100] != drawn[100:200]
+    assert drawn == (await session.scalars(query, {"told": told})).all()
+    assert drawn == [tasks._draw(line) for line in told], "what Python draws of the same words"
 
 
 async def test_gold_that_was_left_comes_back_and_its_late_ranking_is_taken(
