@@ -70,7 +70,7 @@ class Selection:
 def draw_answers(
     sampler: LocalSampler, prompts: Sequence[Prompt], *, n: int, temperature: float, max_new_tokens: int, seed: int
 ) -> list[Drawn]:
-    """n independent answers to each prompt, in the order of the prompts. Alike lengths are drawn together."""
+    """n independent answers to each prompt, in the order of the prompts; alike lengths are drawn together."""
     refusals: dict[int, str] = {}
     draws: list[tuple[int, Draw]] = []
     for number, prompt in enumerate(prompts):
@@ -81,7 +81,9 @@ def draw_answers(
         else:
             draws += [(number, Draw(tokens, prompt.id, index, seed)) for index in range(n)]
     draws.sort(key=lambda item: len(item[1].prompt_tokens))
-    found = sampler.draw([draw for _, draw in draws], temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens)
+    found = sampler.draw(
+        [draw for _, draw in draws], temperature=temperature, top_p=1.0, max_new_tokens=max_new_tokens, num_shared=n
+    )
     answers: dict[int, list[Answer]] = defaultdict(list)
     for (number, draw), generated in zip(draws, found, strict=True):
         text = decode(sampler.tokenizer, generated.tokens)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
@@ -245,6 +246,8 @@ def generate(
             tokens_BL.to(model.device),
             attention_mask=mask_BL.to(model.device, torch.long),
             logits_processor=LogitsProcessorList([law]),
+            # Each process draws for itself, where a model is spread, too: see `distributed.whole`.
+            synced_gpus=False,
             **_prefilled(model, tokens_BL.to(model.device), mask_BL.to(model.device), num_shared),
         )
     new_BT = output_BL[:, tokens_BL.shape[1] :].cpu()
@@ -258,15 +261,36 @@ def _prefilled(model: PreTrainedModel, tokens_BL: Tensor, mask_BL: Tensor, num_s
         return {}
     past = DynamicCache(config=model.config)
     rows = slice(None, None, num_shared), slice(0, -1)
-    cast(Any, model).base_model(
+    cast(Any, model)(
         input_ids=tokens_BL[rows],
         attention_mask=mask_BL[rows].long(),
         position_ids=position_ids(mask_BL)[rows],
         past_key_values=past,
         use_cache=True,
+        logits_to_keep=1,
     )
     past.batch_repeat_interleave(num_shared)
     return {"past_key_values": past}
+
+
+@torch.no_grad()
+def can_share_cache(model: PreTrainedModel) -> bool:
+    """Whether a prompt's keys and values may be computed once for its answers: some architectures keep another state,
+    which the probe sees. It asks the same of ragged prompts in both ways."""
+    size = min(16, int(model.config.get_text_config().vocab_size))
+    prompts = [[(7 * number + 3) % size for number in range(length)] for length in (3, 3, 5, 5)]
+    tokens_BL, mask_BL = (tensor.to(model.device) for tensor in left_pad(prompts, pad_id=0))
+    rows = {"attention_mask": mask_BL.long(), "position_ids": position_ids(mask_BL)}
+    last = rows | {"position_ids": rows["position_ids"][:, -1:]}
+    try:
+        with _caching(model):
+            past = _prefilled(model, tokens_BL, mask_BL, num_shared=2)
+            shared = model(tokens_BL[:, -1:], **last, **past).logits[:, -1]
+            alone = model(tokens_BL, **rows, use_cache=False).logits[:, -1]
+    except Exception:  # noqa: BLE001 (whatever an architecture makes of such a cache: without one it always works)
+        return False
+    tolerance = 1e-4 if alone.dtype == torch.float32 else 3e-2
+    return bool((shared - alone).abs().max() <= tolerance * alone.abs().max())
 
 
 @contextmanager
@@ -276,16 +300,26 @@ def _only_our_law(
     """`generate` fills what a call leaves open from the model's own defaults (a repetition penalty, top-k). They
     are taken away for the time being, so that tokens come from the law that training computes."""
     module = cast(Any, model)
-    own, was_training = module.generation_config, module.training
+    own = module.generation_config
     module.generation_config = cast(Any, GenerationConfig)(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(eos_ids), pad_token_id=pad_id
     )
-    module.eval()
+    try:
+        with _caching(model):
+            yield
+    finally:
+        module.generation_config = own
+
+
+@contextmanager
+def _caching(model: PreTrainedModel) -> Iterator[None]:
+    """A model that computes its blocks again is in training mode, in which it keeps no keys and values."""
+    was_training = model.training
+    model.eval()
     try:
         yield
     finally:
-        module.generation_config = own
-        module.train(was_training)
+        model.train(was_training)
 
 
 def _cut(tokens_T: Tensor, logprobs_T: Tensor, eos_ids: Sequence[int]) -> Generated:
@@ -319,6 +353,10 @@ class LocalSampler:
         """Completion tokens a second of generating, so far; 0 before the first."""
         return self.num_tokens / self.seconds if self.seconds else 0.0
 
+    @cached_property
+    def _can_share(self) -> bool:
+        return can_share_cache(self.model)
+
     def sample(self, prompts: Sequence[Prompt], *, k: int, settings: SamplingSettings) -> Iterator[SampledPrompt]:
         """K different completions a prompt, shortest prompts first; the first batch is one prompt, so that it is
         there soon. A prompt that does not fit the model's context is refused by name, and the others go on.
@@ -343,10 +381,11 @@ class LocalSampler:
     ) -> list[Generated]:
         """Generate these draws, in their order, `sequences_per_batch` at a time; the speed is measured.
 
-        Each `num_shared` in a row have the same prompt, which is computed once.
+        Each `num_shared` in a row have the same prompt, which is computed once where the model allows it.
         """
         started = time.perf_counter()
         results: list[Generated] = []
+        num_shared = self._share_of(num_shared)
         size = max(1, self.sequences_per_batch // num_shared) * num_shared
         for start in range(0, len(draws), size):
             results += generate(
@@ -363,15 +402,23 @@ class LocalSampler:
         self.num_tokens += sum(len(result.tokens) for result in results)
         return results
 
+    def _share_of(self, num: int) -> int:
+        """So many of `num` answers to a prompt go through the model together: all, or a part that fits a batch."""
+        if num == 1 or not self._can_share:
+            return 1
+        return next(size for size in range(min(num, self.sequences_per_batch), 0, -1) if num % size == 0)
+
     def _sample_batch(self, batch: Sequence[_Encoded], k: int, settings: SamplingSettings) -> Iterator[SampledPrompt]:
         wanted = [Draw(item.tokens, item.prompt_id, index, settings.seed) for item in batch for index in range(k)]
         drawn: dict[tuple[str, int], tuple[Draw, Completion]] = {}
-        for _ in range(1 + MAX_REDRAWS):
+        for attempt in range(1 + MAX_REDRAWS):
             results = self.draw(
                 wanted,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 max_new_tokens=settings.max_new_tokens,
+                # All of a prompt's answers stand together at first; those that are drawn again are few.
+                num_shared=1 if attempt else k,
             )
             for draw, result in zip(wanted, results, strict=True):
                 drawn[draw.prompt_id, draw.index] = draw, self._completion(draw, result, settings)

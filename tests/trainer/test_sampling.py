@@ -1,10 +1,11 @@
 """Sampling: the law that tokens are drawn from, what decides a text, what is cut, redrawn, refused."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from tests.trainer.tiny import make_model, make_tokenizer
 from trainer.sampling import (
@@ -14,6 +15,7 @@ from trainer.sampling import (
     Prompt,
     SampledPrompt,
     SamplingSettings,
+    can_share_cache,
     decode,
     drawn_law,
     encode_prompt,
@@ -74,7 +76,7 @@ def test_draws_follow_the_law() -> None:
 
 
 def run(
-    model: LlamaForCausalLM, draws: list[Draw], *, temperature: float = 1.0, max_new_tokens: int = 8
+    model: PreTrainedModel, draws: list[Draw], *, temperature: float = 1.0, max_new_tokens: int = 8
 ) -> list[Generated]:
     return generate(
         model,
@@ -117,6 +119,60 @@ def test_a_text_does_not_depend_on_its_batch() -> None:
 def test_a_resumed_run_draws_the_rest_of_the_same_texts() -> None:
     whole = texts(sample(PROMPTS))
     assert texts(sample(PROMPTS[2:])) == {prompt_id: whole[prompt_id] for prompt_id in ("p3", "p4", "p5")}
+
+
+def watched(sampler: LocalSampler, num_answers: int, **given: Any) -> tuple[list[Generated], list[tuple[int, int]]]:
+    """Answers to a prompt of twenty tokens, and the (rows, columns) of every forward pass that they took."""
+    draws = [Draw([3, 4] * 10, "p", index, 1) for index in range(num_answers)]
+    options = {"temperature": 1.0, "top_p": 1.0, **given}
+    sampler.draw(draws[:2], **options | {"num_shared": 2})  # whether the model can share is tried once, before
+    shapes: list[tuple[int, int]] = []
+    hook = sampler.model.base_model.register_forward_pre_hook(
+        lambda _, args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    found = sampler.draw(draws, **options)
+    hook.remove()
+    return found, shapes
+
+
+def test_a_prompt_is_computed_once_for_its_answers() -> None:
+    sampler = LocalSampler(make_model(TOKENIZER), TOKENIZER)
+    assert watched(sampler, 6, max_new_tokens=1)[1] == [(6, 20)]
+    # All of the prompt but its last token once, and that one for each answer.
+    assert watched(sampler, 6, max_new_tokens=1, num_shared=6)[1] == [(1, 19), (6, 1)]
+
+
+def test_answers_that_share_a_prompt_fit_their_batch() -> None:
+    sampler = LocalSampler(make_model(TOKENIZER), TOKENIZER, sequences_per_batch=8)
+    shared, shapes = watched(sampler, 12, max_new_tokens=4, num_shared=12)
+    # Of twelve, the largest part that divides them and is no more than eight.
+    assert {rows for rows, _ in shapes} == {1, 6}
+    alone, _ = watched(sampler, 12, max_new_tokens=4)
+    assert [answer.tokens for answer in shared] == [answer.tokens for answer in alone]
+
+
+def test_the_k_answers_of_a_sample_share_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    draw = LocalSampler.draw
+
+    def watch(self: LocalSampler, draws: list[Draw], **options: Any) -> list[Generated]:
+        asked.append(options["num_shared"])
+        return draw(self, draws, **options)
+
+    monkeypatch.setattr(LocalSampler, "draw", watch)
+    sample(PROMPTS[:2], k=3)
+    assert asked[0] == 3
+
+
+def test_a_model_with_a_running_state_shares_no_prompt() -> None:
+    size = {"vocab_size": len(TOKENIZER), "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    torch.manual_seed(0)
+    mamba = MambaForCausalLM(MambaConfig(**size, pad_token_id=0, eos_token_id=1, bos_token_id=None)).eval()
+    assert can_share_cache(make_model(TOKENIZER))
+    assert not can_share_cache(mamba)
+    draws = [Draw([3, 4, 5], "p", index, seed=1) for index in range(4)]
+    drawn = LocalSampler(mamba, TOKENIZER).draw(draws, temperature=1.0, top_p=1.0, max_new_tokens=4, num_shared=4)
+    assert drawn == run(mamba, draws, max_new_tokens=4)
 
 
 def test_another_seed_gives_other_texts() -> None:
