@@ -230,6 +230,9 @@ class PPOConfig(_Config):
     """"bfloat16": products of matrices in the transformers only. "auto": that on a GPU, float32 on a CPU."""
     gradient_checkpointing: bool = False
     """Memory only: policy and value model compute their blocks again in the backward pass."""
+    sharding: Sharding = "none"
+    """Memory only, under torchrun. "full": weights, gradients and moments of all models are spread over the processes
+    (FSDP2); while answers are drawn, each has the policy's weights whole."""
     tokens_per_forward: int = 2048
     """Memory only: tokens of one forward pass, or of one prompt with its samples; sampling holds four times as many.
     Results do not depend on it."""

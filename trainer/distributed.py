@@ -205,9 +205,32 @@ def shard(transformer: nn.Module, device: str) -> None:
         sharded.set_force_sum_reduction_for_comms(enable=True)
 
 
+@contextmanager
+def whole(transformer: nn.Module) -> Iterator[None]:
+    """Inside, every process holds all weights of a transformer that is spread, so that each may compute as often as it
+    likes, without the others. Nothing learns there."""
+    parts = [module for module in transformer.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
 def is_shard(tensor: Tensor) -> bool:
     """Whether this process holds only a part of the tensor."""
     return isinstance(tensor, DTensor)
+
+
+def in_groups(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The parameters as Adam takes them: shards and whole weights in groups of their own."""
+    every = list(parameters)
+    kinds = [[parameter for parameter in every if is_shard(parameter) == kind] for kind in (True, False)]
+    return [kind for kind in kinds if kind]
 
 
 def even_passes(parts: Sequence[Item], spare: Item) -> list[Item]:
@@ -216,6 +239,14 @@ def even_passes(parts: Sequence[Item], spare: Item) -> list[Item]:
     if world().size > 1:
         dist.all_reduce(most, dist.ReduceOp.MAX)
     return [*parts, *[spare] * (int(most) - len(parts))]
+
+
+def with_spares(parts: Sequence[Item], spare: Callable[[], Item], *, is_spread: bool) -> Iterator[tuple[Item, bool]]:
+    """The parts of this process, and whether each is spare: where models are spread, all must compute equally often,
+    and who has fewer gets spare parts behind them, which count nothing."""
+    every = even_passes(parts, spare()) if is_spread else parts
+    for number, part in enumerate(every):
+        yield part, number >= len(parts)
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

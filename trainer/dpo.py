@@ -41,12 +41,14 @@ from trainer.data import (
     spread_over_rankings,
     stack_weights,
 )
-from trainer.distributed import add_up, even_passes, one_voice, part_of, put_together, shard, world
+from trainer.distributed import add_up, even_passes, one_voice, part_of, put_together, shard
 from trainer.fitting import (
     Keeper,
     apply_step,
     autocast,
     checkpoint_folder,
+    is_spread,
+    loading_place,
     make_optimizer,
     make_policy,
     mean,
@@ -329,10 +331,9 @@ class ImplicitReward:
 
 
 def _load_reference(sft: ModelSource, config: DPOConfig, device: str) -> PreTrainedModel:
-    if config.sharding == "none" or world().size == 1:
-        return load_causal_lm(sft, device=device)
-    reference = load_causal_lm(sft)
-    shard(reference, device)
+    reference = load_causal_lm(sft, device=loading_place(config, device))
+    if is_spread(config):
+        shard(reference, device)
     return reference
 
 

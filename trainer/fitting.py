@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
-from trainer.config import DPOConfig, FitConfig, LoraConfig, SFTConfig
+from trainer.config import DPOConfig, FitConfig, LoraConfig, PPOConfig, SFTConfig
 from trainer.distributed import add_up_gradients, clip_gradients, put_weights_together, shard, world, write_once
 from trainer.folders import new_folder, sha256_file, write_manifest
 from trainer.models import Policy, RewardModel, load_policy
@@ -29,16 +29,24 @@ CARRIED = "carried"
 def make_policy(source: ModelSource, config: FitConfig, device: str) -> Policy:
     """The model to train, without a reference beside it; `config` has been through `for_model`."""
     assert config.lora is None or isinstance(config.lora, LoraConfig)
-    is_sharded = config.sharding == "full" and world().size > 1
-    # Shards go to their GPUs block by block: the whole may be too large for one.
-    place = "cpu" if is_sharded else device
+    place = loading_place(config, device)
     policy = load_policy(source, lora=config.lora, seed=config.seed, device=place, has_reference=False)
     if config.gradient_checkpointing:
         compute_again(policy.model)
-    if is_sharded:
+    if is_spread(config):
         require_plain_saving(source, has_adapter=policy.has_adapter)
         shard(policy.model, device)
     return policy.to(device)
+
+
+def is_spread(config: FitConfig | PPOConfig) -> bool:
+    """Whether the weights are spread over several processes."""
+    return config.sharding == "full" and world().size > 1
+
+
+def loading_place(config: FitConfig | PPOConfig, device: str) -> str:
+    """Where weights are loaded to. Shards go to their GPUs block by block: the whole may be too large for one."""
+    return "cpu" if is_spread(config) else device
 
 
 def compute_again(model: Any) -> None:
@@ -208,6 +216,8 @@ def parents(**sources: ModelSource) -> dict[str, str | None]:
 
 def save_version(model: Policy | RewardModel, out: Path, about: Mapping[str, Any]) -> None:
     """The version's folder, its manifest last. A model that was spread over processes is of no use afterwards."""
+    if isinstance(model, Policy):
+        model.frozen = None  # it is not saved, and need not be put together
     put_weights_together(model)
 
     def write() -> None:

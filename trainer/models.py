@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from trainer.checkpoints import save_tensors
 from trainer.config import LoraConfig
 from trainer.folders import new_folder
-from trainer.shared_prompt import PackedRow, is_packing, packed_states
+from trainer.shared_prompt import PackedRow, is_packing, packed_logits, packed_states
 from trainer.weights import (
     ModelSource,
     add_adapter,
@@ -115,20 +115,6 @@ def _spread(value_P: Tensor, attention_BL: Tensor, num_new: int) -> Tensor:
     return value_P.new_zeros(is_real_BT.shape).masked_scatter(is_real_BT, value_P)
 
 
-@torch.no_grad()
-def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether a causal model's logits are what its head says of its transformer: some scale or cap them afterwards."""
-    size = min(16, int(model.config.get_text_config().vocab_size))
-    tokens_BL = torch.arange(8, device=model.device).remainder(size)[None]
-    head = model.get_output_embeddings()
-    if head is None:
-        return False
-    plain_BLV = head(model.base_model(input_ids=tokens_BL, use_cache=False).last_hidden_state)
-    logits_BLV = model(input_ids=tokens_BL, use_cache=False).logits
-    tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
-    return bool((plain_BLV - logits_BLV).abs().max() <= tolerance * logits_BLV.abs().max())
-
-
 # --- Policy ----------------------------------------------------------------------------------------------------------
 # B = rows, L = columns (prompt and completion), T = the last columns of them (completion), D = hidden size
 
@@ -159,10 +145,9 @@ class Policy(nn.Module):
         model = self._active[0]
         is_real_BT = attention_BL[:, -num_new:].bool()
         if is_packing(model.base_model):
-            hidden_PD = answer_states(model.base_model, tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared)
-            logits_PV = model.get_output_embeddings()(hidden_PD)
+            packed = _pack(tokens_BL, attention_BL, num_new=num_new, num_shared=num_shared, is_cut=True)
+            logits_PV = packed_logits(model, packed, packed.path_P)
         else:
-            # The model's own way from states to logits, which may be more than its head.
             output = model(
                 input_ids=tokens_BL,
                 attention_mask=attention_BL.long(),

@@ -35,10 +35,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from trainer.config import PPOConfig
-from trainer.distributed import add_up, add_up_gradients, part_of
+from trainer.distributed import add_up, add_up_gradients, clip_gradients, part_of, with_spares
 from trainer.fitting import learning_parameters
 from trainer.losses import (
     PolicyLoss,
@@ -50,7 +50,7 @@ from trainer.losses import (
     masked_whiten,
     pretraining_loss,
 )
-from trainer.models import Policy, RewardModel, has_plain_head
+from trainer.models import Policy, RewardModel, ValueModel
 from trainer.ppo_guard import Guard, Judgement
 from trainer.ppo_learner import Learner
 from trainer.pretraining import Passage, passage_batches
@@ -62,7 +62,7 @@ from trainer.rollout import (
     Score,
     all_rows,
     log_samples,
-    own_rows,
+    own_parts,
     per_token,
     report_progress,
     require_finite,
@@ -203,19 +203,13 @@ def _allow_packing(learner: Learner, score: Score, guard: Guard | None, report: 
     for model in models:
         try:
             if model is not None:
-                _require_plain_head(model)
-                allow_packing(model.base_model)
+                allow_packing(model)
         except CannotShare as error:
             refusals.add(str(error))
     for reason in sorted(refusals):
         report.log(
             "info", f"Each answer is computed in a padded row with its prompt, as this model can't share: {reason}."
         )
-
-
-def _require_plain_head(model: PreTrainedModel) -> None:
-    if model.get_output_embeddings() is not None and not has_plain_head(model):
-        raise CannotShare("its logits are more than what its head says")
 
 
 # --- 1. Rollout ------------------------------------------------------------------------------------------------------
@@ -390,29 +384,41 @@ def _accumulate(learner: Learner, trajectory: Trajectory, row_R: Tensor, config:
     learner.value_optimizer.zero_grad()
     num_tokens = int(trajectory.rollout.mask_BT[row_R].sum())
     sums = dict.fromkeys(STEP_METRICS, 0.0)
-    own_R = own_rows(row_R, trajectory.rollout)
-    for part_R, part in trajectory.rollout.micro_batches(own_R, config.tokens_per_forward):
-        policy, value = _losses(learner, trajectory.select(part_R, part), config, num_tokens)
-        torch.autograd.backward([policy.loss, config.value_coefficient * value.loss])
+    for (part_R, part), is_spare in own_parts(trajectory.rollout, row_R, config):
+        rows, counts = trajectory.select(part_R, part), 0.0 if is_spare else 1.0
+        # One after the other, so that the graph of one network is in memory at a time.
+        policy = _policy_loss(learner.policy, rows, config, num_tokens)
+        torch.autograd.backward([counts * policy.loss])
+        value = _value_loss(learner.value_model, rows, config, num_tokens)
+        torch.autograd.backward([counts * config.value_coefficient * value.loss])
         found = (policy.loss, policy.clipfrac, policy.approxkl, policy.ratio_error, value.loss, value.clipfrac)
         for name, share in zip(STEP_METRICS, found, strict=True):
-            sums[name] += share.item()
+            sums[name] += counts * share.item()
     return dict(zip(sums, add_up(*sums.values()), strict=True))
 
 
-def _losses(learner: Learner, part: Trajectory, config: PPOConfig, num_tokens: int) -> tuple[PolicyLoss, ValueLoss]:
-    """Both clipped losses of these rows: their part of the means over `num_tokens` tokens."""
+def _policy_loss(policy: Policy, part: Trajectory, config: PPOConfig, num_tokens: int) -> PolicyLoss:
+    """The clipped loss of these rows: their part of the mean over `num_tokens` tokens."""
     rows, num_new = part.rollout, part.rollout.mask_BT.shape[1]
-    forward = {"num_new": num_new, "num_shared": rows.num_shared}
-    logprobs_BT = learner.policy.logprobs(rows.tokens_BL, rows.attention_BL, temperature=config.temperature, **forward)
-    values_BT = learner.value_model(rows.tokens_BL, rows.attention_BL, **forward)
-    policy = clipped_policy_loss(
+    logprobs_BT = policy.logprobs(
+        rows.tokens_BL,
+        rows.attention_BL,
+        num_new=num_new,
+        temperature=config.temperature,
+        num_shared=rows.num_shared,
+    )
+    return clipped_policy_loss(
         logprobs_BT, part.logprobs_BT, part.advantages_BT, rows.mask_BT, clip=config.clip, num_tokens=num_tokens
     )
-    value = clipped_value_loss(
+
+
+def _value_loss(value_model: ValueModel, part: Trajectory, config: PPOConfig, num_tokens: int) -> ValueLoss:
+    """As `_policy_loss`, of the value model."""
+    rows, num_new = part.rollout, part.rollout.mask_BT.shape[1]
+    values_BT = value_model(rows.tokens_BL, rows.attention_BL, num_new=num_new, num_shared=rows.num_shared)
+    return clipped_value_loss(
         values_BT, part.values_BT, part.returns_BT, rows.mask_BT, clip=config.value_clip, num_tokens=num_tokens
     )
-    return policy, value
 
 
 def _accumulate_pretraining(policy: Policy, passages: Sequence[Passage], config: PPOConfig) -> dict[str, float]:
@@ -420,13 +426,17 @@ def _accumulate_pretraining(policy: Policy, passages: Sequence[Passage], config:
     num_tokens = sum(passage.num_learned for passage in passages)
     total = 0.0
     # Masks decide what padding is: any token may stand there.
-    for part in passage_batches(
-        part_of(passages), tokens_per_forward=config.tokens_per_forward, pad_id=0, device=policy.model.device
-    ):
+    batches = partial(
+        passage_batches, tokens_per_forward=config.tokens_per_forward, pad_id=0, device=policy.model.device
+    )
+    mine = list(batches(part_of(passages)))
+    is_spread = config.sharding == "full"
+    for part, is_spare in with_spares(mine, lambda: next(batches(passages[:1])), is_spread=is_spread):
+        counts = 0.0 if is_spare else 1.0
         logprobs_BT = policy.logprobs(
             part.tokens_BL, part.attention_BL, num_new=part.learned_BT.shape[1], temperature=1.0
         )
-        loss = pretraining_loss(logprobs_BT, part.learned_BT, num_tokens=num_tokens)
+        loss = counts * pretraining_loss(logprobs_BT, part.learned_BT, num_tokens=num_tokens)
         torch.autograd.backward([config.ptx_coefficient * loss])
         total += loss.item()
     return {"ppo/ptx/loss": add_up(total)[0]}
@@ -437,7 +447,7 @@ def _step(learner: Learner, config: PPOConfig) -> dict[str, float]:
     norms: dict[str, float] = {}
     for name, model in (("policy", learner.policy), ("value", learner.value_model)):
         add_up_gradients(learning_parameters(model))
-        norm = torch.nn.utils.clip_grad_norm_(learning_parameters(model), config.max_grad_norm)
+        norm = torch.tensor(clip_gradients(learning_parameters(model), config.max_grad_norm))
         norms[f"ppo/{name}/grad_norm"] = require_finite(norm, f"the gradient of the {name} model").item()
     learner.policy_optimizer.step()
     learner.value_optimizer.step()

@@ -12,6 +12,7 @@ from torch.nn import Module, ParameterList
 
 from trainer.checkpoints import load_checkpoint, save_checkpoint
 from trainer.config import PPOConfig
+from trainer.distributed import in_groups
 from trainer.fitting import assign, copies_of, learning_parameters
 from trainer.models import Policy, ValueModel
 from trainer.ppo_guard import Judgement
@@ -95,8 +96,8 @@ class Learner:
         return cls(
             policy,
             value_model,
-            torch.optim.Adam(learning_parameters(policy), lr=policy_rate, eps=config.adam_eps, fused=True),
-            torch.optim.Adam(learning_parameters(value_model), lr=value_rate, eps=config.adam_eps, fused=True),
+            _make_optimizer(policy, policy_rate, config),
+            _make_optimizer(value_model, value_rate, config),
             Progress(beta=config.beta),
             average=copies_of(learning_parameters(policy)) if config.ema_decay is not None else None,
             best=copies_of(learning_parameters(policy)) if is_guarded else None,
@@ -145,6 +146,11 @@ class Learner:
             identity=identity,
         )
         self.progress = Progress.from_json(progress)
+
+
+def _make_optimizer(model: Module, rate: float, config: PPOConfig) -> torch.optim.Adam:
+    groups = [{"params": group} for group in in_groups(learning_parameters(model))]
+    return torch.optim.Adam(groups, lr=rate, eps=config.adam_eps, fused=True)
 
 
 @dataclass(frozen=True)

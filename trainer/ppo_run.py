@@ -6,13 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import LoraConfig, PPOConfig
-from trainer.distributed import one_voice, world
-from trainer.fitting import checkpoint_folder, compute_again, parents, save_version
+from trainer.distributed import one_voice, shard, world
+from trainer.fitting import (
+    checkpoint_folder,
+    compute_again,
+    is_spread,
+    loading_place,
+    parents,
+    require_plain_saving,
+    save_version,
+)
 from trainer.models import Policy, RewardModel, ValueModel, load_policy, require_same_tokens
 from trainer.ppo import optimise
 from trainer.ppo_guard import Guard
@@ -63,43 +71,89 @@ def train_ppo(
         RunCancelled: the reporter said stop.
     """
     report = one_voice(report)
+    if guard_prompts and guard is None:
+        raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
+    sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
     config = config.for_model(count_parameters(policy), device)
-    tokenizer = load_tokenizer(policy)
-    reward_model = RewardModel.load(reward, device=device)
+    models = _load_models(sources, config, device)
     if config.missing_eos_penalty is None:
-        config = replace(config, missing_eos_penalty=reward_model.score_std)
-    loaded = _load_policy(policy, sft, config, device)
-    require_same_tokens(reward_model, loaded.model)
-    learner = Learner.create(
-        loaded,
-        ValueModel.from_reward(reward_model),
-        config,
-        is_guarded=guard is not None,
-    )
-    if config.gradient_checkpointing:
-        compute_again(learner.policy.model)
-        compute_again(learner.value_model.blocks)
-    # Only now: the value model is a copy that learns what the reward model learned.
-    reward_model.requires_grad_(False)
+        config = replace(config, missing_eos_penalty=models.reward.score_std)
+    learner = Learner.create(models.policy, models.value, config, is_guarded=guard is not None)
 
+    tokenizer = load_tokenizer(policy)
     encode = partial(_encode, tokenizer=tokenizer, policy=learner.policy, config=config, report=report)
     questions, refused = encode(prompts)
-    guarded = encode(guard_prompts)[0] if guard and guard_prompts else questions
-    watch = _make_guard(guard, guarded, learner.policy, has_prompts=bool(guard_prompts), device=device)
+    asked = encode(guard_prompts)[0] if guard_prompts else questions
+    watch = Guard(models.guard, asked) if models.guard is not None else None
     passages = _encode_passages(ptx_texts, tokenizer, learner.policy, config, report)
-    if config.precision == "bfloat16":
-        _round_products(learner, reward_model, watch)
 
-    sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
     identity = _identity(questions, passages, watch, config, sources)
     if resume_from is not None:
         learner.restore(resume_from, identity)
     keep = partial(_keep, learner, checkpoint_folder(out), identity, on_checkpoint)
-    optimise(learner, reward_model, questions, tokenizer, config, report, passages=passages, guard=watch, keep=keep)
+    optimise(learner, models.reward, questions, tokenizer, config, report, passages=passages, guard=watch, keep=keep)
     learner.settle()
     result = learner.progress.result(refused, is_average=learner.average is not None)
     save_version(learner.policy, out, {**identity, "result": result.as_json()})
     return result
+
+
+# --- Models ----------------------------------------------------------------------------------------------------------
+
+
+class _Models(NamedTuple):
+    """All that compute in a run; policy and value model learn."""
+
+    policy: Policy
+    value: ValueModel
+    reward: RewardModel
+    guard: RewardModel | None
+
+    @property
+    def transformers(self) -> list[PreTrainedModel]:
+        """Each of them, without heads, the policy's reference among them where it is a model of its own."""
+        judges = [judge.blocks for judge in (self.reward, self.guard) if judge is not None]
+        references = [self.policy.frozen] if self.policy.frozen is not None else []
+        return [self.policy.model, *references, self.value.blocks, *judges]
+
+
+def _load_models(sources: Mapping[str, ModelSource], config: PPOConfig, device: str) -> _Models:
+    """The models of a run, as its settings want them computed: again, spread over the processes, in bfloat16."""
+    place = loading_place(config, device)
+    assert config.lora is None or isinstance(config.lora, LoraConfig)
+    reward = RewardModel.load(sources["reward"], device=place)
+    policy = load_policy(sources["policy"], lora=config.lora, reference=sources["sft"], seed=config.seed, device=place)
+    value = ValueModel.from_reward(reward)
+    guard = RewardModel.load(sources["guard"], device=place) if "guard" in sources else None
+    for judge in (reward, guard):
+        if judge is not None:
+            require_same_tokens(judge, policy.model)
+            # Only now: the value model is a copy that learns what the reward model learned.
+            judge.requires_grad_(False)
+    models = _Models(policy, value, reward, guard)
+    if config.gradient_checkpointing:
+        compute_again(policy.model)
+        compute_again(value.blocks)
+    if is_spread(config):
+        _spread(models, sources["policy"], device)
+    if config.precision == "bfloat16":
+        # After the last copy was made, since a copy would call its original.
+        for transformer in models.transformers:
+            compute_in_bfloat16(transformer)
+    return models
+
+
+def _spread(models: _Models, source: ModelSource, device: str) -> None:
+    """Every transformer over the processes; heads are small, and stay whole."""
+    require_plain_saving(source, has_adapter=models.policy.has_adapter)
+    for transformer in models.transformers:
+        shard(transformer, device)
+    for model in models:
+        if model is not None:
+            model.to(device)
+
+
+# --- Before and after ------------------------------------------------------------------------------------------------
 
 
 def _keep(
@@ -109,34 +163,6 @@ def _keep(
     learner.save(folder, identity)
     if on_checkpoint is not None and world().is_first:
         on_checkpoint(folder)
-
-
-def _make_guard(
-    source: ModelSource | None, questions: Sequence[Question], policy: Policy, *, has_prompts: bool, device: str
-) -> Guard | None:
-    """The reward model that watches, which learns nothing; None where none is named."""
-    if source is not None:
-        model = RewardModel.load(source, device=device).requires_grad_(False)
-        require_same_tokens(model, policy.model)
-        return Guard(model, questions)
-    if has_prompts:
-        raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
-    return None
-
-
-def _load_policy(policy: ModelSource, sft: ModelSource, config: PPOConfig, device: str) -> Policy:
-    assert config.lora is None or isinstance(config.lora, LoraConfig)
-    return load_policy(policy, lora=config.lora, reference=sft, seed=config.seed, device=device)
-
-
-def _round_products(learner: Learner, reward_model: RewardModel, guard: Guard | None) -> None:
-    """All that compute do it in bfloat16; after the last copy was made, since a copy would call its original."""
-    models = [learner.policy.model, learner.policy.frozen, learner.value_model.blocks, reward_model.blocks]
-    if guard is not None and isinstance(guard.score, RewardModel):
-        models.append(guard.score.blocks)
-    for model in models:
-        if model is not None:
-            compute_in_bfloat16(model)
 
 
 def _encode(

@@ -46,13 +46,15 @@ from trainer.data import (
     stack_places,
     stack_weights,
 )
-from trainer.distributed import add_up, is_shard, one_voice, part_of, shard, world
+from trainer.distributed import add_up, in_groups, one_voice, part_of, shard
 from trainer.fitting import (
     Keeper,
     apply_step,
     checkpoint_folder,
     compute_again,
+    is_spread,
     learning_parameters,
+    loading_place,
     mean,
     plan_batches,
     require_plain_saving,
@@ -239,9 +241,7 @@ def _add_heads(model: RewardModel, training: Sequence[Task], config: RewardConfi
 def _make_optimizer(model: RewardModel, config: RewardConfig) -> torch.optim.Adam:
     """Adam, whose rate each step sets; theta learns at a speed of its own."""
     weights = [parameter for parameter in learning_parameters(model) if parameter is not model.tie_theta]
-    # Adam takes shards and whole weights in groups of their own only.
-    kinds = [[parameter for parameter in weights if is_shard(parameter) == kind] for kind in (True, False)]
-    groups = [{"params": kind, "speed": 1.0} for kind in kinds if kind]
+    groups: list[dict[str, Any]] = [{"params": group, "speed": 1.0} for group in in_groups(weights)]
     if config.ties == "davidson":
         groups.append({"params": [model.tie_theta], "speed": THETA_SPEED})
     return torch.optim.Adam(groups, lr=0.0, eps=config.adam_eps)
@@ -344,12 +344,10 @@ def make_reward_model(source: ModelSource, config: RewardConfig, device: str) ->
     """A fresh reward model to train; `config` has been through `for_model`."""
     lora = config.lora
     assert lora is None or isinstance(lora, LoraConfig)
-    is_sharded = config.sharding == "full" and world().size > 1
-    # Shards go to their GPUs block by block: the whole may be too large for one.
-    model = RewardModel.from_sft(source, lora, seed=config.seed, device="cpu" if is_sharded else device)
+    model = RewardModel.from_sft(source, lora, seed=config.seed, device=loading_place(config, device))
     if config.gradient_checkpointing:
         compute_again(model.blocks)
-    if is_sharded:
+    if is_spread(config):
         require_plain_saving(source, has_adapter=model.has_adapter)
         shard(model.blocks, device)
     return model.to(device)

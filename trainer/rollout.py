@@ -18,11 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.config import PPOConfig
 from trainer.data import chunk_by_length
-from trainer.distributed import add_up_tensor, part_of, put_together, world
+from trainer.distributed import add_up_tensor, part_of, put_together, whole, with_spares, world
 from trainer.models import RewardModel
 from trainer.reporting import Reporter, stop_if_cancelled
 from trainer.sampling import Draw, Generated, LocalSampler, decode, left_pad
-from trainer.shared_prompt import is_packing
 
 SAMPLED_TOKENS = 4
 """How many times as many tokens sampling holds at once as training: it keeps keys and values, and no graph."""
@@ -150,23 +149,22 @@ def roll_out(
     groups = [waiting[start : start + num_shared] for start in range(0, len(waiting), num_shared)]
     mine = [row for group in part_of(groups) for row in group]
     results: dict[int, Generated] = {}
-    # The first process has as many as any: all ask equally often whether to stop.
-    for start in range(0, num_shared * math.ceil(len(groups) / world().size), size):
-        stop_if_cancelled(report)
-        rows = mine[start : start + size]
-        if not rows:
-            continue
-        generated = sampler.draw(
-            [draws[row] for row in rows],
-            temperature=config.temperature,
-            top_p=1.0,
-            max_new_tokens=config.max_new_tokens,
-            num_shared=num_shared if is_packing(sampler.model.base_model) else 1,
-        )
-        results |= dict(zip(rows, generated, strict=True))
-        if is_episode:
-            num_done = min(len(asked), len(results) * world().size)
-            report_progress(report, config, first_episode + num_done / 2, f"{num_done} of {len(asked)} answers")
+    with whole(sampler.model):
+        # The first process has as many as any: all ask equally often whether to stop.
+        for start in range(0, num_shared * math.ceil(len(groups) / world().size), size):
+            stop_if_cancelled(report)
+            rows = mine[start : start + size]
+            generated = sampler.draw(
+                [draws[row] for row in rows],
+                temperature=config.temperature,
+                top_p=1.0,
+                max_new_tokens=config.max_new_tokens,
+                num_shared=num_shared,
+            )
+            results |= dict(zip(rows, generated, strict=True))
+            if is_episode:
+                num_done = min(len(asked), len(results) * world().size)
+                report_progress(report, config, first_episode + num_done / 2, f"{num_done} of {len(asked)} answers")
     if world().size > 1:
         drawn = _from_all([results[row] for row in mine], [len(group) for group in groups], config)
         results = dict(zip(waiting, drawn, strict=True))
@@ -247,23 +245,25 @@ class PerToken(Protocol):
 def per_token(rollout: Rollout, model: PerToken, config: PPOConfig, name: str) -> Tensor:
     """`model` on the whole rollout, part by part: [B, T], 0 outside the mask."""
     result_BT = torch.zeros(rollout.mask_BT.shape, device=rollout.mask_BT.device)
-    for part_R, part in rollout.micro_batches(own_rows(all_rows(rollout), rollout), config.tokens_per_forward):
+    for (part_R, part), is_spare in own_parts(rollout, all_rows(rollout), config):
         values = model(part.tokens_BL, part.attention_BL, num_new=part.mask_BT.shape[1], num_shared=part.num_shared)
-        result_BT[part_R, : part.mask_BT.shape[1]] = values.masked_fill(~part.mask_BT, 0.0)
+        if not is_spare:
+            result_BT[part_R, : part.mask_BT.shape[1]] = values.masked_fill(~part.mask_BT, 0.0)
     return require_finite(add_up_tensor(result_BT), name)
 
 
 def score_answers(rollout: Rollout, score: Score, config: PPOConfig) -> Tensor:
     """score_B of a rollout's answers; TrainingFailed where one is no finite number."""
     result_B = torch.zeros(len(rollout.tokens_BL), device=rollout.tokens_BL.device)
-    for part_R, part in rollout.micro_batches(own_rows(all_rows(rollout), rollout), config.tokens_per_forward):
+    for (part_R, part), is_spare in own_parts(rollout, all_rows(rollout), config):
         if isinstance(score, RewardModel):
             score_R = score.score_answers(
                 part.tokens_BL, part.attention_BL, num_new=part.mask_BT.shape[1], num_shared=part.num_shared
             )
         else:
             score_R = score(part.tokens_BL, part.attention_BL)
-        result_B[part_R] = score_R.float()
+        if not is_spare:
+            result_B[part_R] = score_R.float()
     return require_finite(add_up_tensor(result_B), "the reward model's score")
 
 
@@ -276,6 +276,13 @@ def own_rows(row_R: Tensor, rollout: Rollout) -> Tensor:
     """Of these rows those that this process computes; whole groups that share a prompt."""
     here = world()
     return row_R.view(-1, rollout.num_shared)[here.rank :: here.size].flatten()
+
+
+def own_parts(rollout: Rollout, row_R: Tensor, config: PPOConfig) -> Iterator[tuple[tuple[Tensor, Rollout], bool]]:
+    """This process's part of these rows in micro-batches, (their numbers, the rows), and whether each is spare."""
+    mine = list(rollout.micro_batches(own_rows(row_R, rollout), config.tokens_per_forward))
+    spare_R = row_R[: rollout.num_shared]
+    return with_spares(mine, lambda: (spare_R, rollout.select(spare_R)), is_spread=config.sharding == "full")
 
 
 def require_finite(values: Tensor, name: str) -> Tensor:

@@ -14,7 +14,8 @@ A model whose blocks look across tokens in any other way is seen by a probe, and
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ UNKNOWN_OPTIONS = ("softcap", "s_aux", "position_bias")
 KNOWN_LAYERS = ("full_attention", "sliding_attention")
 STRETCHED_POSITIONS = ("dynamic", "longrope")
 """Rotary embeddings that depend on the longest conversation of a batch."""
+DIFFERS = "what it says with a shared prompt differs from separate rows"
 
 
 class CannotShare(ValueError):
@@ -143,25 +145,40 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, wi
 # --- A transformer that reads such rows ------------------------------------------------------------------------------
 
 
-def packed_states(transformer: Any, packed: PackedRow, **inputs: Tensor) -> Tensor:
-    """hidden_ND of the row by a transformer that `allow_packing` or `share_prompt` has prepared; `inputs` stand in for
-    the row's tokens."""
+def packed_output(model: Any, packed: PackedRow, **options: Any) -> Any:
+    """What a transformer, or a causal model around one, says of the row, once `allow_packing` or `share_prompt` has
+    prepared it; `inputs_embeds` among the options stand in for the row's tokens."""
     # A mask of four dimensions is passed on as it is: nobody builds one of N x N, and attention has no use for it.
     mask = torch.empty(1, 1, 0, 0, device=packed.tokens_N.device)
-    inputs = inputs or {"input_ids": packed.tokens_N[None]}
-    output = transformer(
-        **inputs, attention_mask=mask, position_ids=packed.position_N[None], use_cache=False, packed=packed
-    )
-    return cast(Tensor, output.last_hidden_state[0])
+    inputs = {"attention_mask": mask, "position_ids": packed.position_N[None], "use_cache": False, "packed": packed}
+    if "inputs_embeds" not in options:
+        inputs["input_ids"] = packed.tokens_N[None]
+    return model(**inputs, **options)
 
 
-def allow_packing(transformer: Any) -> None:
-    """Prepare a transformer for `packed_states`; it goes on taking ordinary rows as before.
+def packed_states(transformer: Any, packed: PackedRow, **options: Any) -> Tensor:
+    """hidden_ND of the row by a transformer without its head."""
+    return cast(Tensor, packed_output(transformer, packed, **options).last_hidden_state[0])
 
-    CannotShare where the architecture does not allow it. That packed rows have the states of separate ones is checked,
-    not assumed: on two rankings of a few tokens, with answers of several lengths.
+
+def packed_logits(model: Any, packed: PackedRow, place_P: Tensor) -> Tensor:
+    """logits_PV of a causal model at these places of the row: its own way from states to logits, whatever that is."""
+    return cast(Tensor, packed_output(model, packed, logits_to_keep=place_P).logits[0])
+
+
+def allow_packing(model: Any) -> None:
+    """Prepare a transformer, or a causal model with its transformer, for packed rows; it goes on taking ordinary ones.
+
+    CannotShare where the architecture does not allow it. That packed rows are said to be what separate ones are is
+    checked, not assumed: on three rankings of a few tokens, with answers of several lengths.
     """
-    share_prompt(transformer, keep_states=False)
+    with _packed_attention(model.base_model):
+        if model is model.base_model:
+            is_exact = _is_exact(SharedPrompt(None, model).last_states, model, _last_state)
+        else:
+            is_exact = _is_exact(lambda packed: packed_logits(model, packed, packed.last_M), model, _last_logits)
+        if not is_exact:
+            raise CannotShare(DIFFERS)
 
 
 def is_packing(transformer: Any) -> bool:
@@ -200,16 +217,23 @@ class SharedPrompt:
 
 def share_prompt(transformer: Any, *, keep_states: bool = True) -> SharedPrompt:
     """As `allow_packing`, and `keep_states` splits off the blocks that do not learn. CannotShare as there."""
+    with _packed_attention(transformer):
+        for found in (_split(transformer) if keep_states else None, SharedPrompt(None, transformer)):
+            if found is not None and _is_exact(found.last_states, transformer, _last_state):
+                return found
+        raise CannotShare(DIFFERS)
+
+
+@contextmanager
+def _packed_attention(transformer: Any) -> Iterator[None]:
+    """The attention of packed rows from now on; where the block fails, the transformer's own again, and CannotShare."""
     before = transformer.config._attn_implementation  # noqa: SLF001 (it has no public reader)
     _refuse_what_the_probe_is_too_short_for(transformer.config.get_text_config(), before)
     AttentionInterface.register(ATTENTION, shared_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     try:
         transformer.set_attn_implementation(ATTENTION)
-        for found in (_split(transformer) if keep_states else None, SharedPrompt(None, transformer)):
-            if found is not None and _is_exact(found, transformer):
-                return found
-        raise CannotShare("what it says with a shared prompt differs from separate rows")
+        yield
     except Exception as error:
         transformer.set_attn_implementation(before)
         if isinstance(error, CannotShare):
@@ -229,21 +253,30 @@ def _refuse_what_the_probe_is_too_short_for(config: Any, attention: str) -> None
         raise CannotShare(f"its positions are stretched by the longest row ({rope})")
 
 
+def _last_state(output: Any) -> Tensor:
+    """hidden_D after a row's last token."""
+    return cast(Tensor, output.last_hidden_state[0, -1])
+
+
+def _last_logits(output: Any) -> Tensor:
+    """logits_V after a row's last token."""
+    return cast(Tensor, output.logits[0, -1])
+
+
 @torch.no_grad()
-def _is_exact(shared: SharedPrompt, transformer: Any) -> bool:
-    """Whether packed and separate rows have the same states, but for rounding."""
-    size = transformer.config.get_text_config().vocab_size
+def _is_exact(of_packed: Callable[[PackedRow], Tensor], model: Any, last: Callable[[Any], Tensor]) -> bool:
+    """Whether packed rows ([M, D], of each answer's last token) and separate ones (`last` of what the model says of
+    each) are the same, but for rounding."""
+    size = model.config.get_text_config().vocab_size
     token = iter(torch.randint(size, (64,), generator=torch.Generator().manual_seed(0)).tolist())
     rankings = [
         ([next(token) for _ in range(num_prompt)], [[next(token) for _ in range(length)] for length in answers])
         for num_prompt, answers in [(7, (3, 0, 5)), (4, (1, 6)), (3, (5,))]
     ]
-    packed_MD = shared.last_states(shared.pack(rankings))
+    packed_MD = of_packed(PackedRow.pack(rankings, model.device))
     rows = [torch.tensor([[*prompt, *answer]]) for prompt, answers in rankings for answer in answers]
-    alone_MD = torch.stack(
-        [transformer(input_ids=row.to(packed_MD.device), use_cache=False).last_hidden_state[0, -1] for row in rows]
-    )
-    is_float32 = getattr(transformer, "products_dtype", transformer.dtype) == torch.float32
+    alone_MD = torch.stack([last(model(input_ids=row.to(packed_MD.device), use_cache=False)) for row in rows])
+    is_float32 = getattr(model.base_model, "products_dtype", model.dtype) == torch.float32
     tolerance = 1e-4 if is_float32 else 3e-2
     return bool((packed_MD - alone_MD).abs().max() <= tolerance * alone_MD.abs().max())
 

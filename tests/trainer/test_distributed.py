@@ -95,13 +95,14 @@ def test_the_checkpoints_are_the_same(outs: tuple[Path, Path]) -> None:
 # --- Shards ---
 
 
-def test_each_process_holds_its_part_of_the_weights(outs: tuple[Path, Path]) -> None:
-    held = [json.loads((outs[1] / f"held-{rank}.json").read_text()) for rank in range(2)]
+@pytest.mark.parametrize("kind", ["sft", "ppo"])
+def test_each_process_holds_its_part_of_the_weights(kind: str, outs: tuple[Path, Path]) -> None:
+    held = [json.loads((outs[1] / f"held-{rank}.json").read_text())[kind] for rank in range(2)]
     assert sum(held) == pytest.approx(1.0)
     assert max(held) < 0.6
 
 
-@pytest.mark.parametrize("kind", ["reward", "sft"])
+@pytest.mark.parametrize("kind", ["reward", "sft", "ppo"])
 def test_what_was_spread_goes_on_bit_for_bit(kind: str, outs: tuple[Path, Path]) -> None:
     whole, resumed = (weights(outs[1] / f"{how}_{kind}") for how in ("sharded", "resumed"))
     assert whole.keys() == resumed.keys()

@@ -13,14 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.trainer.tiny import make_model, make_positional_model, make_tokenizer
-from trainer import ppo, ppo_run
+from trainer import ppo, ppo_run, shared_prompt
 from trainer import rollout as rollouts
 from trainer.checkpoints import CheckpointError
 from trainer.config import LoraConfig, PPOConfig
 from trainer.fitting import learning_parameters
-from trainer.models import Policy, RewardModel, ValueModel, has_plain_head, load_policy
+from trainer.models import Policy, RewardModel, ValueModel, load_policy
 from trainer.ppo import Trajectory, optimise
 from trainer.ppo_guard import Guard, Judgement
 from trainer.ppo_learner import Learner, PPOResult, Progress
@@ -378,7 +379,7 @@ def test_gradients_of_a_shared_prompt_are_those_of_separate_rows(base: ModelSour
     # Padded rows, packed rows, and packed rows that share their prompts.
     for num_shared in (0, 1, 4):
         if num_shared == 1:
-            allow_packing(learner.policy.model.base_model)
+            allow_packing(learner.policy.model)
             allow_packing(learner.value_model.blocks)
         rollout = make_rollout(questions, drawn, pad_id=PAD, device=CPU, num_shared=max(1, num_shared))
         made_up = [torch.randn(rollout.mask_BT.shape, generator=noise.manual_seed(5)) * rollout.mask_BT] * 3
@@ -409,28 +410,36 @@ def test_a_sampler_that_shares_prompts_draws_the_same_answers(num_layers: int) -
     assert len({tuple(answer.tokens) for answer in shared}) > 4
 
 
-def test_a_model_that_scales_its_logits_is_seen(base: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_policy(base, lora=None).model
-    assert has_plain_head(model)
-    forward = model.forward
+@pytest.mark.parametrize(("kind", "scale"), [("granite", {"logits_scaling": 4.0}), ("cohere", {"logit_scale": 0.5})])
+def test_a_model_that_scales_its_logits_shares_by_its_own_way(kind: str, scale: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None, "initializer_range": 0.3}
+    config = AutoConfig.for_model(kind, vocab_size=len(TOKENIZER), **size, **special, **scale)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    policy = Policy(model, frozen=None, adapter=None, source=ModelSource(Path("none")))
+    answers = [Generated(answer, [], "stop") for answer in ([3, 4, EOS], [5], [4, 4], [EOS])]
+    rollout = make_rollout([QUESTIONS[0]] * 2 + [QUESTIONS[1]] * 2, answers, pad_id=PAD, device=CPU, num_shared=2)
 
-    def scales(*args: Any, **rest: Any) -> Any:
-        output = forward(*args, **rest)
-        output.logits = 0.5 * output.logits
-        return output
+    def said() -> Tensor:
+        rows = rollout.tokens_BL, rollout.attention_BL
+        return policy.logprobs(*rows, num_new=3, temperature=0.7, num_shared=2).masked_fill(~rollout.mask_BT, 0.0)
 
-    monkeypatch.setattr(model, "forward", scales)
-    assert not has_plain_head(model)
+    apart = said()
+    allow_packing(model)
+    assert is_packing(model.base_model)
+    torch.testing.assert_close(said(), apart, rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_that_cannot_share_computes_padded_rows_and_says_why(
     base: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppo, "has_plain_head", lambda model: False)
+    logits = shared_prompt.packed_logits
+    monkeypatch.setattr(shared_prompt, "packed_logits", lambda *row: 2 * logits(*row))
     config = make_config(num_episodes=8)
     learner = make_learner(base, config)
     said = run(learner, config).lines
-    assert any("padded row" in line and "its logits are more than what its head says" in line for _, line in said)
+    assert any("padded row" in line and "differs from separate rows" in line for _, line in said)
     assert not is_packing(learner.policy.model.base_model)
     assert is_packing(learner.value_model.blocks)
 

@@ -6,7 +6,7 @@ torchrun --nproc-per-node 2 tests/trainer/two_processes.py BASE_MODEL OUT NAME..
 import json
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from trainer.config import DPOConfig, LoraConfig, PPOConfig, RewardConfig, SFTConfig
-from trainer.distributed import joined
+from trainer.distributed import joined, whole
 from trainer.dpo import train_dpo
 from trainer.fitting import make_policy
-from trainer.ppo_run import train_ppo
+from trainer.ppo_run import _load_models, train_ppo
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
@@ -113,7 +113,15 @@ def dpo(source: ModelSource, out: Path, report: Recorder, **changes: Any) -> Any
     return train_dpo(RANKINGS, sft=source, policy=policy, config=config, out=out, report=report, **changes)
 
 
-def ppo(source: ModelSource, out: Path, report: Recorder, *, is_guarded: bool = False, **changes: Any) -> Any:
+def ppo(
+    source: ModelSource,
+    out: Path,
+    report: Recorder,
+    *,
+    is_guarded: bool = False,
+    resume_from: Path | None = None,
+    **changes: Any,
+) -> Any:
     """Against the model of `reward`, with text to remember and averaged weights; the last rollout is of one answer."""
     made = ModelSource(source.base, out.with_name("reward"))
     words = ("a", "b c", "d a b a", "c", "b b a d c")
@@ -126,6 +134,7 @@ def ppo(source: ModelSource, out: Path, report: Recorder, *, is_guarded: bool = 
         config=PPOConfig.from_overrides(PPO.as_json() | changes),
         out=out,
         report=report,
+        resume_from=resume_from,
         ptx_texts=[{"text": "a b c d"}, {"text": "d d"}, {"text": "c a c a c a"}],
     )
 
@@ -160,6 +169,23 @@ def sharded_dpo(source: ModelSource, out: Path, report: Recorder) -> Any:
     return dpo(source, out, report, config=FULL | {"tokens_per_forward": 64})
 
 
+def sharded_ppo(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """All four models and the reference spread, with another number of forward passes in each process."""
+    return ppo(source, out, report, **FULL, tokens_per_forward=16)
+
+
+def sharded_ppo_of_all_sorts(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """Adapters, whose reference is the policy without them; shared prompts, a guard, blocks that are computed again."""
+    shared = {"samples_per_prompt": 2, "minibatch_size": 6, "episodes_per_batch": 6, "num_episodes": 14}
+    sorts = {"lora": LORA.as_json(), "gradient_checkpointing": True}
+    return ppo(source, out, report, is_guarded=True, **FULL, **shared, **sorts)
+
+
+def resumed_ppo(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """From the last checkpoint of `sharded_ppo`."""
+    return ppo(source, out, report, **FULL, tokens_per_forward=16, resume_from=out.with_name("sharded_ppo.checkpoint"))
+
+
 def resumed_sft(source: ModelSource, out: Path, report: Recorder) -> Any:
     """From the last checkpoint of `sharded_sft`."""
     return sft(
@@ -189,6 +215,9 @@ TRAININGS: dict[str, Training] = {
     "sharded_reward_of_all_sorts": sharded_reward_of_all_sorts,
     "sharded_sft": sharded_sft,
     "sharded_dpo": sharded_dpo,
+    "sharded_ppo": sharded_ppo,
+    "sharded_ppo_of_all_sorts": sharded_ppo_of_all_sorts,
+    "resumed_ppo": resumed_ppo,
     "resumed_reward": resumed_reward,
     "resumed_sft": resumed_sft,
 }
@@ -206,16 +235,37 @@ def run(names: list[str], base: Path, out: Path) -> None:
             (out / f"{name}.json").write_text(json.dumps({"result": result, "points": report.points}))
 
 
-def share_held(base: Path) -> float:
-    """Of all weights of a model that is spread, what this process has in its memory."""
+def held_by_ppo(base: Path, reward: Path) -> Iterable[torch.Tensor]:
+    """The weights of all models of a PPO run that are in this process's memory once answers were drawn."""
+    source = ModelSource(base)
+    config = PPOConfig.from_overrides(PPO.as_json() | FULL).for_model(1000, "cpu")
+    sources = {"sft": source, "policy": source, "reward": ModelSource(base, reward)}
+    models = _load_models(sources, config, "cpu")
+    models.policy.model(torch.zeros(1, 2, dtype=torch.long))
+    with whole(models.policy.model):
+        models.policy.model(torch.zeros(1, 2, dtype=torch.long))
+    return (parameter for transformer in models.transformers for parameter in transformer.parameters())
+
+
+def held_by_sft(base: Path) -> Iterable[torch.Tensor]:
+    """The same of an SFT run that has just begun."""
     config = SFTConfig.from_overrides(SFT.as_json() | FULL)
-    parameters = list(make_policy(ModelSource(base), config, "cpu").parameters())
-    held = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
-    return held / sum(parameter.numel() for parameter in parameters)
+    return make_policy(ModelSource(base), config, "cpu").parameters()
+
+
+def share_held(every: Iterable[torch.Tensor]) -> float:
+    """Of all these weights, what this process has in its memory."""
+    held = total = 0
+    for parameter in every:
+        held += (parameter.to_local() if isinstance(parameter, DTensor) else parameter).numel()
+        total += parameter.numel()
+    return held / total
 
 
 if __name__ == "__main__":
     with joined() as here:
         assert here.size == 2
-        run(sys.argv[3:], Path(sys.argv[1]), Path(sys.argv[2]))
-        (Path(sys.argv[2]) / f"held-{here.rank}.json").write_text(json.dumps(share_held(Path(sys.argv[1]))))
+        base, out = Path(sys.argv[1]), Path(sys.argv[2])
+        run(sys.argv[3:], base, out)
+        shares = {"sft": share_held(held_by_sft(base)), "ppo": share_held(held_by_ppo(base, out / "reward"))}
+        (out / f"held-{here.rank}.json").write_text(json.dumps(shares))
