@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -21,7 +20,7 @@ from app.errors import BadRequest
 from app.idempotency import idempotent
 from app.projects.guards import find_project
 from app.projects.service import get_project
-from app.web import SessionDep, stream
+from app.web import SessionDep
 
 router = APIRouter(tags=["datasets"])
 
@@ -77,10 +76,10 @@ async def get_dataset(dataset_id: uuid.UUID, caller: ReadOrWorkerCaller, session
 @router.get("/datasets/{dataset_id}/rows", response_class=StreamingResponse)
 async def get_rows(
     dataset_id: uuid.UUID, caller: ReadOrWorkerCaller, session: SessionDep, request: Request
-) -> StreamingResponse:
-    """The lines of a dataset, for a run."""
+) -> Response:
+    """The lines of a dataset as they were frozen, for a run."""
     dataset = await reachable(session, dataset_id, caller)
-    return stream(request, partial(service.stream_lines, dataset_id=dataset.id), etag=f'"{dataset.sha256}"')
+    return await download(request, dataset, await get_project(session, dataset.project_id), ExportChoices())
 
 
 @router.get("/datasets/{dataset_id}/export", response_class=StreamingResponse)

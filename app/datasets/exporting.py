@@ -1,7 +1,4 @@
-"""A dataset as a file: streamed, in constant memory, the same bytes every time, and from any byte on.
-
-No connection is held while a slow reader takes its time: a dataset never changes, so each batch is a read of its own.
-"""
+"""A dataset as a file: streamed, in constant memory, the same bytes every time, and from any byte on."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette import status
 
-from app.datasets import service
+from app.datasets import pieces, service
 from app.datasets.cards import card_markdown
 from app.datasets.models import Dataset
 from app.datasets.schemas import ExportChoices
@@ -110,6 +107,12 @@ class Export:
             return self._lines()
         return compressed(self.records(self.choices.split), self.choices.compression)
 
+    def part(self, begin: int, end: int) -> AsyncGenerator[bytes]:
+        """Its bytes from `begin` on, up to and without `end`. What is made on the way is made from the start again."""
+        if self.is_frozen_form:
+            return between(pieces.read_file(self.sessionmaker, self.dataset, begin=begin), 0, end - begin)
+        return between(self.chunks(), begin, end)
+
     async def first_records(self, limit: int) -> list[bytes]:
         """The first records as JSON lines, from the first batch of rows."""
         plain = self.choices.model_copy(update={"file": "jsonl", "compression": "none"})
@@ -126,47 +129,24 @@ class Export:
         """How long the whole file is: it is made once without being sent, unless it is the frozen lines."""
         if self.is_frozen_form:
             async with self.sessionmaker.begin() as session:
-                return await service.count_bytes(session, self.dataset.id)
+                return await pieces.count_bytes(session, self.dataset)
         return sum([len(chunk) async for chunk in self.chunks()])
 
-    async def _lines(self) -> AsyncGenerator[bytes]:
-        """The frozen lines, in batches; one is read while the one before is converted and sent."""
-        position = 0
-        waiting = asyncio.create_task(self._batch(position))
-        try:
-            while position < self.dataset.num_rows:
-                lines, num_lines = await waiting
-                if num_lines == 0:
-                    raise RuntimeError(f"dataset {self.dataset.id} ends at row {position} of {self.dataset.num_rows}")
-                position += num_lines
-                if position < self.dataset.num_rows:
-                    waiting = asyncio.create_task(self._batch(position))
-                yield lines
-        finally:
-            await put_away(waiting)
-
-    async def _batch(self, first: int) -> tuple[bytes, int]:
-        """Some lines from a row on, by a connection that is given back at once."""
-        async with self.sessionmaker.begin() as session:
-            return await service.read_lines(session, self.dataset.id, first=first)
+    def _lines(self) -> AsyncGenerator[bytes]:
+        """The frozen lines, some at a time."""
+        return pieces.read_file(self.sessionmaker, self.dataset)
 
     async def records(self, split: str) -> AsyncGenerator[bytes]:
         """The lines in another form; other requests get their turn between some lines and the next."""
-        options = self.choices.options()
-        form = EXPORTS[self.choices.format]
-        is_as_it_was = self.choices.format == "rankings" and self.choices.file in {"jsonl", "folder"}
+        options, form = self.choices.options(), EXPORTS[self.choices.format]
         writer = make_writer(self.choices.file, form.columns(options))
         async with aclosing(self._lines()) as batches:
             async for batch in batches:
                 for lines in some_lines(batch):
-                    rows = [(line, orjson.loads(line)) for line in lines]
-                    chosen = [(line, row) for line, row in rows if split in ("all", row["split"])]
-                    if is_as_it_was:
-                        yield b"".join(line + b"\n" for line, _ in chosen)
-                    elif writer is None:
-                        yield to_json_lines(form, (row for _, row in chosen), options)
+                    if writer is None:
+                        yield to_json_lines(form, lines, options, split)
                     else:
-                        yield writer.write(to_records(form, (row for _, row in chosen), options))
+                        yield writer.write(to_records(form, lines, options, split))
                     await asyncio.sleep(0)
         if writer is not None:
             yield writer.end()
@@ -181,12 +161,6 @@ class Export:
         yield "report.json", once(orjson.dumps(report, option=orjson.OPT_INDENT_2))
         for split in splits:
             yield f"data/{split}.jsonl", self.records(split)
-
-
-async def put_away(task: asyncio.Task[Any]) -> None:
-    """End a task that nobody waits for any more."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 async def once(content: bytes) -> AsyncGenerator[bytes]:
@@ -223,12 +197,14 @@ async def download(request: Request, dataset: Dataset, project: Project, choices
         return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
     wanted = wanted_range(request, export.etag)
     if wanted is None:
+        if export.is_frozen_form:
+            headers["Content-Length"] = str(await export.count_bytes())
         return StreamingResponse(export.chunks(), media_type=export.media_type, headers=headers)
     size = await export.count_bytes()
     first, last = in_file(wanted, size)
     headers |= {"Content-Range": f"bytes {first}-{last}/{size}", "Content-Length": str(last - first + 1)}
     return StreamingResponse(
-        between(export.chunks(), first, last + 1),
+        export.part(first, last + 1),
         status_code=status.HTTP_206_PARTIAL_CONTENT,
         media_type=export.media_type,
         headers=headers,

@@ -1,10 +1,10 @@
-"""Tables of datasets: the exact lines are stored, so that exporting one twice gives the same bytes."""
+"""Tables of datasets: the exact bytes are stored, so that exporting one twice gives the same ones."""
 
 from __future__ import annotations
 
 import uuid
 
-from sqlalchemy import ForeignKey, Index, LargeBinary, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, LargeBinary, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, Created, EmptyObject, ProjectId, UserId, UuidKey
@@ -35,7 +35,7 @@ class Dataset(Base):
 
 
 class DatasetRow(Base):
-    """One line of a dataset, and the ranking that it came from."""
+    """Which ranking a row of a dataset came from."""
 
     __tablename__ = "dataset_rows"
     __table_args__ = (Index("ix_dataset_rows_ranking", "ranking_id"),)
@@ -46,4 +46,20 @@ class DatasetRow(Base):
     )
     position: Mapped[int] = mapped_column(primary_key=True)
     ranking_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("rankings.id"))
-    line: Mapped[str]
+
+
+class DatasetPiece(Base):
+    """Some whole lines of a dataset, one for each row (app/datasets/pieces.py)."""
+
+    __tablename__ = "dataset_pieces"
+
+    dataset_id: Mapped[uuid.UUID] = mapped_column(
+        ForeignKey("datasets.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"), primary_key=True
+    )
+    # The byte of the file at which it begins.
+    start: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    num_bytes: Mapped[int]
+    first_row: Mapped[int]
+    num_rows: Mapped[int]
+    # One zstd frame.
+    lines: Mapped[bytes] = mapped_column(LargeBinary)

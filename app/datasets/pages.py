@@ -125,7 +125,7 @@ async def show_dataset(
         here="datasets",
         project=project,
         dataset=dataset,
-        rows=await service.first_rows(session, dataset.id),
+        rows=await service.first_rows(session, dataset),
         versions=await service.versions_of_dataset(session, dataset.id),
         card=service.card_of(dataset, project),
     )

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
 
 import orjson
-from psycopg import AsyncConnection
 from sqlalchemy import Select, String, and_, cast, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.accounts.models import User
 from app.accounts.service import audit
-from app.datasets import snapshots
+from app.datasets import pieces, snapshots
 from app.datasets.cards import task_of
 from app.datasets.filters import LEARNED_FROM, DatasetFilter
 from app.datasets.models import Dataset, DatasetRow
@@ -29,9 +28,6 @@ from app.registry.models import Version
 from app.tasks.models import Lease, Purpose, Task
 
 PREVIEW_SIZE = 10
-# What one read of a dataset brings: many rows where they are short, few where they are long.
-ROWS_AT_ONCE = 1000
-BYTES_AT_ONCE = 4 * 1024 * 1024
 
 
 class NothingToFreeze(Conflict):
@@ -120,14 +116,6 @@ def current_rankings(project_id: uuid.UUID, chosen: DatasetFilter | None = None)
         )
         .order_by(Ranking.number)
     )
-
-
-async def driver_connection(session: AsyncSession) -> AsyncConnection[Any]:
-    """The session's own connection as psycopg knows it, for COPY."""
-    raw = await (await session.connection()).get_raw_connection()
-    connection = raw.driver_connection
-    assert isinstance(connection, AsyncConnection)
-    return connection
 
 
 # Reading
@@ -234,9 +222,9 @@ async def rows_alone(session: AsyncSession, one: Dataset, other: Dataset) -> lis
     """The first rows of a dataset whose rankings another one does not hold."""
     theirs = aliased(DatasetRow)
     is_there = select(theirs.position).where(theirs.dataset_id == other.id, theirs.ranking_id == DatasetRow.ranking_id)
-    query = select(DatasetRow.line).where(DatasetRow.dataset_id == one.id, ~is_there.exists())
-    lines = await session.scalars(query.order_by(DatasetRow.position).limit(PREVIEW_SIZE))
-    return [orjson.loads(line) for line in lines]
+    query = select(DatasetRow.position).where(DatasetRow.dataset_id == one.id, ~is_there.exists())
+    rows = await session.scalars(query.order_by(DatasetRow.position).limit(PREVIEW_SIZE))
+    return [orjson.loads(line) for line in await pieces.read_rows(session, one.id, rows)]
 
 
 async def versions_of_dataset(session: AsyncSession, dataset_id: uuid.UUID) -> Sequence[Version]:
@@ -245,12 +233,10 @@ async def versions_of_dataset(session: AsyncSession, dataset_id: uuid.UUID) -> S
     return (await session.scalars(query)).all()
 
 
-async def first_rows(session: AsyncSession, dataset_id: uuid.UUID, *, limit: int = 10) -> list[dict[str, Any]]:
+async def first_rows(session: AsyncSession, dataset: Dataset, *, limit: int = PREVIEW_SIZE) -> list[dict[str, Any]]:
     """The first lines, parsed, to show what they hold."""
-    lines = await session.scalars(
-        select(DatasetRow.line).where(DatasetRow.dataset_id == dataset_id).order_by(DatasetRow.position).limit(limit)
-    )
-    return [orjson.loads(line) for line in lines]
+    rows = range(min(limit, dataset.num_rows))
+    return [orjson.loads(line) for line in await pieces.read_rows(session, dataset.id, rows)]
 
 
 async def datasets_of_ranking(session: AsyncSession, ranking_id: uuid.UUID) -> Sequence[Dataset]:
@@ -282,51 +268,3 @@ def card_of(dataset: Dataset, project: Project) -> dict[str, Any]:
         "counts": dataset.counts,
         **dataset.card,
     }
-
-
-READ_LINES = """
-with sizes as (
-    select position, octet_length(line) + 1 as size from dataset_rows
-    where dataset_id = %(dataset_id)s and position >= %(first)s and position < %(end)s
-    offset 0 -- so that what follows carries numbers only, and no text
-),
-sums as (select position, sum(size) over (order by position) - size as before from sizes)
-select convert_to(string_agg(line, e'\\n') || e'\\n', 'UTF8'), count(*) from (
-    select line from dataset_rows
-    where dataset_id = %(dataset_id)s and position >= %(first)s
-        and position <= (select max(position) from sums where before < %(num_bytes)s)
-    order by position
-) lines"""
-
-
-async def read_lines(session: AsyncSession, dataset_id: uuid.UUID, *, first: int) -> tuple[bytes, int]:
-    """Some whole lines from a row on, and how many they are; none after the last.
-
-    One value in PostgreSQL's binary form instead of many rows, which costs the server no more than COPY does
-    (benchmarks/export.py); and a reader who stalls between two batches holds no connection.
-    """
-    connection = await driver_connection(session)
-    # Added here: psycopg sends small numbers as smallint, and the sum of two may be none.
-    asked = {"dataset_id": dataset_id, "first": first, "end": first + ROWS_AT_ONCE, "num_bytes": BYTES_AT_ONCE}
-    async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(READ_LINES, asked)
-        row = await cursor.fetchone()
-    assert row is not None
-    return row[0] or b"", row[1]
-
-
-async def count_bytes(session: AsyncSession, dataset_id: uuid.UUID) -> int:
-    """How long a dataset is, as its lines were frozen, each with its newline."""
-    length = func.sum(func.octet_length(DatasetRow.line) + 1)
-    return await session.scalar(select(length).where(DatasetRow.dataset_id == dataset_id)) or 0
-
-
-async def stream_lines(session: AsyncSession, dataset_id: uuid.UUID) -> AsyncIterator[bytes]:
-    """A dataset's lines within one session, the same bytes every time, in flat memory however long it is."""
-    position = 0
-    while True:
-        lines, num_lines = await read_lines(session, dataset_id, first=position)
-        if num_lines == 0:
-            return
-        position += num_lines
-        yield lines

@@ -35,6 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.datasets.cards import MAX_PEOPLE_SHOWN, biases
 from app.datasets.filters import LEARNED_FROM
+from app.datasets.pieces import Pieces
 from app.prompts.models import Prompt
 from app.quality.agreement import measure
 from app.quality.orders import Judgement
@@ -137,8 +138,8 @@ with made as materialized (
     where f.position >= :first and f.position < :last
 ),
 written as (
-    insert into dataset_rows (dataset_id, position, ranking_id, line)
-    select :dataset_id, position, ranking_id, line from made
+    insert into dataset_rows (dataset_id, position, ranking_id)
+    select :dataset_id, position, ranking_id from made
 )
 select
     convert_to(string_agg(line || e'\n', '' order by position), 'UTF8') as lines,
@@ -268,10 +269,11 @@ def shown() -> ColumnElement[Any]:
 
 async def write(session: AsyncSession, dataset_id: uuid.UUID, num_rows: int) -> Tally:
     """Write the lines of the rankings that were chosen, hash and count them."""
-    tally = Tally()
+    tally, pieces = Tally(), Pieces(session, dataset_id)
     for first in range(0, num_rows, BATCH):
         part = {"dataset_id": dataset_id, "first": first, "last": first + BATCH}
         found = (await session.execute(text(WRITE), part)).one()
+        await pieces.write(found.lines)
         tally.sha256.update(found.lines)
         tally.sums.update(found.sums)
         tally.labels.update(found.labels or {})

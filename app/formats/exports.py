@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import msgspec
 import orjson
 
 from app.formats.oasst import trees
 from app.formats.preferences import are_plain, demonstrations, groups, pair_lines, pairs, unpaired
-from app.formats.rows import Options, RankedRow, json_fragment
+from app.formats.rows import Options, RankedRow, RawRow, json_fragment
 from app.formats.tables import answers, ranking_columns
 from app.formats.transcripts import hh_pairs
 
@@ -18,6 +19,7 @@ Format = Literal["rankings", "pairs", "groups", "kto", "sft", "hh", "oasst", "an
 Kind = Literal["text", "texts", "messages", "turns", "int", "ints", "float", "bool", "json"]
 Columns = dict[str, Kind]
 FORMATS: tuple[Format, ...] = get_args(Format)
+read_raw = msgspec.json.Decoder(RawRow).decode
 
 # What can't be held, in sentences for a person; the pages translate them.
 NO_MARKS = "Labels, ratings, rationales and display orders are not in it."
@@ -188,21 +190,32 @@ EXPORTS: dict[Format, ExportFormat] = {
 }
 
 
-def to_json_lines(form: ExportFormat, rows: Iterable[dict[str, Any]], options: Options) -> bytes:
-    """Rows of a dataset as JSON lines; what many records share is encoded once."""
+def to_json_lines(form: ExportFormat, lines: Iterable[bytes], options: Options, split: str = "all") -> bytes:
+    """Lines of a dataset as JSON lines of this format; what many records share is encoded once."""
+    if form.name == "rankings":
+        return b"".join(line + b"\n" for line in lines if is_of(split, line))
     if form.name == "pairs" and are_plain(options):
-        return b"".join(line for row in rows for line in pair_lines(row, options))
-    records = to_records(form, rows, options, encode=json_fragment)
+        rows = (read_raw(line) for line in lines)
+        return b"".join(pair for row in rows if split in ("all", row.split) for pair in pair_lines(row, options))
+    records = to_records(form, lines, options, split, encode=json_fragment)
     return b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records)
 
 
 def to_records(
     form: ExportFormat,
-    rows: Iterable[Mapping[str, Any]],
+    lines: Iterable[bytes],
     options: Options,
+    split: str = "all",
     *,
     encode: Callable[[Any], Any] = lambda value: value,
 ) -> Iterator[Mapping[str, Any]]:
-    """Rows of a dataset as records, whose prompts and answers are encoded."""
-    for row in rows:
-        yield from form.records(RankedRow(row, options, encode))
+    """Lines of a dataset as records, whose prompts and answers are encoded."""
+    for line in lines:
+        row = orjson.loads(line)
+        if split in ("all", row["split"]):
+            yield from form.records(RankedRow(row, options, encode))
+
+
+def is_of(split: str, line: bytes) -> bool:
+    """Whether a line stands in this split."""
+    return split == "all" or read_raw(line).split == split

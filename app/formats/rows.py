@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations, pairwise
 from typing import Any, Literal
 
+import msgspec
 import orjson
 from pydantic import BaseModel, ConfigDict
 
@@ -45,6 +46,22 @@ def json_fragment(value: Any) -> orjson.Fragment:
     return orjson.Fragment(orjson.dumps(value))
 
 
+class RawAnswer(msgspec.Struct, gc=False):
+    """An answer whose text stays JSON."""
+
+    id: str
+    text: msgspec.Raw
+
+
+class RawRow(msgspec.Struct, gc=False):
+    """Of a row, what plain pairs are made of; the texts stay as they are written in its line."""
+
+    split: str
+    messages: msgspec.Raw
+    completions: list[RawAnswer]
+    order: list[list[str]]
+
+
 class RankedRow:
     """One ranking: its prompt and its answers in the style asked for, and who is better than whom."""
 
@@ -61,11 +78,7 @@ class RankedRow:
 
     def better_pairs(self) -> Iterator[tuple[str, str, int]]:
         """(better, worse, distance of their places) of the pairs asked for, the best first."""
-        cells = self.order
-        for above, below in CHOSEN[self.options.pairs](range(len(cells))):
-            for better in cells[above]:
-                for worse in cells[below]:
-                    yield better, worse, below - above
+        return better_pairs(self.order, self.options.pairs)
 
     def tied_pairs(self) -> Iterator[tuple[str, str]]:
         """Pairs that share a place: of the best place only, where only the best is asked for."""
@@ -85,6 +98,14 @@ class RankedRow:
             return None if strength is None else float(strength)
         ratings = self.row["ratings"]
         return float(ratings[better] - ratings[worse]) if better in ratings and worse in ratings else None
+
+
+def better_pairs(order: list[list[str]], which: Which) -> Iterator[tuple[str, str, int]]:
+    """(better, worse, distance of their places) of these pairs, the best first."""
+    for above, below in CHOSEN[which](range(len(order))):
+        for better in order[above]:
+            for worse in order[below]:
+                yield better, worse, below - above
 
 
 def messages_of(messages: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 import psycopg
+import zstandard
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
@@ -91,13 +92,26 @@ def poison(url: str) -> set[str]:
             name = f"{table}.{column}"
             if name not in CODES and poison_column(connection, table, column, kind):
                 taken.add(name)
+        if poison_datasets(connection):
+            taken.add("dataset_pieces.lines")
     return taken
+
+
+def poison_datasets(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the compressed lines of datasets took the corpus."""
+    rows = connection.execute("select ctid::text, lines from dataset_pieces").fetchall()
+    for place, lines in rows:
+        hostile = [json.dumps(poisoned(json.loads(line))) for line in zstandard.decompress(lines).splitlines()]
+        new = "".join(f"{line}\n" for line in hostile).encode()
+        update = "update dataset_pieces set lines = %s, num_bytes = %s where ctid = %s::tid"
+        connection.execute(update, [zstandard.compress(new), len(new), place])
+    return bool(rows)
 
 
 def poison_column(connection: psycopg.Connection[Any], table: str, column: str, kind: str) -> bool:
     """Whether the column took the corpus."""
     names = {"table": sql.Identifier(table), "column": sql.Identifier(column)}
-    if kind == "jsonb" or f"{table}.{column}" == "dataset_rows.line":
+    if kind == "jsonb":
         return poison_json(connection, names)
     changed = {"text": "{column} || %s::text", "_text": "array_append({column}, %s::text)"}[kind]
     update = sql.SQL("update {table} set {column} = " + changed + " where {column} is not null")
@@ -113,11 +127,9 @@ def poison_json(connection: psycopg.Connection[Any], names: dict[str, sql.Identi
     update = sql.SQL("update {table} set {column} = %s where ctid = %s::tid").format(**names)
     took = False
     for place, value in rows:
-        is_text = isinstance(value, str)
-        hostile = poisoned(json.loads(value) if is_text else value)
+        hostile = poisoned(value)
         if "data-pwned" in json.dumps(hostile):
-            new = json.dumps(hostile) if is_text else Jsonb(hostile)
-            took = connection.execute(update, [new, place]).rowcount > 0 or took
+            took = connection.execute(update, [Jsonb(hostile), place]).rowcount > 0 or took
     return took
 
 

@@ -22,7 +22,7 @@ ROLES = ("annotator", "reviewer", "trainer", "admin")
 # Columns that a person or a model fills, and that a page shows: they must be among those that were poisoned.
 MUST_HOLD = {
     *("completions.text", "prompts.messages", "projects.name", "projects.guidelines", "users.name", "api_tokens.name"),
-    *("dataset_rows.line", "run_log.text", "runs.worker", "versions.alias", "leases.skip_reason"),
+    *("dataset_pieces.lines", "run_log.text", "runs.worker", "versions.alias", "leases.skip_reason"),
 }
 FINDINGS = """(result) => {
     const found = [];

@@ -17,11 +17,11 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.datasets import service, snapshots
+from app.datasets import pieces, service, snapshots
 from app.datasets.cards import share
-from app.datasets.models import Dataset, DatasetRow
+from app.datasets.models import Dataset, DatasetPiece, DatasetRow
 from app.datasets.service import NothingToFreeze
-from app.db import make_engine, make_sessionmaker
+from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
 from app.tasks.models import Task, TaskCompletion
@@ -49,7 +49,8 @@ async def make_ranked(session: AsyncSession, project: Project, *, split: str = "
 
 
 async def content_of(session: AsyncSession, dataset: Dataset) -> bytes:
-    return b"".join([chunk async for chunk in service.stream_lines(session, dataset.id)])
+    lines = await pieces.read_rows(session, dataset.id, range(dataset.num_rows))
+    return b"".join(line + b"\n" for line in lines)
 
 
 async def rows_of(session: AsyncSession, dataset: Dataset) -> list[dict[str, Any]]:
@@ -265,7 +266,9 @@ async def test_there_must_be_something_to_freeze(session: AsyncSession, project:
 @pytest.mark.parametrize(
     "change",
     [
-        update(DatasetRow).values(line="{}"),
+        update(DatasetRow).values(position=7),
+        update(DatasetPiece).values(lines=b""),
+        delete(DatasetPiece),
         delete(DatasetRow),
         update(Dataset).values(sha256="0"),
         update(Dataset).values(counts={}),
@@ -312,7 +315,24 @@ async def test_two_freezes_at_once_take_two_numbers(fresh_database_url: str) -> 
     await engine.dispose()
 
 
-@pytest.mark.parametrize("first", [32_000, 2_147_483_000])
-async def test_long_datasets_are_read_to_their_end(session: AsyncSession, first: int) -> None:
-    """A row's number and the rows at once may be too much for the type that the first alone is sent as."""
-    assert await service.read_lines(session, uuid.uuid4(), first=first) == (b"", 0)
+async def test_a_file_of_many_pieces_is_read_from_any_byte_on(
+    session: AsyncSession, sessionmaker: SessionMaker, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line longer than a piece is one by itself; every row is found in the piece that holds it."""
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 2500)
+    monkeypatch.setattr(snapshots, "BATCH", 4)
+    for number in range(9):
+        messages = [{"role": "user", "content": f"{number} " + "长" * (2000 * (number == 5))}]
+        task = await make_task(session, await make_prompt(session, project, messages=messages), k=3)
+        await make_ranking(session, task)
+    dataset = await service.freeze(session, project=project)
+    content = await content_of(session, dataset)
+    stored = (await session.scalars(select(DatasetPiece.num_rows).order_by(DatasetPiece.start))).all()
+    assert (len(stored) > 4, sum(stored), 1 in stored) == (True, 9, True)
+    assert (await pieces.count_bytes(session, dataset), content.count(b"\n")) == (len(content), 9)
+    lines = content.splitlines()
+    assert await pieces.read_rows(session, dataset.id, [8, 0, 5]) == [lines[0], lines[5], lines[8]]
+    await session.commit()
+    for begin in (0, 1, 2499, 2500, len(content) // 2, len(content) - 1):
+        chunks = [chunk async for chunk in pieces.read_file(sessionmaker, dataset, begin=begin)]
+        assert b"".join(chunks) == content[begin:]

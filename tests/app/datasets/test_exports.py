@@ -14,11 +14,12 @@ import pytest
 import zstandard
 from httpx2 import AsyncClient, Response
 from pyarrow import parquet
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope
 from app.accounts.service import create_token
-from app.datasets import service
+from app.datasets import pieces, service
 from app.datasets.models import Dataset
 from app.formats.exports import EXPORTS
 from app.formats.rows import Options
@@ -34,8 +35,12 @@ CHAT = [
 
 
 @pytest.fixture
-async def dataset(session: AsyncSession) -> Dataset:
-    """Three rankings: 1 > 2 = 3 with the fourth missing, in a conversation; 1 > 2 for training and for validation."""
+async def dataset(session: AsyncSession, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """Three rankings: 1 > 2 = 3 with the fourth missing, in a conversation; 1 > 2 for training and for validation.
+
+    Each is stored as a piece of its own.
+    """
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 100)
     project = await make_project(session, slug="exports", guidelines="Be fair.\n# Not a heading")
     long = await make_task(session, await make_prompt(session, project, messages=CHAT, language="zh"), k=4)
     first, *_ = await completion_ids_of(session, long)
@@ -87,10 +92,7 @@ async def test_a_split_is_exported_alone(get: Get) -> None:
 
 @pytest.mark.parametrize("name", EXPORTS)
 @pytest.mark.parametrize("file", ["jsonl", "csv", "parquet", "folder"])
-async def test_a_file_is_the_same_twice_and_goes_on_where_it_broke(
-    get: Get, monkeypatch: pytest.MonkeyPatch, name: str, file: str
-) -> None:
-    monkeypatch.setattr(service, "ROWS_AT_ONCE", 2)
+async def test_a_file_is_the_same_twice_and_goes_on_where_it_broke(get: Get, name: str, file: str) -> None:
     whole = await get(format=name, file=file)
     assert whole.content == (await get(format=name, file=file)).content
     etag = whole.headers["etag"]
@@ -107,8 +109,8 @@ async def test_every_kind_of_file_holds_the_same_records(get: Get, name: str) ->
     expected = lines(await get(format=name))
     columns = EXPORTS[name].columns(Options())  # type: ignore[index]
     table = parquet.read_table(io.BytesIO((await get(format=name, file="parquet")).content)).to_pylist()
-    text = (await get(format=name, file="csv")).content.decode("utf-8-sig")
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    content = (await get(format=name, file="csv")).content.decode("utf-8-sig")
+    rows = list(csv.DictReader(io.StringIO(content, newline="")))
     assert list(rows[0]) == list(columns) == list(table[0])
     assert len(rows) == len(table) == len(expected)
     for record, row in zip(expected, table, strict=True):
@@ -169,8 +171,8 @@ async def test_a_folder_has_a_card_and_a_file_for_each_split(get: Get) -> None:
 
 
 async def test_cells_that_a_spreadsheet_would_run_are_quoted(get: Get) -> None:
-    text = (await get(format="answers", file="csv")).content.decode("utf-8-sig")
-    prompt = next(csv.DictReader(io.StringIO(text)))["prompt"]
+    table = (await get(format="answers", file="csv")).content.decode("utf-8-sig")
+    prompt = next(csv.DictReader(io.StringIO(table)))["prompt"]
     assert prompt.startswith("简短回答。")
     sft = (await get(format="pairs", file="csv", style="standard")).content.decode("utf-8-sig")
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in csv.reader(io.StringIO(sft)) for cell in row)
@@ -185,9 +187,9 @@ async def test_a_card_says_who_ranked_and_how(get: Get) -> None:
     assert card["agreement"] is None
     # The factories show the answers in reverse, and rank them in order: the first card never wins.
     assert card["biases"]["first_shown_wins"] == 0
-    text = await get(path="card.md")
-    assert text.headers["content-type"].startswith("text/markdown")
-    assert "No task was ranked by two people" in text.text
+    words = await get(path="card.md")
+    assert words.headers["content-type"].startswith("text/markdown")
+    assert "No task was ranked by two people" in words.text
 
 
 async def test_the_page_says_what_a_format_loses_before_the_download(
@@ -206,11 +208,10 @@ async def test_the_page_says_what_a_format_loses_before_the_download(
 
 
 async def test_a_dataset_that_lost_rows_is_not_sent_as_if_it_were_whole(get: Get, session: AsyncSession) -> None:
-    from sqlalchemy import text
-
-    await session.execute(text("set constraints fk_dataset_rows_dataset_id, fk_dataset_rows_ranking_id immediate"))
-    await session.execute(text("alter table dataset_rows disable trigger dataset_rows_immutable"))
-    await session.execute(text("delete from dataset_rows where position = 2"))
+    await session.execute(text("set constraints fk_dataset_pieces_dataset_id immediate"))
+    await session.execute(text("alter table dataset_pieces disable trigger dataset_pieces_immutable"))
+    await session.execute(text("delete from dataset_pieces where start > 0"))
     await session.commit()
-    with pytest.raises(RuntimeError, match="ends at row 2 of 3"):
-        await get()
+    for choices in ({}, {"format": "pairs"}):
+        with pytest.raises(RuntimeError, match="ends at row 1 of 3"):
+            await get(**choices)

@@ -31,7 +31,7 @@ async def make(
 
 async def chosen_ids(session: AsyncSession, project: Project, **chosen: Any) -> set[str]:
     dataset = await service.freeze(session, project=project, chosen=DatasetFilter(**chosen))
-    return {row["ranking_id"] for row in await service.first_rows(session, dataset.id)}
+    return {row["ranking_id"] for row in await service.first_rows(session, dataset)}
 
 
 async def test_every_condition_chooses(session: AsyncSession) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope
 from app.accounts.service import create_token
-from app.datasets import service
+from app.datasets import pieces, service
 from app.ndjson import read_lines
 from app.projects.models import Project
 from app.prompts.models import Completion
@@ -24,7 +24,7 @@ ORDERS: list[list[int | None]] = [[1, 2, 3], [2, 1, 2], [None, 2, 1], [1, 1, 1]]
 
 async def export(session: AsyncSession, project: Project) -> bytes:
     dataset = await service.freeze(session, project=project)
-    return b"".join([chunk async for chunk in service.stream_lines(session, dataset.id)])
+    return b"".join(line + b"\n" for line in await pieces.read_rows(session, dataset.id, range(dataset.num_rows)))
 
 
 async def make_exported(session: AsyncSession) -> tuple[Project, bytes]:

@@ -285,7 +285,7 @@ async def test_nothing_learns_from_a_comparison(turned: Loop) -> None:
     dataset = await datasets.freeze(turned.session, project=turned.project)
     assert dataset.num_rows == 6
     ranking = await turned.session.scalar(select(Ranking.id).where(Ranking.task_id == compared[0]))
-    turned.session.add(DatasetRow(dataset_id=dataset.id, position=99, ranking_id=ranking, line="{}"))
+    turned.session.add(DatasetRow(dataset_id=dataset.id, position=99, ranking_id=ranking))
     with pytest.raises(IntegrityError, match="may not go to a dataset"):
         await turned.session.flush()
 

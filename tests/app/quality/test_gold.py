@@ -193,7 +193,7 @@ async def test_the_database_lets_no_gold_into_a_dataset(session: AsyncSession, p
     assert dataset.num_rows == 1
     row = {"dataset_id": dataset.id, "position": 1, "ranking_id": ranking.id}
     with pytest.raises(IntegrityError, match="may not go to a dataset"):
-        await session.execute(insert(DatasetRow).values(**row, line="{}"))
+        await session.execute(insert(DatasetRow).values(**row))
 
 
 async def test_a_known_order_has_a_place_for_every_answer(session: AsyncSession, project: Project) -> None:

@@ -100,7 +100,7 @@ async def test_the_database_takes_no_rejected_ranking_into_a_dataset(session: As
     dataset = await datasets.freeze(session, project=project)
     session.add(Rejection(ranking_id=rankings[0].id, review_id=review.id, reason="r"))
     await session.flush()
-    session.add(DatasetRow(dataset_id=dataset.id, position=99, ranking_id=rankings[0].id, line="{}"))
+    session.add(DatasetRow(dataset_id=dataset.id, position=99, ranking_id=rankings[0].id))
     with pytest.raises(IntegrityError, match="may not go to a dataset"):
         await session.flush()
 
