@@ -82,9 +82,9 @@ def format_number(language: str, value: float | None, digits: int = 0) -> str:
 MOST_COUNTED = 100
 
 
-def format_bounded(language: str, count: int) -> str:
-    """A number of things that were counted up to a hundred: `100+` stands for more."""
-    return format_number(language, min(count, MOST_COUNTED)) + ("+" if count > MOST_COUNTED else "")
+def format_bounded(language: str, count: int, most: int = MOST_COUNTED) -> str:
+    """A number of things that were counted up to a bound: of a hundred, `100+` stands for more."""
+    return format_number(language, min(count, most)) + ("+" if count > most else "")
 
 
 def format_percent(language: str, share: float | None, digits: int = 1) -> str:

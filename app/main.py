@@ -24,6 +24,7 @@ from app.accounts import own_pages, people_pages, provider_pages
 from app.accounts import pages as accounts_pages
 from app.accounts.guards import SignInFirst
 from app.accounts.refusals import note_refusal
+from app.background import Job, repeat
 from app.config import Settings
 from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
@@ -38,6 +39,7 @@ from app.operations import pages as operations_pages
 from app.operations.metrics import Metrics, Observed
 from app.projects import api as projects_api
 from app.projects import pages as projects_pages
+from app.projects import tallies
 from app.prompts import api as prompts_api
 from app.prompts import pages as prompts_pages
 from app.quality import api as quality_api
@@ -169,15 +171,25 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     engine = make_engine(settings.require_database_url())
     app.state.sessionmaker = make_sessionmaker(engine)
-    hosts = [host.strip() for host in settings.webhook_hosts.split(",") if host.strip()]
-    postman = asyncio.create_task(delivery.run(app.state.sessionmaker, allowed_hosts=hosts))
-    watch = asyncio.create_task(quality_watch.run(app.state.sessionmaker))
-    timer = asyncio.create_task(clock.run(app.state.sessionmaker))
+    jobs = [asyncio.create_task(repeat(job)) for job in jobs_of(app.state.sessionmaker, settings)]
     yield
-    for task in (postman, watch, timer):
+    for task in jobs:
         task.cancel()
-    await asyncio.gather(postman, watch, timer, return_exceptions=True)
+    await asyncio.gather(*jobs, return_exceptions=True)
     await engine.dispose()
+
+
+def jobs_of(sessions: SessionMaker, settings: Settings) -> list[Job]:
+    """What is done beside requests. Any number of web processes do the same: each piece is done by one of them."""
+    hosts = [host.strip() for host in settings.webhook_hosts.split(",") if host.strip()]
+    return [
+        Job(
+            "sending to webhooks", delivery.EVERY_SECONDS, partial(delivery.deliver_due, sessions, allowed_hosts=hosts)
+        ),
+        Job("measuring quality", quality_watch.EVERY_SECONDS, partial(quality_watch.look, sessions)),
+        Job("looking what is to be trained", clock.EVERY_SECONDS, partial(clock.look, sessions)),
+        Job("putting tallies together", tallies.EVERY_SECONDS, partial(tallies.fold, sessions)),
+    ]
 
 
 async def service_worker() -> FileResponse:

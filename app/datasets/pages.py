@@ -17,6 +17,7 @@ from app.datasets.filters import PEOPLE, DatasetFilter, Form
 from app.datasets.schemas import ExportChoices
 from app.errors import FieldError, Invalid
 from app.formats.exports import EXPORTS
+from app.projects import tallies
 from app.projects.guards import PageProject
 from app.projects.models import Project
 from app.web import SessionDep, render, see_other, words
@@ -36,7 +37,7 @@ async def list_datasets(request: Request, project: PageProject, user: Trainer, s
         here="datasets",
         project=project,
         datasets=await service.list_datasets(session, project.id, limit=LIST_SIZE),
-        num_new=await service.count_new_rankings(session, project.id),
+        num_learnable=(await tallies.read(session, project.id)).whole().num_learnable,
         corpora=await list_corpora(session, project.id),
     )
 
@@ -83,8 +84,9 @@ async def render_new(request: Request, project: Project, session: AsyncSession, 
         chosen=typed | {"splits": several["splits"] or ["train", "validation"]},
         errors=errors,
         found=found,
+        most_counted=service.MOST_COUNTED,
         people=[row for row in people if row[0] is not None],
-        outsiders=[row[1:] for row in people if row[0] is None],
+        outsiders=[name for key, name in people if key is None],
     )
 
 

@@ -28,6 +28,8 @@ from app.registry.models import Version
 from app.tasks.models import Lease, Purpose, Task
 
 PREVIEW_SIZE = 10
+# A page counts so many rankings, and no more.
+MOST_COUNTED = 10_000
 
 
 class NothingToFreeze(Conflict):
@@ -160,20 +162,18 @@ async def get_dataset_by_number(session: AsyncSession, project_id: uuid.UUID, nu
     return dataset
 
 
-async def count_new_rankings(session: AsyncSession, project_id: uuid.UUID) -> int:
-    """How many current rankings no dataset holds yet."""
-    is_held = select(DatasetRow.ranking_id).where(DatasetRow.ranking_id == Ranking.id).exists()
-    current = current_rankings(project_id).with_only_columns(Ranking.id).order_by(None).where(~is_held)
-    return await session.scalar(select(func.count()).select_from(current.subquery())) or 0
-
-
 async def count_chosen(session: AsyncSession, project_id: uuid.UUID, chosen: DatasetFilter) -> dict[str, Any]:
-    """What a dataset would hold: `num_rankings`, `num_prompts`, `num_annotators`, `by_split`, and its first `rows`."""
+    """What a dataset would hold: `num_rankings`, `num_prompts`, `num_annotators`, `by_split`, and its first `rows`.
+
+    Of more than `MOST_COUNTED` rankings `num_rankings` is one more, and the others say nothing: they are counted when
+    they are frozen.
+    """
     who = func.coalesce(cast(Ranking.annotator_id, String), Ranking.annotator_name, cast(Ranking.id, String))
-    query = current_rankings(project_id, chosen).order_by(None)
-    columns = (func.count(), func.count(Task.prompt_id.distinct()), func.count(who.distinct()))
-    num_rankings, num_prompts, num_annotators = (await session.execute(query.with_only_columns(*columns))).one()
-    splits = await session.execute(query.with_only_columns(Prompt.split, func.count()).group_by(Prompt.split))
+    query = current_rankings(project_id, chosen).order_by(None).limit(MOST_COUNTED + 1)
+    some = query.with_only_columns(Task.prompt_id, Prompt.split, who.label("who")).subquery()
+    columns = (func.count(), func.count(some.c.prompt_id.distinct()), func.count(some.c.who.distinct()))
+    num_rankings, num_prompts, num_annotators = (await session.execute(select(*columns))).one()
+    splits = await session.execute(select(some.c.split, func.count()).group_by(some.c.split))
     first = current_rankings(project_id, chosen).limit(PREVIEW_SIZE)
     shown = first.with_only_columns(Ranking.id, Prompt.messages, Prompt.split, Prompt.language)
     return {
@@ -186,14 +186,16 @@ async def count_chosen(session: AsyncSession, project_id: uuid.UUID, chosen: Dat
 
 
 async def list_people(session: AsyncSession, project_id: uuid.UUID) -> list[Any]:
-    """Who ranked most: rows (id or None, name, how many rankings), at most 50."""
-    counted = func.count()
+    """Who ranked most of late: rows (id or None, name), at most 50."""
+    newest = select(Ranking.annotator_id, Ranking.annotator_name).where(Ranking.project_id == project_id)
+    late = newest.order_by(Ranking.number.desc()).limit(MOST_COUNTED).subquery()
+    name = func.coalesce(User.name, late.c.annotator_name)
     query = (
-        select(Ranking.annotator_id, func.coalesce(User.name, Ranking.annotator_name), counted)
-        .outerjoin(User, User.id == Ranking.annotator_id)
-        .where(Ranking.project_id == project_id, func.coalesce(User.name, Ranking.annotator_name).is_not(None))
-        .group_by(Ranking.annotator_id, func.coalesce(User.name, Ranking.annotator_name))
-        .order_by(counted.desc())
+        select(late.c.annotator_id, name)
+        .outerjoin(User, User.id == late.c.annotator_id)
+        .where(name.is_not(None))
+        .group_by(late.c.annotator_id, name)
+        .order_by(func.count().desc(), name)
         .limit(50)
     )
     return list((await session.execute(query)).all())

@@ -1,14 +1,16 @@
-"""Training by the clock: a project may want a training every so many hours, where there is something new to learn."""
+"""Training by itself: where enough rankings are new, and where the last training is so many hours ago.
+
+Nobody who ranks waits for it: the clock looks every few seconds, and freezes and queues in a transaction of its own.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import math
+import uuid
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import SessionMaker
@@ -17,45 +19,45 @@ from app.loop import training
 from app.projects.models import Project
 from app.runs.models import Run, RunKind
 
-log = logging.getLogger(__name__)
-EVERY_SECONDS = 60
-
-
-async def run(sessions: SessionMaker) -> None:
-    """Look again and again, until cancelled. A database that is away for a while is no reason to stop."""
-    while True:
-        await asyncio.sleep(EVERY_SECONDS)
-        try:
-            await look(sessions)
-        except SQLAlchemyError:
-            log.exception("what is due could not be looked up; trying again in %s s", EVERY_SECONDS)
+EVERY_SECONDS = 5
 
 
 async def look(sessions: SessionMaker) -> int:
     """Start what is due in every project, each in a transaction of its own; returns how many trainings began."""
-    wants = (Project.train_every_hours.is_not(None), Project.archived_at.is_(None), ~Project.is_paused)
+    wants = or_(Project.train_every_hours.is_not(None), Project.train_threshold.is_not(None))
     async with sessions() as session:
-        ids = (await session.scalars(select(Project.id).where(*wants))).all()
+        query = select(Project).where(wants, Project.archived_at.is_(None), ~Project.is_paused)
+        due = [item.id for item in await session.scalars(query) if await is_due(session, item, now=datetime.now(UTC))]
     num_begun = 0
-    for project_id in ids:
+    for project_id in due:
         async with sessions.begin() as session:
-            # The project's lock: one web process of many begins a training.
-            project = await session.get_one(Project, project_id, with_for_update={"key_share": True})
-            num_begun += await train_if_due(session, project, now=datetime.now(UTC))
+            num_begun += await train_if_due(session, project_id, now=datetime.now(UTC))
     return num_begun
 
 
-async def train_if_due(session: AsyncSession, project: Project, *, now: datetime) -> bool:
-    """Begin a training if the last one is long enough ago and rankings are new. What keeps it from starting is no
-    error: it is looked at again in a minute.
-    """
-    if project.train_every_hours is None or await training.training_run(session, project.id) is not None:
+async def is_due(session: AsyncSession, project: Project, *, now: datetime) -> bool:
+    """Whether a training is to begin: no other is under way, and rankings are new, enough of them or after so long."""
+    num_new = await training.num_new_rankings(session, project.id)
+    if not num_new or await training.training_run(session, project.id) is not None:
+        return False
+    return num_new >= (project.train_threshold or math.inf) or await is_time(session, project, now=now)
+
+
+async def is_time(session: AsyncSession, project: Project, *, now: datetime) -> bool:
+    """Whether the last training, or the project's beginning, is as long ago as the project says."""
+    if project.train_every_hours is None:
         return False
     begun = select(func.max(Run.created_at)).where(Run.project_id == project.id, Run.kind == RunKind.REWARD)
     last = await session.scalar(begun) or project.created_at
-    if last + timedelta(hours=project.train_every_hours) > now:
-        return False
-    if not await training.num_new_rankings(session, project.id):
+    return last + timedelta(hours=project.train_every_hours) <= now
+
+
+async def train_if_due(session: AsyncSession, project_id: uuid.UUID, *, now: datetime) -> bool:
+    """Begin a training if one is due. What keeps it from starting is no error: it is looked at again in its time."""
+    # The project's lock: one web process of many begins a training. Not the stronger FOR UPDATE: every ranking that is
+    # being stored holds a share of its project's key.
+    project = await session.get_one(Project, project_id, with_for_update={"key_share": True})
+    if not await is_due(session, project, now=now):
         return False
     with suppress(RankloopError):
         async with session.begin_nested():

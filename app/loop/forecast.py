@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.loop import training
+from app.projects import tallies
 from app.projects.models import Project
-from app.rankings import service as rankings
 from app.runs import service as runs
 from app.runs.models import RunKind
 
@@ -31,7 +31,7 @@ class TrainingPlan:
 
 async def plan_training(session: AsyncSession, project: Project) -> TrainingPlan:
     """What *Train* would do now, and for how long: measured on this project's earlier runs, else on its sampling."""
-    num_rankings = await rankings.count_rankings(session, project.id)
+    num_rankings = (await tallies.read(session, project.id)).whole().num_learnable
     num_new = await training.num_new_rankings(session, project.id)
     reward = await runs.last_finished(session, project_id=project.id, kind=RunKind.REWARD)
     ppo = await runs.last_finished(session, project_id=project.id, kind=RunKind.PPO)

@@ -6,7 +6,6 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
@@ -14,15 +13,14 @@ from app.datasets import service as datasets
 from app.loop import forecast, sampling, service, training
 from app.loop.models import Round
 from app.plots import metric_plots
+from app.projects import tallies
 from app.projects.models import Project
 from app.rankings import service as rankings
-from app.rankings.models import Ranking
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs import service as runs
 from app.runs.models import Run, RunState
 from app.tasks import service as tasks
-from app.tasks.models import Task
 
 Words = dict[str, Any]
 
@@ -126,12 +124,8 @@ async def ranking_step(session: AsyncSession, project: Project, now: Round, base
 
 async def num_ranked_places(session: AsyncSession, project: Project, now: Round) -> tuple[int, int]:
     """Rankings that this round's tasks have, and those that they want."""
-    in_round = (Task.project_id == project.id, Task.round == now.number, Task.withdrawn_at.is_(None), ~Task.is_gold)
-    wanted = await session.scalar(select(func.coalesce(func.sum(Task.overlap), 0)).where(*in_round))
-    done = await session.scalar(
-        select(func.count()).select_from(Ranking).join(Task).where(*in_round, rankings.is_current())
-    )
-    return done or 0, int(wanted or 0)
+    held = (await tallies.read(session, project.id)).of_round(now.number)
+    return held.num_ranked, held.num_places
 
 
 async def run_step(
@@ -160,12 +154,12 @@ async def run_step(
 async def figures(session: AsyncSession, *, project: Project, words: Words) -> list[dict[str, str]]:
     """What was measured so far, each with its interval or with what it stands on."""
     shown = []
-    num_rankings = await rankings.count_rankings(session, project.id)
+    held = (await tallies.read(session, project.id)).whole()
     num_new = await training.num_new_rankings(session, project.id)
     shown.append(
         figure(
             words["_"]("Rankings"),
-            words["number"](num_rankings),
+            words["number"](held.num_rankings),
             note=words["_"]("{n} since the last training", n=num_new),
         )
     )

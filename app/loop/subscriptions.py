@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from app.events import events
-from app.loop import alternatives, arrivals, choosing, comparisons, external, sampling, service, training
+from app.loop import alternatives, arrivals, choosing, comparisons, external, sampling, service
 from app.loop.comparisons import ComparisonEnded
 from app.projects.service import ProjectCreated
 from app.prompts.service import CompletionsStored
-from app.rankings.importing import RankingsImported
 from app.rankings.service import RankingStored
 from app.runs.service import RunFinished
 
@@ -16,8 +15,6 @@ def subscribe() -> None:
     """Hear what earlier domains publish."""
     events.subscribe(ProjectCreated, service.begin)
     events.subscribe(CompletionsStored, sampling.make_tasks)
-    events.subscribe(RankingStored, training.train_at_threshold)
-    events.subscribe(RankingsImported, training.train_at_threshold)
     events.subscribe(RankingStored, comparisons.ranking_stored)
     events.subscribe(ComparisonEnded, arrivals.comparison_ended)
     for module in (arrivals, alternatives, external, comparisons, choosing):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import select
@@ -13,17 +12,15 @@ from app.accounts.service import audit
 from app.corpora import service as corpora
 from app.datasets import service as datasets
 from app.datasets.models import Dataset
-from app.errors import Conflict, Invalid, RankloopError
+from app.errors import Conflict, Invalid
 from app.loop import service
 from app.loop.choosing import BY_HEADS
 from app.loop.models import Round
+from app.projects import tallies
 from app.projects.models import Project
 from app.projects.service import get_project
 from app.prompts import service as prompts
 from app.prompts.models import Split
-from app.rankings import service as rankings
-from app.rankings.importing import RankingsImported
-from app.rankings.service import RankingStored
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs import service as runs
@@ -33,8 +30,6 @@ from app.runs.models import Run, RunKind
 GUARD = "guard"
 # How many heads a reward model gets where it has to differ with itself.
 HEADS = 5
-# More rankings than this are never being stored at the same moment.
-MOST_AT_ONCE = 64
 
 
 class TrainingUnderWay(Conflict):
@@ -109,28 +104,8 @@ async def training_run(session: AsyncSession, project_id: uuid.UUID) -> Run | No
     return await service.open_run(session, project_id, kinds=(RunKind.REWARD, RunKind.SCORE, RunKind.PPO))
 
 
-async def train_at_threshold(session: AsyncSession, event: RankingStored | RankingsImported) -> None:
-    """Train by itself once enough rankings are new. The project's row is locked only when that may be so.
-
-    Others may be storing rankings at this moment that this transaction can't see yet, so the lock is taken a little
-    before the threshold. What keeps a training from starting is no reason to refuse the ranking.
-    """
-    project = await get_project(session, event.project_id)
-    if project.train_threshold is None:
-        return
-    if await num_new_rankings(session, project.id) + MOST_AT_ONCE < project.train_threshold:
-        return
-    # Not the stronger FOR UPDATE: every ranking that is being stored holds a share of its project's key.
-    await session.scalar(select(Project.id).where(Project.id == project.id).with_for_update(key_share=True))
-    is_due = await num_new_rankings(session, project.id) >= project.train_threshold
-    if is_due and await training_run(session, project.id) is None:
-        with suppress(RankloopError):
-            async with session.begin_nested():
-                await start_training(session, project=project, is_triggered=True)
-
-
 async def num_new_rankings(session: AsyncSession, project_id: uuid.UUID) -> int:
-    """Current rankings that no training has seen: those that came after the dataset of the newest reward run."""
+    """How many rankings more there are to learn from than the dataset of the newest reward run holds."""
     num_seen = await session.scalar(
         select(Dataset.num_rows)
         .join(Round, Round.dataset_id == Dataset.id)
@@ -138,7 +113,8 @@ async def num_new_rankings(session: AsyncSession, project_id: uuid.UUID) -> int:
         .order_by(Round.number.desc())
         .limit(1)
     )
-    return max(0, await rankings.count_rankings(session, project_id) - (num_seen or 0))
+    held = (await tallies.read(session, project_id)).whole()
+    return max(0, held.num_learnable - (num_seen or 0))
 
 
 async def enqueue_ppo(session: AsyncSession, *, now: Round, reward: Version, reward_run: Run) -> Run:

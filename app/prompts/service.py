@@ -19,6 +19,7 @@ from app.accounts.service import audit
 from app.errors import Invalid, NotFound
 from app.events import events
 from app.ndjson import BadLine, Line
+from app.projects import tallies
 from app.projects.models import Project
 from app.prompts.importing import Batch, import_lines
 from app.prompts.lines import AnswerIn, CompletionIn, CompletionsLine, ImportReport, PromptFields, PromptLine
@@ -454,11 +455,8 @@ async def get_prompt(session: AsyncSession, prompt_id: uuid.UUID, *, project_id:
 
 async def count_prompts(session: AsyncSession, project_id: uuid.UUID) -> dict[str, int]:
     """How many prompts each split has."""
-    rows = await session.execute(
-        select(Prompt.split, func.count()).where(Prompt.project_id == project_id).group_by(Prompt.split)
-    )
-    found = dict(rows.all())
-    return {split: found.get(split, 0) for split in Split}
+    held = await tallies.read(session, project_id)
+    return {split: held.of_split(split).num_prompts for split in Split}
 
 
 def uncheckable(project_id: uuid.UUID) -> Select[Any]:

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-
 from sqlalchemy import func, select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import SessionMaker
 from app.projects.models import Project
 from app.quality import gold, reviews, service
 
-log = logging.getLogger(__name__)
 EVERY_SECONDS = 60
 LOCK = 0x9A1177
 """Of PostgreSQL's advisory locks: one web process of many looks at a project."""
-
-
-async def run(sessions: SessionMaker) -> None:
-    """Look again and again, until cancelled. A database that is away for a while is no reason to stop."""
-    while True:
-        await asyncio.sleep(EVERY_SECONDS)
-        try:
-            await look(sessions)
-        except SQLAlchemyError:
-            log.exception("quality could not be measured; trying again in %s s", EVERY_SECONDS)
 
 
 async def look(sessions: SessionMaker) -> int:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 from app.accounts.models import User
 from app.errors import Conflict, FieldError, Invalid, NotFound
 from app.events import events
+from app.projects import tallies
 from app.projects.models import Project
 from app.projects.service import asked_labels, names_of
 from app.rankings import storing
@@ -499,12 +500,9 @@ async def _display_orders(session: AsyncSession, rankings: Sequence[Ranking]) ->
     return {r.id: seen[r.lease_id] if r.lease_id else made[r.task_id] for r in rankings}
 
 
-async def count_rankings(session: AsyncSession, project_id: uuid.UUID, *, since: datetime | None = None) -> int:
-    """How many rankings of a project count: current ones that are learned from; those stored at or after `since`."""
-    query = select(func.count()).select_from(Ranking).where(Ranking.project_id == project_id, is_counted())
-    if since is not None:
-        query = query.where(Ranking.created_at >= since)
-    return await session.scalar(query) or 0
+async def count_rankings(session: AsyncSession, project_id: uuid.UUID) -> int:
+    """How many rankings of a project count: current ones but those of gold tasks and of comparisons."""
+    return (await tallies.read(session, project_id)).whole().num_rankings
 
 
 async def count_done_since(

@@ -10,10 +10,14 @@ from sqlalchemy import and_, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
+from app.projects import tallies
 from app.prompts.models import Completion, Prompt
 from app.registry.models import Version
 from app.tasks.models import Lease, LeaseState, Task, TaskCompletion
 from app.tasks.service import has_place
+
+# No more are counted, as each of them is looked at.
+MOST_WAITING = 10_000
 
 
 async def list_completions(session: AsyncSession, task_id: uuid.UUID) -> Sequence[tuple[Completion, Version | None]]:
@@ -116,11 +120,8 @@ async def list_leases(session: AsyncSession, *, task_id: uuid.UUID) -> Sequence[
 
 
 async def count_tasks(session: AsyncSession, *, project_id: uuid.UUID) -> tuple[int, int]:
-    """How many tasks a project has, and how many of them still have a place."""
-    waiting = and_(has_place(), Task.withdrawn_at.is_(None))
-    row = (
-        await session.execute(
-            select(func.count(), func.count().filter(waiting)).select_from(Task).where(Task.project_id == project_id)
-        )
-    ).one()
-    return row[0], row[1]
+    """How many tasks a project has, and how many of them still have a place: more than `MOST_WAITING` are
+    not told apart."""
+    waiting = select(Task.id).where(Task.project_id == project_id, has_place(), Task.withdrawn_at.is_(None))
+    num_waiting = await session.scalar(select(func.count()).select_from(waiting.limit(MOST_WAITING + 1).subquery()))
+    return (await tallies.read(session, project_id)).whole().num_tasks, num_waiting or 0

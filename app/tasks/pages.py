@@ -93,6 +93,7 @@ async def list_tasks(
         rows=rows[:PAGE_SIZE],
         num_all=num_all,
         num_waiting=num_waiting,
+        most_waiting=lists.MOST_WAITING,
         num_reports=await reports.count_reports(session, project_id=project.id),
         state=state,
         next_url=following,

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import httpcore2
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import SessionMaker
 from app.webhooks import guarded, service
 from app.webhooks.service import Parcel
 
-log = logging.getLogger(__name__)
-LOOK_EVERY = 2.0
+EVERY_SECONDS = 2.0
 AT_ONCE = 8
 KEEP = timedelta(days=30)
-
-
-async def run(sessionmaker: SessionMaker, *, allowed_hosts: Sequence[str] = ()) -> None:
-    """Deliver until cancelled. A database that is away for a while is waited for."""
-    while True:
-        try:
-            await deliver_due(sessionmaker, allowed_hosts=allowed_hosts)
-        except SQLAlchemyError:
-            log.warning("webhooks wait: the database can't be reached", exc_info=True)
-        await asyncio.sleep(LOOK_EVERY)
 
 
 async def deliver_due(sessionmaker: SessionMaker, *, allowed_hosts: Sequence[str] = ()) -> int:

@@ -217,13 +217,18 @@ async def test_a_later_round_draws_with_other_seeds(turned: Loop) -> None:
 
 
 async def test_the_threshold_starts_one_training(turned: Loop) -> None:
-    turned.project.train_threshold = 4
+    turned.project.train_threshold = 7
     await turned.sample()
     assert await turned.rank_all() == 6
+    now = datetime.now(UTC)
+    assert not await train_if_due(turned.session, turned.project.id, now=now)
+    turned.project.train_threshold = 6
+    assert await training.num_new_rankings(turned.session, turned.project.id) == 6
+    assert await train_if_due(turned.session, turned.project.id, now=now)
     waiting = (await turned.session.scalars(select(Run).where(Run.state == RunState.QUEUED))).all()
     assert [(run.kind, run.is_triggered) for run in waiting] == [(RunKind.REWARD, True)]
-    assert waiting[0].config["dataset"]["num_rows"] == 4
-    assert await training.num_new_rankings(turned.session, turned.project.id) == 2
+    assert waiting[0].config["dataset"]["num_rows"] == 6
+    assert await training.num_new_rankings(turned.session, turned.project.id) == 0
 
 
 async def test_a_ranking_lists_every_version_that_learned_from_it(turned: Loop) -> None:
@@ -281,10 +286,10 @@ async def test_the_clock_trains_where_something_is_new_and_it_is_time(turned: Lo
     project.train_every_hours = 24
     later = datetime.now(UTC) + timedelta(hours=25)
     await turned.sample()
-    assert not await train_if_due(session, project, now=later), "nothing is ranked"
+    assert not await train_if_due(session, project.id, now=later), "nothing is ranked"
     await turned.rank_all()
-    assert not await train_if_due(session, project, now=datetime.now(UTC)), "it is too early"
-    assert await train_if_due(session, project, now=later)
+    assert not await train_if_due(session, project.id, now=datetime.now(UTC)), "it is too early"
+    assert await train_if_due(session, project.id, now=later)
     run = await turned.claim()
     assert (run.kind, run.is_triggered) == ("reward", True)
-    assert not await train_if_due(session, project, now=later), "one is under way"
+    assert not await train_if_due(session, project.id, now=later), "one is under way"

@@ -1,4 +1,4 @@
-"""Training that starts by itself, with real commits: once, at the threshold, and never at an annotator's expense."""
+"""Training that starts by itself, with real commits: once, at the threshold, and not while somebody waits for it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from app.accounts.models import User
 from app.db import SessionMaker, make_engine, make_sessionmaker
-from app.loop import subscriptions
+from app.loop import clock, subscriptions
 from app.projects.models import Project
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
-from app.rankings.models import Ranking
-from app.runs.models import Run, RunKind
+from app.runs.models import Run, RunKind, RunState
 from app.tasks import service as tasks
+from app.tasks.models import Task
 from tests.factories import make_project, make_prompt, make_task, make_user
 
 pytestmark = pytest.mark.real_commits
@@ -56,23 +56,48 @@ async def count_reward_runs(sessions: SessionMaker) -> int:
         return await session.scalar(query) or 0
 
 
-async def test_rankings_that_reach_the_threshold_together_start_one_training(sessions: SessionMaker) -> None:
+async def test_who_ranks_starts_nothing_and_of_many_processes_one_does(sessions: SessionMaker) -> None:
     project, people = await prepare(sessions, threshold=NUM)
-    await asyncio.gather(*(rank(sessions, project, person) for person in people))
+    await asyncio.gather(*(rank(sessions, project, person) for person in people[1:]))
+    assert await clock.look(sessions) == 0
+    await rank(sessions, project, people[0])
+    assert await count_reward_runs(sessions) == 0
+    assert sum(await asyncio.gather(*(clock.look(sessions) for _ in range(3)))) == 1
     assert await count_reward_runs(sessions) == 1
 
 
-async def test_rankings_beyond_the_threshold_do_not_wait_for_each_other(sessions: SessionMaker) -> None:
+async def test_what_was_learned_from_once_starts_no_other_training(sessions: SessionMaker) -> None:
     project, people = await prepare(sessions, threshold=2)
-    await asyncio.gather(*(rank(sessions, project, person) for person in people))
-    assert await count_reward_runs(sessions) == 1
-    async with sessions() as session:
-        assert await session.scalar(select(func.count()).select_from(Ranking)) == NUM
+    await rank(sessions, project, people[0])
+    await rank(sessions, project, people[1])
+    assert await clock.look(sessions) == 1
+    async with sessions.begin() as session:
+        await session.execute(update(Run).values(state=RunState.CANCELLED))
+        await session.execute(update(Task).values(withdrawn_at=datetime.now(UTC)))
+    assert await clock.look(sessions) == 0
+    async with sessions.begin() as session:
+        await session.execute(update(Task).values(withdrawn_at=None))
+    assert await clock.look(sessions) == 0
+    for person in people[2:4]:
+        await rank(sessions, project, person)
+    assert await clock.look(sessions) == 1
 
 
-async def test_a_ranking_is_taken_even_when_nothing_can_be_learned_from_it(sessions: SessionMaker) -> None:
+async def test_nothing_begins_while_nothing_can_be_learned_from_it(sessions: SessionMaker) -> None:
     project, people = await prepare(sessions, threshold=1)
     await rank(sessions, project, people[0], places=(1, 1))
-    assert await count_reward_runs(sessions) == 0
+    assert await clock.look(sessions) == 0
     await rank(sessions, project, people[1])
-    assert await count_reward_runs(sessions) == 1
+    assert await clock.look(sessions) == 1
+
+
+async def test_a_paused_or_archived_project_does_not_train_by_itself(sessions: SessionMaker) -> None:
+    project, people = await prepare(sessions, threshold=1)
+    await rank(sessions, project, people[0])
+    for values in ({"is_paused": True}, {"is_paused": False, "archived_at": datetime.now(UTC)}):
+        async with sessions.begin() as session:
+            await session.execute(update(Project).values(values))
+        assert await clock.look(sessions) == 0
+    async with sessions.begin() as session:
+        await session.execute(update(Project).values(archived_at=None))
+    assert await clock.look(sessions) == 1

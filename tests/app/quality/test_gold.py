@@ -14,10 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import AuditEntry, Role, User
 from app.datasets.models import DatasetRow
-from app.datasets.service import count_new_rankings, freeze
+from app.datasets.service import freeze
 from app.errors import Invalid
 from app.loop.models import Round
 from app.loop.overview import num_ranked_places
+from app.projects import tallies
 from app.projects.models import Project
 from app.quality import gold, reading, service
 from app.quality.models import GoldOrder
@@ -174,7 +175,7 @@ async def test_what_is_said_of_gold_counts_for_nothing_else(session: AsyncSessio
         await make_ranking(session, plain, annotator=person)
         await make_ranking(session, task, annotator=person)
     assert await rankings.count_rankings(session, project.id) == 2
-    assert await count_new_rankings(session, project.id) == 2
+    assert (await tallies.read(session, project.id)).whole().num_learnable == 2
     assert {view.ranking.task_id for view in await rankings.follow_rankings(session, project_id=project.id)} == {
         plain.id
     }
