@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from app.datasets.filters import PEOPLE
 from app.projects.models import Project
 
 NO_LICENCE = "unknown"
@@ -46,6 +47,11 @@ def task_of(project: Project) -> dict[str, Any]:
         "model": project.model_alias,
         "sampling": project.sampling,
     }
+
+
+def without_names(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A filter as others may see it: whoever ranked is known by pseudonyms, so people are counted and not named."""
+    return {name: len(value) if name in PEOPLE else value for name, value in chosen.items()}
 
 
 # Markdown

@@ -8,16 +8,20 @@ from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from sqlalchemy import ColumnElement, and_, or_, select
+from pydantic_core import PydanticCustomError
+from sqlalchemy import ColumnElement, Integer, and_, cast, func, or_, select
+from sqlalchemy.orm import aliased
 
-from app.errors import FieldError, Invalid
-from app.prompts.lines import Label, Language, explain_errors
+from app.errors import Invalid
+from app.prompts.lines import Label, Language
 from app.prompts.models import Completion, Prompt, Split
-from app.rankings.models import Ranking
+from app.quality.models import Rejection
+from app.rankings.models import Ranking, RankingPlace
 from app.registry.models import Version
 from app.tasks.models import Task, TaskCompletion
+from app.validation import explain
 
-PEOPLE = ("annotators", "annotator_names")
+PEOPLE = ("annotators", "annotator_names", "without_annotators")
 LEARNED_FROM = (Split.TRAIN, Split.VALIDATION)
 
 
@@ -60,11 +64,17 @@ class DatasetFilter(BaseModel):
     versions: Annotated[list[VersionNumber], Field(max_length=2)] = []
     """Only rankings that compare answers of these versions, by number: of one, or of both."""
 
+    reviewed: bool = False
+    """Only what a reviewer has settled: rankings of tasks on which people differed, as approved or corrected."""
+    min_agreement: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Only tasks that two people or more ranked, and on which they say the same of at least this share of the pairs of
+    answers; a tie is a third answer."""
+
     @model_validator(mode="after")
     def check_days(self) -> Self:
         """The first day is not after the last."""
         if self.since and self.until and self.since > self.until:
-            raise ValueError("the first day is after the last one")
+            raise PydanticCustomError("days_turned", "The first day is after the last one.")
         return self
 
     @classmethod
@@ -77,14 +87,15 @@ class DatasetFilter(BaseModel):
         values: dict[str, Any] = {
             name: form.getlist(name) for name in ("splits", "sources", *PEOPLE) if form.getlist(name)
         }
+        values["reviewed"] = bool(form.get("reviewed", ""))
         for name in ("rounds", "languages", "versions"):
             values[name] = [part.strip() for part in str(form.get(name, "")).split(",") if part.strip()]
-        values |= {name: form.get(name, "") for name in ("since", "until") if form.get(name, "")}
+        values |= {name: form.get(name, "") for name in ("since", "until", "min_agreement") if form.get(name, "")}
         try:
             return cls(**values)
         except ValidationError as error:
-            found = {field.partition(".")[0]: rule for field, rule in explain_errors(error)}
-            raise Invalid(errors=[FieldError(field, rule) for field, rule in found.items()]) from error
+            first = {str(item["loc"][0] if item["loc"] else "until"): item for item in reversed(error.errors())}
+            raise Invalid(errors=[explain(item, name) for name, item in first.items()]) from error
 
     def chosen(self) -> dict[str, Any]:
         """What was chosen, as it is stored: the fields that say something."""
@@ -127,6 +138,36 @@ def with_versions(numbers: list[int], project_id: uuid.UUID) -> ColumnElement[bo
     )
 
 
+def of_agreement(least: float, _: uuid.UUID) -> ColumnElement[bool]:
+    """Rankings of tasks whose current rankings, two at a time, say the same of at least so many pairs of answers."""
+    one, other = aliased(Ranking), aliased(Ranking)
+    # Two answers of the task, as the one ranking and as the other places them.
+    (one_a, one_b), (other_a, other_b) = [(aliased(RankingPlace), aliased(RankingPlace)) for _ in range(2)]
+    is_same = func.sign(one_a.place - one_b.place) == func.sign(other_a.place - other_b.place)
+    counted = (is_counted(ranking) for ranking in (one, other))
+    share = (
+        select(func.avg(cast(is_same, Integer)))
+        .select_from(one)
+        .join(other, and_(other.task_id == one.task_id, other.number > one.number))
+        .join(one_a, one_a.ranking_id == one.id)
+        .join(one_b, and_(one_b.ranking_id == one.id, one_b.completion_id > one_a.completion_id))
+        .join(other_a, and_(other_a.ranking_id == other.id, other_a.completion_id == one_a.completion_id))
+        .join(other_b, and_(other_b.ranking_id == other.id, other_b.completion_id == one_b.completion_id))
+        .where(one.task_id == Ranking.task_id, *counted)
+    )
+    return share.correlate(Ranking).scalar_subquery() >= least
+
+
+def is_counted(ranking: type[Ranking]) -> ColumnElement[bool]:
+    """Rankings that a dataset may hold."""
+    newer = aliased(Ranking)
+    return and_(
+        ~ranking.is_surplus,
+        ~select(newer.id).where(newer.supersedes_id == ranking.id).exists(),
+        ~select(Rejection.ranking_id).where(Rejection.ranking_id == ranking.id).exists(),
+    )
+
+
 CONDITIONS: dict[str, Callable[[Any, uuid.UUID], ColumnElement[bool]]] = {
     "splits": lambda splits, _: Prompt.split.in_(splits),
     "rounds": of_rounds,
@@ -136,4 +177,6 @@ CONDITIONS: dict[str, Callable[[Any, uuid.UUID], ColumnElement[bool]]] = {
     "since": lambda day, _: Ranking.created_at >= datetime.combine(day, time.min, UTC),
     "until": lambda day, _: Ranking.created_at <= datetime.combine(day, time.max, UTC),
     "versions": with_versions,
+    "reviewed": lambda _, __: Ranking.number <= Task.settled_number,
+    "min_agreement": of_agreement,
 }

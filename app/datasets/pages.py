@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response, Streamin
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import Trainer
+from app.accounts.models import Scope
 from app.corpora.service import list_corpora
 from app.datasets import service
 from app.datasets.exporting import Export, check_choices, download
@@ -20,7 +21,7 @@ from app.formats.exports import EXPORTS
 from app.projects import tallies
 from app.projects.guards import PageProject
 from app.projects.models import Project
-from app.web import SessionDep, render, see_other, words
+from app.web import SessionDep, render, see_other, told, words
 
 router = APIRouter()
 LIST_SIZE = 200
@@ -70,10 +71,11 @@ async def render_new(request: Request, project: Project, session: AsyncSession, 
     try:
         found = await service.count_chosen(session, project.id, DatasetFilter.of_form(form))
     except Invalid as error:
-        errors = error.errors
+        errors = told(request, error)
     people = await service.list_people(session, project.id)
+    sees_names = Scope.ADMIN in request.state.user.scopes
     several = {name: list(form.getlist(name)) for name in ("splits", "sources", *PEOPLE)}
-    single = ("name", "licence", "rounds", "languages", "versions", "since", "until")
+    single = ("name", "licence", "rounds", "languages", "versions", "since", "until", "min_agreement", "reviewed")
     typed = {name: str(form.get(name, "")) for name in single} | several
     return render(
         request,
@@ -85,7 +87,7 @@ async def render_new(request: Request, project: Project, session: AsyncSession, 
         errors=errors,
         found=found,
         most_counted=service.MOST_COUNTED,
-        people=[row for row in people if row[0] is not None],
+        people=[(key, name if sees_names else f"…{str(key)[-8:]}") for key, name in people if key],
         outsiders=[name for key, name in people if key is None],
     )
 

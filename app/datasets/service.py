@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import uuid
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ from sqlalchemy.orm import aliased
 from app.accounts.models import User
 from app.accounts.service import audit
 from app.datasets import pieces, snapshots
-from app.datasets.cards import task_of
-from app.datasets.filters import LEARNED_FROM, DatasetFilter
+from app.datasets.cards import task_of, without_names
+from app.datasets.filters import LEARNED_FROM, DatasetFilter, is_counted
 from app.datasets.models import Dataset, DatasetRow
 from app.errors import Conflict, NotFound
 from app.projects.models import Project
 from app.prompts.models import Prompt
-from app.quality.reviews import is_rejected
+from app.quality import reading
+from app.quality.agreement import Agreement, measure
 from app.rankings.models import Ranking
 from app.registry.models import Version
 from app.tasks.models import Lease, Purpose, Task
@@ -30,6 +32,8 @@ from app.tasks.models import Lease, Purpose, Task
 PREVIEW_SIZE = 10
 # A page counts so many rankings, and no more.
 MOST_COUNTED = 10_000
+# Before a dataset is frozen, agreement is measured on so many of its rankings.
+MAX_PREVIEWED = 2_000
 
 
 class NothingToFreeze(Conflict):
@@ -97,7 +101,6 @@ async def next_number(session: AsyncSession, project_id: uuid.UUID) -> int:
 
 def current_rankings(project_id: uuid.UUID, chosen: DatasetFilter | None = None) -> Select[Any]:
     """The ids of the rankings that a dataset is made from, with their tasks, prompts and leases at hand."""
-    newer = aliased(Ranking)
     conditions = chosen.conditions(project_id) if chosen else ()
     return (
         select(Ranking.id)
@@ -106,9 +109,7 @@ def current_rankings(project_id: uuid.UUID, chosen: DatasetFilter | None = None)
         .outerjoin(Lease, Lease.id == Ranking.lease_id)
         .where(
             Ranking.project_id == project_id,
-            ~Ranking.is_surplus,
-            ~select(newer.id).where(newer.supersedes_id == Ranking.id).exists(),
-            ~is_rejected(),
+            is_counted(Ranking),
             Task.withdrawn_at.is_(None),
             ~Task.is_gold,
             Task.purpose == Purpose.LEARN,
@@ -163,7 +164,8 @@ async def get_dataset_by_number(session: AsyncSession, project_id: uuid.UUID, nu
 
 
 async def count_chosen(session: AsyncSession, project_id: uuid.UUID, chosen: DatasetFilter) -> dict[str, Any]:
-    """What a dataset would hold: `num_rankings`, `num_prompts`, `num_annotators`, `by_split`, and its first `rows`.
+    """What a dataset would hold: `num_rankings`, `num_prompts`, `num_annotators`, `by_split`, how well people agree in
+    it (`agreement`, None where no two ranked the same task), and its first `rows`.
 
     Of more than `MOST_COUNTED` rankings `num_rankings` is one more, and the others say nothing: they are counted when
     they are frozen.
@@ -181,8 +183,20 @@ async def count_chosen(session: AsyncSession, project_id: uuid.UUID, chosen: Dat
         "num_prompts": num_prompts,
         "num_annotators": num_annotators,
         "by_split": dict(splits.all()),
+        "agreement": await agreement_of(session, project_id, chosen),
         "rows": (await session.execute(shown)).all(),
     }
+
+
+async def agreement_of(session: AsyncSession, project_id: uuid.UUID, chosen: DatasetFilter) -> Agreement | None:
+    """How well the people agree whose rankings are chosen, from those of the newest that share a task."""
+    newest = current_rankings(project_id, chosen).order_by(None).order_by(Ranking.number.desc()).limit(MOST_COUNTED)
+    rows = newest.with_only_columns(Ranking.id, Ranking.task_id).subquery()
+    num_of_task = func.count().over(partition_by=rows.c.task_id).label("num")
+    shared = select(rows.c.id, num_of_task).subquery()
+    ids = (await session.scalars(select(shared.c.id).where(shared.c.num > 1).limit(MAX_PREVIEWED))).all()
+    found = await reading.judgements(session, ids) if ids else []
+    return await asyncio.to_thread(measure, found) if found else None
 
 
 async def list_people(session: AsyncSession, project_id: uuid.UUID) -> list[Any]:
@@ -266,7 +280,7 @@ def card_of(dataset: Dataset, project: Project) -> dict[str, Any]:
         "created_at": dataset.created_at.astimezone(UTC).isoformat(timespec="seconds"),
         "licence": dataset.licence,
         "sha256": dataset.sha256,
-        "filter": dataset.filter,
+        "filter": without_names(dataset.filter),
         "counts": dataset.counts,
         **dataset.card,
     }
