@@ -103,6 +103,25 @@ def make_sessionmaker(engine: AsyncEngine) -> SessionMaker:
     return async_sessionmaker(engine, expire_on_commit=False)
 
 
+# A session with this in its `info` has no transaction yet.
+BEGINS_LATE = "begins_late"
+
+
+def make_late_sessionmaker(engine: AsyncEngine) -> SessionMaker:
+    """Sessions in which each statement is a transaction of its own, until `begin` is called.
+
+    For requests that need only one statement which writes: to begin and to commit are two ways to the database more.
+    """
+    each_alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    return async_sessionmaker(each_alone, expire_on_commit=False, info={BEGINS_LATE: True})
+
+
+async def begin(session: AsyncSession) -> None:
+    """Make what follows one transaction. In a session that began with its first statement there is nothing to do."""
+    if session.info.pop(BEGINS_LATE, False):
+        await session.execute(text("begin"))
+
+
 @asynccontextmanager
 async def standalone_session(url: str) -> AsyncIterator[AsyncSession]:
     """One transaction with an engine of its own, for commands. Commits at the end.

@@ -29,7 +29,7 @@ from app.config import Settings
 from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
 from app.datasets import pages as datasets_pages
-from app.db import SessionMaker, make_engine, make_sessionmaker
+from app.db import SessionMaker, make_engine, make_late_sessionmaker, make_sessionmaker
 from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable, refusal
 from app.logs import RequestIds, named, request_id
 from app.loop import api as loop_api
@@ -129,7 +129,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     )
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
     app.state.settings = settings
-    app.state.sessionmaker = sessionmaker
+    app.state.sessionmaker = app.state.late_sessionmaker = sessionmaker
     app.state.project_finders = PROJECT_FINDERS
     app.state.is_held = is_held
     app.state.metrics = Metrics()
@@ -170,7 +170,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         return
     settings: Settings = app.state.settings
     engine = make_engine(settings.require_database_url())
-    app.state.sessionmaker = make_sessionmaker(engine)
+    app.state.sessionmaker, app.state.late_sessionmaker = make_sessionmaker(engine), make_late_sessionmaker(engine)
     jobs = [asyncio.create_task(repeat(job)) for job in jobs_of(app.state.sessionmaker, settings)]
     yield
     for task in jobs:

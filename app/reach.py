@@ -5,10 +5,10 @@ that a thing of another project does not exist: `/runs/{run_id}` leads to the ru
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, Text, bindparam, cast, func, or_, select
+from sqlalchemy import ColumnElement, Select, Text, bindparam, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.wanted import ProjectFinder, ProjectQuery
@@ -47,9 +47,11 @@ def holding(table: Any) -> ProjectFinder:
     return by_row(select(table.project_id), table)
 
 
-def by_row(project_ids: Select[uuid.UUID], table: Any) -> ProjectFinder:
+def by_row(
+    project_ids: Select[uuid.UUID], table: Any, along: Sequence[tuple[Any, ColumnElement[bool]]] = ()
+) -> ProjectFinder:
     """Finds the project of a row by the row's id; `project_ids` says where the row names it."""
-    query = ProjectQuery(Project, project_ids.where(table.id == bindparam("thing")))
+    query = ProjectQuery(Project, project_ids.where(table.id == bindparam("thing")), along)
 
     def find(key: str) -> tuple[ProjectQuery, uuid.UUID] | None:
         try:
@@ -60,13 +62,14 @@ def by_row(project_ids: Select[uuid.UUID], table: Any) -> ProjectFinder:
     return find
 
 
+WITH_TASK = ((Lease, Lease.id == bindparam("thing")), (Task, Task.id == Lease.task_id))
 # By the name of the gap in a route's path. A gap that is not here must be in NOT_A_PROJECTS_OWN, or a test fails.
 PROJECT_FINDERS: dict[str, ProjectFinder] = {
     "slug": by_slug,
     "project_id": by_key,
     "corpus_id": holding(Corpus),
     "dataset_id": holding(Dataset),
-    "lease_id": by_row(select(Task.project_id).join(Lease), Lease),
+    "lease_id": by_row(select(Task.project_id).join(Lease), Lease, WITH_TASK),
     "prompt_id": holding(Prompt),
     "ranking_id": holding(Ranking),
     "review_id": holding(Review),

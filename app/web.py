@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
@@ -27,11 +27,26 @@ ROOT = Path(__file__).resolve().parent.parent
 LANGUAGE_COOKIE = "rl_language"
 
 
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+def begins_late(endpoint: Endpoint) -> Endpoint:
+    """Mark an endpoint whose statements are transactions of their own until it calls `app.db.begin`.
+
+    Who asks is looked up before it runs, and so by itself.
+    """
+    endpoint.begins_late = True  # type: ignore[attr-defined]
+    return endpoint
+
+
 async def open_session(request: Request) -> AsyncIterator[AsyncSession]:
     """The transaction of a request. It is committed before the answer is sent: a failed commit is a 500, never a false
     success.
     """
-    async with request.app.state.sessionmaker.begin() as session:
+    state = request.app.state
+    is_late = getattr(request.scope.get("endpoint"), "begins_late", False)
+    sessionmaker = state.late_sessionmaker if is_late else state.sessionmaker
+    async with sessionmaker.begin() as session:
         yield session
 
 

@@ -28,6 +28,7 @@ def borrowed_app(settings: Settings, sessionmaker: SessionMaker | None = None) -
         return
     app = _idle.pop() if _idle else create_app(settings)
     app.state.settings, app.state.sessionmaker = settings, sessionmaker
+    app.state.late_sessionmaker = sessionmaker
     app.state.provider = make_provider(settings)
     app.middleware_stack = None  # built anew at the next request: a limit of rates remembers who came before
     yield app

@@ -11,7 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -37,6 +37,10 @@ class SignInFirst(Unauthorized):
     """Sign in to see this page."""
 
 
+# An endpoint with this names its project in its body.
+PROJECT_IN_BODY = "project_in_body"
+MAX_KEY = 100
+
 HeldFinder = Callable[[AsyncSession, uuid.UUID, Mapping[str, Any]], Awaitable[bool]]
 
 
@@ -51,15 +55,20 @@ class Visitor:
     scopes: frozenset[str]
 
 
-def wanted_projects(request: Request) -> list[Wanted | None]:
-    """What the gaps of a request's address that lead to a project are filled with."""
+async def wanted_projects(request: Request) -> list[Wanted | None]:
+    """What the gaps of a request's address that lead to a project are filled with; else, what its body names."""
     finders: Mapping[str, ProjectFinder] = request.app.state.project_finders
+    if getattr(request.scope.get("endpoint"), PROJECT_IN_BODY, False):
+        body = await request.json()
+        key = body.get("project_id") if isinstance(body, dict) else None
+        # Anything else is refused with the rest of the body.
+        return [finders["project_id"](key)] if isinstance(key, str) and len(key) <= MAX_KEY else []
     return [finders[name](str(value)) for name, value in request.path_params.items() if name in finders]
 
 
-def first_wanted(request: Request) -> Wanted | None:
+async def first_wanted(request: Request) -> Wanted | None:
     """The first of them, which is looked up together with who asks."""
-    return next(iter(wanted_projects(request)), None)
+    return next(iter(await wanted_projects(request)), None)
 
 
 async def find_project(request: Request, session: AsyncSession, person: Person) -> NamedProject | None:
@@ -68,7 +77,7 @@ async def find_project(request: Request, session: AsyncSession, person: Person) 
     Raises:
         NotFound: it names what is not there, or lies in a project where this person has no role.
     """
-    wanted = wanted_projects(request)
+    wanted = await wanted_projects(request)
     if not wanted:
         return None
     project = person.project
@@ -78,6 +87,15 @@ async def find_project(request: Request, session: AsyncSession, person: Person) 
     if any(other is None or other.id != project.id for other in others):
         raise NotFound
     return project
+
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+def project_in_body(endpoint: Endpoint) -> Endpoint:
+    """Mark an endpoint that finds its project not in its address but, as `project_id`, in its body."""
+    setattr(endpoint, PROJECT_IN_BODY, True)
+    return endpoint
 
 
 # Pages
@@ -100,7 +118,7 @@ class Access:
 async def signed_in_person(request: Request, session: SessionDep) -> Person | None:
     """Who is signed in with this browser, if anybody."""
     token = request.cookies.get(SESSION_COOKIE)
-    person = await service.person_of_session(session, token, first_wanted(request)) if token else None
+    person = await service.person_of_session(session, token, await first_wanted(request)) if token else None
     request.state.user = visitor(person) if person else None
     return person
 
@@ -270,7 +288,7 @@ async def caller_of(
         if person is None:
             raise Unauthorized("Send a token: `Authorization: Bearer rl_…`.")
         return ApiCaller(person.user, person.roles, token=None), person
-    found = await service.person_of_token(session, credentials.credentials, first_wanted(request))
+    found = await service.person_of_token(session, credentials.credentials, await first_wanted(request))
     if found is None:
         raise TokenRefused
     token, owner = found

@@ -328,6 +328,8 @@ async def _person_and_project(
         return (row, None) if row else None
     found = await session.execute(wanted[0].beside(query), values | {"thing": wanted[1]})
     row = found.one_or_none()
+    # Kept, as a session forgets what nobody holds.
+    session.info["along"] = row
     return (row, row[-1]) if row else None
 
 

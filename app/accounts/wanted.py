@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Protocol
@@ -22,10 +22,14 @@ class NamedProject(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ProjectQuery:
-    """How a thing leads to its project: `ids` selects the project's id for the bound value `thing`."""
+    """How a thing leads to its project: `ids` selects the project's id for the bound value `thing`.
+
+    `along`: what else is looked up with who asks, each with the condition that joins it: the handler wants it next.
+    """
 
     table: Any
     ids: Select[Any]
+    along: Sequence[tuple[Any, ColumnElement[bool]]] = ()
 
     @cached_property
     def is_it(self) -> ColumnElement[bool]:
@@ -40,8 +44,10 @@ class ProjectQuery:
 
     @cache  # noqa: B019 (a handful, which live as long as the process)
     def beside(self, query: Select[Any]) -> Select[Any]:
-        """What another query finds, and beside it, as its last column, the project, if there is one."""
-        return query.add_columns(self.table).outerjoin(self.table, self.is_it)
+        """What another query finds, beside it what comes along, and, as the last column, the project; or nothing."""
+        for table, is_it in (*self.along, (self.table, self.is_it)):
+            query = query.add_columns(table).outerjoin(table, is_it)
+        return query
 
 
 # How to look, and for what; None: there can be no such thing.

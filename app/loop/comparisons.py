@@ -255,15 +255,18 @@ async def make_task(
 # From rankings to a decision
 
 
+def is_compared(event: RankingStored) -> bool:
+    """Whether it is a ranking of a compared prompt."""
+    return event.task.purpose == Purpose.COMPARE
+
+
 async def ranking_stored(session: AsyncSession, event: RankingStored) -> None:
     """A ranking of a compared prompt: look whether the comparison is decided."""
-    if event.purpose != Purpose.COMPARE:
-        return
     comparison = await session.scalar(
         select(Comparison)
         .join(ComparedPrompt, ComparedPrompt.comparison_id == Comparison.id)
         .join(Ranking, Ranking.task_id == ComparedPrompt.task_id)
-        .where(Ranking.id == event.ranking_id)
+        .where(Ranking.id == event.ranking.id)
         .with_for_update(of=Comparison)
         .execution_options(populate_existing=True)
     )

@@ -15,7 +15,7 @@ def subscribe() -> None:
     """Hear what earlier domains publish."""
     events.subscribe(ProjectCreated, service.begin)
     events.subscribe(CompletionsStored, sampling.make_tasks)
-    events.subscribe(RankingStored, comparisons.ranking_stored)
+    events.subscribe(RankingStored, comparisons.ranking_stored, only=comparisons.is_compared)
     events.subscribe(ComparisonEnded, arrivals.comparison_ended)
     for module in (arrivals, alternatives, external, comparisons, choosing):
         events.subscribe(RunFinished, module.run_finished)

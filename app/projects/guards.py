@@ -26,8 +26,8 @@ async def find_project(session: AsyncSession, key: str) -> Project:
 
 
 def project_of_path(caller: Annotated[ApiCaller, Depends(find_caller)]) -> Project:
-    """The project of an API address, which the guards found and asked about already."""
-    assert isinstance(caller.project, Project), "this address names no project"
+    """The project of an API address or body, which the guards found and asked about already."""
+    assert isinstance(caller.project, Project), "this request names no project"
     return caller.project
 
 

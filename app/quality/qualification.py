@@ -137,22 +137,23 @@ async def move(
 
 def subscribe() -> None:
     """Hear of rankings."""
-    events.subscribe(RankingStored, heard)
+    events.subscribe(RankingStored, heard, only=is_measured)
+
+
+def is_measured(event: RankingStored) -> bool:
+    """Whether somebody is measured by this ranking."""
+    return event.task.is_gold and standings.has_gate(event.project)
 
 
 async def heard(session: AsyncSession, event: RankingStored) -> None:
-    """A ranking of a gold task may end a try, or pause somebody. All of it is in the session: others cost no query."""
-    project = await session.get_one(Project, event.project_id)
-    if not standings.has_gate(project):
+    """A ranking of a gold task may end a try, or pause somebody."""
+    project, annotator_id = event.project, event.ranking.annotator_id
+    if annotator_id is None:
         return
-    ranking = await session.get_one(Ranking, event.ranking_id)
-    task = await session.get_one(Task, ranking.task_id)
-    if ranking.annotator_id is None or not task.is_gold:
-        return
-    if task.is_qualifying:
-        await count_test(session, project, ranking.annotator_id)
+    if event.task.is_qualifying:
+        await count_test(session, project, annotator_id)
     elif project.gold_window:
-        await watch_gold(session, project, ranking.annotator_id)
+        await watch_gold(session, project, annotator_id)
 
 
 async def count_test(session: AsyncSession, project: Project, person: uuid.UUID) -> None:

@@ -19,12 +19,12 @@ from app.projects.guards import ApiProject, find_project
 from app.prompts.api import NDJSON_BODY, SentFile
 from app.prompts.lines import ImportReport
 from app.rankings import changes, service
-from app.rankings.answers import tidy
 from app.rankings.changes import Change
 from app.rankings.importing import import_rankings
 from app.rankings.schemas import ChangeOut, ChangePage, RankingIn, RankingOut, RankingPage
+from app.rankings.service import RankingView
 from app.tasks import service as tasks
-from app.web import SessionDep
+from app.web import SessionDep, begins_late
 
 router = APIRouter(tags=["rankings"])
 NDJSON = "application/x-ndjson"
@@ -40,21 +40,27 @@ STREAM_PAGE = 500
         409: {"description": "Another answer was stored before, or the task was skipped."},
     },
 )
+@begins_late
 async def submit_ranking(
     lease_id: uuid.UUID, body: RankingIn, caller: AnnotateCaller, session: SessionDep, response: Response
 ) -> RankingOut:
     """Answer a lease. The lease is the idempotency key: send the same again for as long as no answer comes back."""
-    lease, task = await tasks.lock_leased_task(session, lease_id=lease_id, annotator=caller.user)
+    lease, task = await tasks.leased_task(session, lease_id=lease_id, annotator=caller.user)
     provenance = body.provenance(leased_at=lease.created_at, now=datetime.now(UTC))
-    answer = tidy(body.answer())
-    stored = await service.find_answer(session, lease, answer)
-    if stored is not None:
-        response.status_code = status.HTTP_200_OK
-        return RankingOut.of(await service.get_ranking(session, stored.id))
-    view = await service.answer_lease(
-        session, lease=lease, task=task, annotator=caller.user, answer=answer, source="api", provenance=provenance
+    answered = await service.answer_lease(
+        session,
+        lease=lease,
+        task=task,
+        annotator=caller.user,
+        answer=body.answer(),
+        source="api",
+        provenance=provenance,
     )
-    return RankingOut.of(view)
+    if answered.places is None:
+        response.status_code = status.HTTP_200_OK
+        return RankingOut.of(await service.get_ranking(session, answered.ranking.id))
+    name = caller.user.name
+    return RankingOut.of(RankingView(answered.ranking, answered.places, lease.display_order, None, annotator=name))
 
 
 @router.post("/rankings/{ranking_id}:revise", status_code=status.HTTP_201_CREATED)

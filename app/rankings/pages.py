@@ -34,7 +34,7 @@ from app.tasks.guards import SamePerson
 from app.tasks.models import Lease, Task
 from app.tasks.service import LETTERS, MOST_COUNTED, Sheet, TasksPacked
 from app.tasks.standings import Unqualified
-from app.web import SessionDep, render, see_other, words
+from app.web import SessionDep, begins_late, render, see_other, words
 
 router = APIRouter()
 PAGE_SIZE = 50
@@ -73,6 +73,7 @@ async def show_next_task(
 
 
 @router.post("/leases/{lease_id}", response_model=None)
+@begins_late
 async def submit_ranking(
     lease_id: uuid.UUID, request: Request, annotator: SamePerson, session: SessionDep
 ) -> RedirectResponse | HTMLResponse | JSONResponse:
@@ -81,7 +82,7 @@ async def submit_ranking(
     A script, which asks for JSON, is told only whether it was stored.
     """
     form = await request.form()
-    lease, task = await tasks.lock_leased_task(session, lease_id=lease_id, annotator=annotator)
+    lease, task = await tasks.leased_task(session, lease_id=lease_id, annotator=annotator)
     next_page = f"/projects/{(await session.get_one(Project, task.project_id)).slug}/rank"
     fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
     sent = read_form(fields, shown=lease.display_order)
@@ -89,7 +90,7 @@ async def submit_ranking(
         if sent.errors:
             raise AnswerRefused(sent.errors)
         how = read_how(str(form.get("how", "")), lease_id=lease.id, leased_at=lease.created_at, now=datetime.now(UTC))
-        ranking = await service.submit_locked(
+        answered = await service.answer_lease(
             session, lease=lease, task=task, annotator=annotator, answer=sent.answer, source="page", provenance=how
         )
     except AnswerRefused as refused:
@@ -101,7 +102,7 @@ async def submit_ranking(
         conflict.onward = next_page
         raise
     if asks_for_json(request):
-        return JSONResponse({"ranking_id": str(ranking.id), "is_surplus": ranking.is_surplus})
+        return JSONResponse({"ranking_id": str(answered.ranking.id), "is_surplus": answered.ranking.is_surplus})
     return see_other(next_page)
 
 

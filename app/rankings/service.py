@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from app.accounts.models import User
+from app.db import begin
 from app.errors import Conflict, FieldError, Invalid, NotFound
 from app.events import events
 from app.projects import tallies
@@ -25,6 +26,9 @@ from app.rankings.provenance import UNKNOWN, Provenance
 from app.tasks import service as tasks
 from app.tasks.models import Lease, LeaseState, Purpose, Task, TaskCompletion
 from app.tasks.service import LETTERS, LeaseReleased
+
+# A lease that is answered yet: one that expired may be, while a place is free or as surplus.
+ANSWERABLE = {LeaseState.OPEN, LeaseState.EXPIRED}
 
 
 class AlreadyAnswered(Conflict):
@@ -60,14 +64,22 @@ class AnswerRefused(Invalid):
 
 @dataclass(frozen=True)
 class RankingStored:
-    """A ranking was stored, or one superseded another."""
+    """A ranking is stored; it may supersede another."""
 
-    project_id: uuid.UUID
-    ranking_id: uuid.UUID
-    purpose: str
+    project: Project
+    task: Task
+    ranking: Ranking
 
 
 # Storing
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of an answer: its ranking, stored now (with its places) or by the same answer before."""
+
+    ranking: Ranking
+    places: Mapping[uuid.UUID, RankingPlace] | None
 
 
 async def submit(
@@ -79,58 +91,16 @@ async def submit(
     source: str,
     provenance: Provenance = UNKNOWN,
 ) -> Ranking:
-    """Store the answer to a lease. The lease is the idempotency key: the same answer again gives the stored ranking.
-
-    From an expired lease it is taken while a place is free, else kept as surplus.
+    """As `answer_lease`, of a lease by its id.
 
     Raises:
         LeaseNotFound: the lease is not this annotator's.
-        AlreadyAnswered: the lease has another answer.
-        LeaseReleased: the task was skipped or withdrawn.
-        AnswerRefused: the answer breaks a rule; it names each field.
     """
-    lease, task = await tasks.lock_leased_task(session, lease_id=lease_id, annotator=annotator)
-    return await submit_locked(
+    lease, task = await tasks.leased_task(session, lease_id=lease_id, annotator=annotator)
+    answered = await answer_lease(
         session, lease=lease, task=task, annotator=annotator, answer=answer, source=source, provenance=provenance
     )
-
-
-async def submit_locked(
-    session: AsyncSession,
-    *,
-    lease: Lease,
-    task: Task,
-    annotator: User,
-    answer: RankingAnswer,
-    source: str,
-    provenance: Provenance = UNKNOWN,
-) -> Ranking:
-    """As `submit`, of a lease and its task that are locked already."""
-    answer = tidy(answer)
-    stored = await find_answer(session, lease, answer)
-    if stored is not None:
-        return stored
-    view = await answer_lease(
-        session, lease=lease, task=task, annotator=annotator, answer=answer, source=source, provenance=provenance
-    )
-    return view.ranking
-
-
-async def find_answer(session: AsyncSession, lease: Lease, answer: RankingAnswer) -> Ranking | None:
-    """The ranking that a locked lease yielded before, if it is this tidy answer; None: the lease is not answered yet.
-
-    Raises:
-        AlreadyAnswered: it is another answer.
-        LeaseReleased: there is none, and none is taken: the task was skipped or withdrawn.
-    """
-    if lease.state in {LeaseState.OPEN, LeaseState.EXPIRED}:
-        return None
-    stored = await session.scalar(select(Ranking).where(Ranking.lease_id == lease.id, Ranking.supersedes_id.is_(None)))
-    if stored is None:
-        raise LeaseReleased
-    if stored.body_hash != body_hash(answer):
-        raise AlreadyAnswered
-    return stored
+    return answered.ranking
 
 
 async def answer_lease(
@@ -142,36 +112,53 @@ async def answer_lease(
     answer: RankingAnswer,
     source: str,
     provenance: Provenance = UNKNOWN,
-) -> RankingView:
-    """Store a tidy answer to a lease that has none. Lease and task are locked.
+) -> Answered:
+    """Store the answer to a lease. The lease is the idempotency key: the same answer again gives the stored ranking.
+
+    From an expired lease it is taken while a place is free, else kept as surplus. Lease and task need not be locked:
+    `storing.answer` looks again.
 
     Raises:
+        AlreadyAnswered: the lease has another answer.
+        LeaseReleased: the task was skipped or withdrawn.
         AnswerRefused: the answer breaks a rule; it names each field.
     """
+    answer = tidy(answer)
+    if lease.state not in ANSWERABLE:
+        return Answered(await _find_answer(session, lease, answer), None)
     project = await session.get_one(Project, task.project_id)
     require_fine(answer, rules_of(project, lease.display_order))
-    has_place = _has_place(lease, task)
     ranking = Ranking(
         project_id=project.id,
         task_id=task.id,
         lease_id=lease.id,
         annotator_id=annotator.id,
         source=source,
-        is_surplus=not has_place,
-        is_preloaded=lease.was_preloaded,
-        is_offline=lease.pack_id is not None,
         **provenance.columns(),
     )
-    # A surplus answer takes no place, and its annotator does not get the task again: that is a released lease.
-    state = LeaseState.ANSWERED if has_place else LeaseState.RELEASED
-    places = await store(session, ranking, answer, lease.display_order, closes=lease, as_state=state)
-    return RankingView(ranking, places, lease.display_order, superseded_by=None, annotator=annotator.name)
+    places = _fill_in(ranking, answer, lease.display_order)
+    event = RankingStored(project, task, ranking)
+    if events.is_heard(event):
+        await begin(session)
+    if not await storing.answer(session, ranking, list(places.values()), lease):
+        return Answered(await _find_answer(session, lease, answer), None)
+    await events.publish(session, event)
+    return Answered(ranking, places)
 
 
-def _has_place(lease: Lease, task: Task) -> bool:
-    """Whether an answer to this lease counts: it kept its place, or one is free."""
-    is_free = task.is_gold or task.num_taken < task.overlap
-    return lease.state == LeaseState.OPEN or (is_free and task.withdrawn_at is None)
+async def _find_answer(session: AsyncSession, lease: Lease, answer: RankingAnswer) -> Ranking:
+    """The ranking that a lease yielded before, if it is this tidy answer.
+
+    Raises:
+        AlreadyAnswered: it is another answer.
+        LeaseReleased: there is none, and none is taken: the task was skipped or withdrawn.
+    """
+    stored = await session.scalar(select(Ranking).where(Ranking.lease_id == lease.id, Ranking.supersedes_id.is_(None)))
+    if stored is None:
+        raise LeaseReleased
+    if stored.body_hash != body_hash(answer):
+        raise AlreadyAnswered
+    return stored
 
 
 async def revise(
@@ -265,25 +252,27 @@ def require_changeable(project: Project, task: Task, view: RankingView) -> None:
 
 
 async def store(
-    session: AsyncSession,
-    ranking: Ranking,
-    answer: RankingAnswer,
-    display_order: Sequence[uuid.UUID],
-    *,
-    closes: Lease | None = None,
-    as_state: LeaseState | None = None,
-) -> dict[uuid.UUID, RankingPlace]:
-    """Write a checked, tidy answer as a ranking with a place for every completion, and tell whoever listens.
+    session: AsyncSession, ranking: Ranking, answer: RankingAnswer, display_order: Sequence[uuid.UUID]
+) -> None:
+    """Write a checked, tidy answer as a ranking with a place for every completion, and tell whoever listens."""
+    places = _fill_in(ranking, answer, display_order)
+    await storing.store(session, ranking, list(places.values()))
+    project = await session.get_one(Project, ranking.project_id)
+    task = await session.get_one(Task, ranking.task_id)
+    await events.publish(session, RankingStored(project, task, ranking))
 
-    `closes`: the lease that it ends, which is `as_state` from now on.
-    """
+
+def _fill_in(
+    ranking: Ranking, answer: RankingAnswer, display_order: Sequence[uuid.UUID]
+) -> dict[uuid.UUID, RankingPlace]:
+    """Write what was answered into a new ranking; returns its places."""
     ranking.id = uuid.uuid4()
     ranking.rationale = answer.rationale
     ranking.confidence = answer.confidence
     ranking.all_bad = answer.all_bad
     ranking.strength = answer.strength
     ranking.body_hash = body_hash(answer)
-    places = {
+    return {
         completion_id: RankingPlace(
             ranking_id=ranking.id,
             completion_id=completion_id,
@@ -295,10 +284,6 @@ async def store(
         )
         for completion_id in display_order
     }
-    await storing.write(session, ranking, list(places.values()), closes=closes, as_state=as_state)
-    task = await session.get_one(Task, ranking.task_id)
-    await events.publish(session, RankingStored(ranking.project_id, ranking.id, task.purpose))
-    return places
 
 
 def rules_of(project: Project, display_order: Sequence[uuid.UUID]) -> Rules:

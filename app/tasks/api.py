@@ -9,21 +9,22 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from starlette import status
 
-from app.accounts.guards import AnnotateCaller, ApiCaller, ReadCaller
-from app.projects.guards import find_project
+from app.accounts.guards import AnnotateCaller, ApiCaller, ReadCaller, project_in_body
+from app.projects.guards import find_project, project_of_path
 from app.tasks import drafts, lists, service
 from app.tasks.models import Lease
 from app.tasks.schemas import DraftIn, DraftOut, LeaseOut, NextTaskIn, ReleaseIn, TaskOut, TaskPage
-from app.web import SessionDep
+from app.web import SessionDep, begins_late
 
 router = APIRouter(tags=["tasks"])
 
 
 @router.post("/tasks:next", response_model=LeaseOut, responses={204: {"description": "Nothing waits."}})
+@begins_late
+@project_in_body
 async def next_task(body: NextTaskIn, caller: AnnotateCaller, session: SessionDep) -> LeaseOut | Response:
     """The task that the caller works on, or a new one. Asking again gives the same until it is ranked or released."""
-    project = await find_project(session, body.project_id)
-    caller.require_project(project.id)
+    project = project_of_path(caller)
     lease = await service.next_lease(session, project=project, annotator=caller.user, now=datetime.now(UTC))
     if lease is None:
         return Response(status_code=status.HTTP_204_NO_CONTENT)

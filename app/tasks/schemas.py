@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.accounts.guards import MAX_KEY
 from app.tasks.lists import TaskRow
 from app.tasks.models import Lease, SkipKind
 from app.tasks.service import MAX_REASON_LENGTH, Sheet
@@ -21,7 +22,7 @@ class NextTaskIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     project_id: Annotated[
-        str, StringConstraints(min_length=1, max_length=100), Field(description="Its id or short name")
+        str, StringConstraints(min_length=1, max_length=MAX_KEY), Field(description="Its id or short name")
     ]
 
 

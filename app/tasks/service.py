@@ -24,19 +24,22 @@ from sqlalchemy import (
     Uuid,
     and_,
     bindparam,
+    column,
     exists,
     func,
+    inspect,
     literal,
     or_,
     select,
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
 from app.accounts.service import audit
+from app.db import begin
 from app.errors import Conflict, Invalid, NotFound, Unavailable
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
@@ -231,6 +234,7 @@ async def next_lease(
         lease = await claim(session, project=project, annotator=annotator, now=now, is_empty_handed=True)
         if lease is not None:
             return lease
+    await begin(session)
     held = await hold_leases(session, annotator=annotator, now=now)
     packed = [lease for lease in held if lease.kind == LeaseKind.OFFLINE]
     if packed:
@@ -256,11 +260,11 @@ def has_place() -> ColumnElement[bool]:
 
 # Not a parameter, or the plan that PostgreSQL keeps for a prepared statement could not use the index of open leases.
 _IS_OPEN = Lease.state == literal(LeaseState.OPEN.value, literal_execute=True)
-# The rule of who gets which task, and its order, is this function: migrations/versions/0025_claims.py.
-CLAIM = select(Lease).from_statement(
+# The rule of who gets which task, and its order, is this function: migrations/versions/0026_claims.py.
+CLAIM = select(Lease, column("sheet", JSONB)).from_statement(
     text(
-        "select * from claim_task(:project_id, :annotator_id, :now, :until, :kind, :pack_id, :is_test, "
-        ":is_empty_handed, :seed, :shuffled)"
+        "select *, sheet_of(task_id, display_order) as sheet from claim_task(:project_id, :annotator_id, :now, :until, "
+        ":kind, :pack_id, :is_test, :is_empty_handed, :seed, :shuffled)"
     ).bindparams(bindparam("pack_id", type_=Uuid), bindparam("shuffled", type_=ARRAY(Integer)))
 )
 
@@ -294,8 +298,13 @@ async def claim(
         "seed": seed,
         "shuffled": shuffle(range(MAX_COMPLETIONS), seed),
     }
-    found: Lease | None = await session.scalar(CLAIM, values, execution_options={"populate_existing": True})
-    return found
+    found = await session.execute(CLAIM, values, execution_options={"populate_existing": True})
+    row = found.one_or_none()
+    if row is None:
+        return None
+    lease: Lease = row.Lease
+    inspect(lease).info[SHEET] = row.sheet
+    return lease
 
 
 async def _next_test(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease:
@@ -453,31 +462,27 @@ async def _expire(session: AsyncSession, condition: ColumnElement[bool], limit: 
     return len(ids)
 
 
-# All of it locked by one statement, the annotator first. What is locked is what it is now, not what it was when the
-# statement began to wait; keys stay free, as nobody changes them.
-LEASE = (
+# Locked by one statement, the annotator first. What is locked is what it is now, not what it was when the statement
+# began to wait; keys stay free, as nobody changes them.
+LOCKED_LEASE = (
     select(Lease)
     .join(User, User.id == Lease.annotator_id)
     .where(Lease.id == bindparam("lease_id"), User.id == bindparam("annotator_id"))
+    .with_for_update(key_share=True, of=[User, Lease])
     .execution_options(populate_existing=True)
 )
-LEASE_ALONE = LEASE.with_for_update(key_share=True, of=[User, Lease])
-LEASE_AND_TASK = (
-    LEASE.add_columns(Task).join(Task, Task.id == Lease.task_id).with_for_update(key_share=True, of=[User, Lease, Task])
-)
 
 
-async def lock_leased_task(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User) -> tuple[Lease, Task]:
-    """The annotator's lease and its task, locked together with the annotator, as they are at this moment.
+async def leased_task(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User) -> tuple[Lease, Task]:
+    """The annotator's lease and its task, not locked: as the guards found them, where they did.
 
     Raises:
         LeaseNotFound: there is none, or it is somebody else's.
     """
-    found = await session.execute(LEASE_AND_TASK, {"lease_id": lease_id, "annotator_id": annotator.id})
-    row = found.one_or_none()
-    if row is None:
+    lease = await session.get(Lease, lease_id)
+    if lease is None or lease.annotator_id != annotator.id:
         raise LeaseNotFound
-    return row.Lease, row.Task
+    return lease, await session.get_one(Task, lease.task_id)
 
 
 async def lock_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User) -> Lease:
@@ -486,7 +491,7 @@ async def lock_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: U
     Raises:
         LeaseNotFound: there is none, or it is somebody else's.
     """
-    lease: Lease | None = await session.scalar(LEASE_ALONE, {"lease_id": lease_id, "annotator_id": annotator.id})
+    lease: Lease | None = await session.scalar(LOCKED_LEASE, {"lease_id": lease_id, "annotator_id": annotator.id})
     if lease is None:
         raise LeaseNotFound
     return lease
@@ -588,28 +593,20 @@ async def project_of(session: AsyncSession, lease: Lease) -> Project:
     ).one()
 
 
-# All of a sheet in one question: the answers as one object of id -> text.
-SHEET = (
-    select(
-        Task.project_id,
-        Prompt.messages,
-        select(func.jsonb_object_agg(Completion.id, Completion.text))
-        .where(Completion.id == func.any(bindparam("display_order", type_=ARRAY(Uuid))))
-        .scalar_subquery()
-        .label("texts"),
-    )
-    .join(Prompt, Prompt.id == Task.prompt_id)
-    .where(Task.id == bindparam("task_id"))
-)
+# Where a lease that was just claimed keeps what it shows.
+SHEET = "sheet"
 
 
 async def get_sheet(session: AsyncSession, lease: Lease) -> Sheet:
     """What the holder of this lease sees."""
-    found = await session.execute(SHEET, {"task_id": lease.task_id, "display_order": lease.display_order})
-    row = found.one()
-    cards = lettered(lease.display_order, {uuid.UUID(key): text for key, text in row.texts.items()})
-    project = await session.get_one(Project, row.project_id)
-    return Sheet(lease=lease, project=project, messages=row.messages, cards=cards)
+    shown: dict[str, Any] | None = inspect(lease).info.get(SHEET)
+    if shown is None:
+        asked = select(func.sheet_of(lease.task_id, lease.display_order, type_=JSONB))
+        shown = (await session.scalars(asked)).one()
+    texts = {uuid.UUID(key): text for key, text in shown["texts"].items()}
+    cards = lettered(lease.display_order, texts)
+    project = await session.get_one(Project, uuid.UUID(shown["project_id"]))
+    return Sheet(lease=lease, project=project, messages=shown["messages"], cards=cards)
 
 
 async def cards_of(session: AsyncSession, display_order: Sequence[uuid.UUID]) -> list[Card]:

@@ -68,7 +68,7 @@ def stored() -> Iterator[list[CompletionsStored]]:
 
     events.subscribe(CompletionsStored, handler)
     yield heard
-    events._handlers[CompletionsStored].remove(handler)
+    events.unsubscribe(CompletionsStored, handler)
 
 
 async def test_a_prompt_and_a_conversation_are_stored_with_all_that_describes_them(

@@ -41,7 +41,7 @@ def stored() -> Iterator[list[CompletionsStored]]:
         heard.append(event)
 
     before = events._handlers[CompletionsStored]
-    events._handlers[CompletionsStored] = [handler]
+    events._handlers[CompletionsStored] = {handler: lambda event: True}
     yield heard
     events._handlers[CompletionsStored] = before
 

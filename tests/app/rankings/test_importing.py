@@ -155,7 +155,7 @@ async def test_those_who_listen_hear_of_new_rankings_once(session: AsyncSession,
     line = item(annotations=[{"ranks": {"a": 1, "b": 2}}])
     for dry_run in (True, False, False):
         await send(session, project, line, dry_run=dry_run)
-    events._handlers[RankingsImported].remove(handler)
+    events.unsubscribe(RankingsImported, handler)
     assert heard == [RankingsImported(project.id, 1)]
 
 

@@ -21,7 +21,7 @@ from app.rankings.answers import RankingAnswer
 from app.rankings.models import Ranking
 from app.tasks import drafts
 from app.tasks import service as tasks
-from app.tasks.models import Lease, LeaseState, Purpose, Task
+from app.tasks.models import Lease, LeaseState, Task
 from tests.factories import make_project, make_prompt, make_ranking, make_task, make_user
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -347,7 +347,7 @@ async def test_the_database_itself_refuses_an_answer_of_another_task(
 async def test_a_stored_ranking_is_published_in_its_transaction(
     session: AsyncSession, project: Project, lease: Lease, ada: User
 ) -> None:
-    heard = []
+    heard: list[service.RankingStored] = []
 
     async def hear(session: AsyncSession, event: service.RankingStored) -> None:
         heard.append(event)
@@ -357,8 +357,8 @@ async def test_a_stored_ranking_is_published_in_its_transaction(
         ranking = await submit(session, lease, ada, answer(lease))
         await submit(session, lease, ada, answer(lease))
     finally:
-        events._handlers[service.RankingStored].remove(hear)
-    assert heard == [service.RankingStored(project.id, ranking.id, Purpose.LEARN)]
+        events.unsubscribe(service.RankingStored, hear)
+    assert [(event.project, event.ranking) for event in heard] == [(project, ranking)]
 
 
 async def test_a_list_goes_on_where_it_stopped(session: AsyncSession, project: Project, ada: User) -> None:
