@@ -20,13 +20,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("app", "rankloop", "trainer", "tests", "pyproject.toml")
-LOSSES, PPO, REWARD, MODELS = "trainer/losses.py", "trainer/ppo.py", "trainer/reward.py", "trainer/models.py"
+LOSSES, PPO, MODELS = "trainer/losses.py", "trainer/ppo.py", "trainer/models.py"
+SFT, DPO = "trainer/sft.py", "trainer/dpo.py"
 TESTS_OF = {
     LOSSES: ("tests/trainer/test_losses_ppo.py", "tests/trainer/test_losses_reward.py", "tests/trainer/test_ppo.py"),
     PPO: ("tests/trainer/test_ppo.py",),
-    REWARD: ("tests/trainer/test_reward.py",),
     MODELS: ("tests/trainer/test_models.py", "tests/trainer/test_ppo.py"),
-    "trainer/sampling.py": ("tests/trainer/test_sampling.py", "tests/trainer/test_ppo.py"),
+    SFT: ("tests/trainer/test_sft.py",),
+    DPO: ("tests/trainer/test_dpo.py",),
 }
 
 
@@ -50,6 +51,11 @@ class Verdict:
 
 
 KL = "-beta * (logprobs_BT - reference_logprobs_BT)"
+CLIPPED = (
+    "clipped_policy_loss(\n"
+    "        logprobs_BT, part.logprobs_BT, part.advantages_BT, rows.mask_BT, "
+    "clip=config.clip, num_tokens=num_tokens\n    )\n"
+)
 MUTANTS = (
     Mutant(
         "k3 instead of k1 in the reward",
@@ -129,6 +135,37 @@ MUTANTS = (
         "place_BK[:, None, :] >= 0 * place_BK[:, :, None]",
     ),
     Mutant(
+        "Plackett-Luce's sign turned",
+        LOSSES,
+        "(reward_BK[:, None, :] + share_BKK.log()).logsumexp(dim=2) - reward_BK",
+        "reward_BK - (reward_BK[:, None, :] + share_BKK.log()).logsumexp(dim=2)",
+    ),
+    Mutant(
+        "Davidson's sign turned",
+        LOSSES,
+        "_log_sum_exp(torch.zeros_like(gap_BKK), -gap_BKK, theta - gap_BKK / 2)",
+        "_log_sum_exp(torch.zeros_like(gap_BKK), gap_BKK, theta + gap_BKK / 2)",
+    ),
+    Mutant(
+        "the text's sign turned (PPO-ptx)",
+        LOSSES,
+        "return -_token_share(logprobs_BT",
+        "return _token_share(logprobs_BT",
+    ),
+    Mutant("SFT's sign turned", SFT, "loss = -logprob_M.sum()", "loss = logprob_M.sum()"),
+    Mutant(
+        "DPO's sign turned",
+        DPO,
+        "(self._logprobs(self.policy.model, tasks) - reference_N)",
+        "(reference_N - self._logprobs(self.policy.model, tasks))",
+    ),
+    Mutant(
+        "the reward read one token before the last",
+        MODELS,
+        "(attention_BL.long() * column_L).argmax(dim=1)",
+        "(attention_BL.long() * column_L).argmax(dim=1) - 1",
+    ),
+    Mutant(
         "a missing EOS is rewarded",
         PPO,
         "judged.score_B - config.missing_eos_penalty * ~rollout.has_eos_B",
@@ -137,9 +174,10 @@ MUTANTS = (
     Mutant(
         "k1 as a loss",
         PPO,
-        "    return policy, value\n",
+        f"    return {CLIPPED}",
+        f"    found = {CLIPPED}"
         "    kl = (logprobs_BT * rows.mask_BT).sum() / num_tokens\n"
-        "    return policy._replace(loss=policy.loss + config.beta * kl), value\n",
+        "    return found._replace(loss=found.loss + config.beta * kl)\n",
     ),
     Mutant("no whitening of advantages", PPO, "    if config.whiten_advantages:\n", "    if False:\n"),
     Mutant(
