@@ -11,6 +11,7 @@ import typer
 from trainer.console import (
     BarReporter,
     ConfigOption,
+    DataOption,
     JsonOption,
     ModelOption,
     ResumeOption,
@@ -19,6 +20,7 @@ from trainer.console import (
     fetched_version,
     find_source,
     last_checkpoint,
+    named_file,
     one_line_errors,
     parse_settings,
     read_prompts,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from trainer.star import CheckedPrompt
     from trainer.weights import ModelSource
 
-PromptsArgument = Annotated[Path, typer.Argument(help="JSON lines with `messages` or `prompt`.")]
+PROMPTS = "JSON lines with `messages` or `prompt`."
 OutOption = Annotated[Path, typer.Option(help="Folder of the new policy.")]
 PolicyOption = Annotated[
     Path | None, typer.Option(help="Folder of the policy to go on from; default: the model itself.")
@@ -52,9 +54,11 @@ def register(cli: typer.Typer, train_cli: typer.Typer) -> None:
 
 def train_sft(
     file: Annotated[
-        Path,
+        Path | None,
         typer.Argument(help="JSON lines: `messages` that end with the assistant's turn, or `prompt`, `completion`."),
-    ],
+    ] = None,
+    *,
+    data: DataOption = None,
     model: ModelOption,
     out: OutOption,
     policy: PolicyOption = None,
@@ -70,7 +74,7 @@ def train_sft(
         from trainer.distributed import joined
 
         config = SFTConfig.from_overrides(parse_settings(settings))
-        conversations = read_conversations(file)
+        conversations = read_conversations(named_file(file, data))
         source = _version(find_source(model), policy)
         with joined(_device()) as here, BarReporter(is_shown=here.is_first) as report:
             result = sft.train_sft(
@@ -88,8 +92,10 @@ def train_sft(
 
 def train_dpo(
     file: Annotated[
-        Path, typer.Argument(help="Rankings as JSON lines: an exported dataset, or the interchange shape.")
-    ],
+        Path | None, typer.Argument(help="Rankings as JSON lines: an exported dataset, or the interchange shape.")
+    ] = None,
+    *,
+    data: DataOption = None,
     model: ModelOption,
     out: OutOption,
     sft: Annotated[
@@ -111,7 +117,7 @@ def train_dpo(
         from trainer.preferences import read_rankings
 
         config = DPOConfig.from_overrides(parse_settings(settings))
-        rankings, base = read_rankings(file), find_source(model)
+        rankings, base = read_rankings(named_file(file, data)), find_source(model)
         reference = _version(base, sft)
         with joined(_device()) as here, BarReporter(is_shown=here.is_first) as report:
             result = dpo.train_dpo(
@@ -129,7 +135,9 @@ def train_dpo(
 
 
 def train_best_of_n(
-    prompts: PromptsArgument,
+    prompts: Annotated[Path | None, typer.Argument(help=PROMPTS)] = None,
+    *,
+    data: DataOption = None,
     model: ModelOption,
     reward: RewardOption,
     out: OutOption,
@@ -142,11 +150,15 @@ def train_best_of_n(
     with one_line_errors():
         from trainer.best_of_n import train_best_of_n as train
         from trainer.config import BestOfNConfig
+        from trainer.distributed import joined
         from trainer.sampling import Prompt
 
         config = BestOfNConfig.from_overrides(parse_settings(settings))
-        questions, source = [Prompt.from_json(row) for row in read_prompts(prompts)], find_source(model)
-        with BarReporter() as report:
+        questions, source = (
+            [Prompt.from_json(row) for row in read_prompts(named_file(prompts, data))],
+            find_source(model),
+        )
+        with joined(_device()) as here, BarReporter(is_shown=here.is_first) as report:
             result = train(
                 questions,
                 policy=_version(source, policy),
@@ -157,13 +169,16 @@ def train_best_of_n(
                 resume_from=last_checkpoint(out, is_resuming=is_resuming),
                 device=_device(),
             )
-        show(result.as_json(), json_file)
+        if here.is_first:
+            show(result.as_json(), json_file)
 
 
 def train_star(
     prompts: Annotated[
-        Path, typer.Argument(help="JSON lines of prompts whose `meta` (or the line itself) has `check`.")
-    ],
+        Path | None, typer.Argument(help="JSON lines of prompts whose `meta` (or the line itself) has `check`.")
+    ] = None,
+    *,
+    data: DataOption = None,
     model: ModelOption,
     out: OutOption,
     policy: Annotated[
@@ -178,10 +193,11 @@ def train_star(
     with one_line_errors():
         from trainer import star
         from trainer.config import StarConfig
+        from trainer.distributed import joined
 
         config = StarConfig.from_overrides(parse_settings(settings))
-        questions, source = _read_checked(prompts), find_source(model)
-        with BarReporter() as report:
+        questions, source = _read_checked(named_file(prompts, data)), find_source(model)
+        with joined(_device()) as here, BarReporter(is_shown=here.is_first) as report:
             result = star.train_star(
                 questions,
                 sft=source,
@@ -192,11 +208,12 @@ def train_star(
                 resume_from=last_checkpoint(out, is_resuming=is_resuming),
                 device=_device(),
             )
-        show(result.as_json(), json_file)
+        if here.is_first:
+            show(result.as_json(), json_file)
 
 
 def best_of_n(
-    prompts: PromptsArgument,
+    prompts: Annotated[Path, typer.Argument(help=PROMPTS)],
     model: ModelOption,
     reward: RewardOption,
     out: Annotated[Path, typer.Option(help="JSON lines: each prompt with its best answer, and all scores.")],

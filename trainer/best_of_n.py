@@ -18,14 +18,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from trainer.config import BestOfNConfig
 from trainer.fitting import parents
 from trainer.models import RewardModel
-from trainer.own_answers import Drawn, is_learnable, train_on_own_answers
+from trainer.own_answers import Drawn, Judge, Verdict, is_learnable, train_on_own_answers
 from trainer.preferences import Answer
 from trainer.reporting import Reporter, RunResult
 from trainer.sampling import Prompt
@@ -107,42 +106,32 @@ def _score(
     return score(model, tokenizer, conversations) if conversations else []
 
 
-class _BestJudge:
-    """Keeps the best of each prompt, and what the rewards were."""
+def judge_by(score_all: ScoreAll) -> Judge:
+    """Keeps the best answer to each prompt that can be learned; figures: `all` and `best`, sums of rewards, and of how
+    many answers each is."""
+    return lambda drawn: [_judge(best) if best else Verdict([]) for best in choose_best(drawn, score_all)]
 
-    def __init__(self, score_all: ScoreAll) -> None:
-        self._score_all = score_all
-        self._sums = {"num_answers": 0.0, "num_best": 0.0, "all": 0.0, "best": 0.0}
 
-    def __call__(self, drawn: Sequence[Drawn]) -> list[list[int]]:
-        found = choose_best(drawn, self._score_all)
-        for best in found:
-            if best is not None:
-                self._sums["num_answers"] += len(best.scores)
-                self._sums["all"] += math.fsum(best.scores)
-        return [self._keep(best) if best else [] for best in found]
+def _judge(best: Best) -> Verdict:
+    learnable = [index for index, answer in enumerate(best.drawn.answers) if is_learnable(answer)]
+    kept = [max(learnable, key=lambda index: best.scores[index])] if learnable else []
+    return Verdict(
+        kept,
+        {
+            "num_answers": len(best.scores),
+            "all": math.fsum(best.scores),
+            "num_best": len(kept),
+            "best": math.fsum(best.scores[index] for index in kept),
+        },
+    )
 
-    def _keep(self, best: Best) -> list[int]:
-        """The best answer that can be learned."""
-        learnable = [index for index, answer in enumerate(best.drawn.answers) if is_learnable(answer)]
-        if not learnable:
-            return []
-        kept = max(learnable, key=lambda index: best.scores[index])
-        self._sums["num_best"] += 1
-        self._sums["best"] += best.scores[kept]
-        return [kept]
 
-    def state(self) -> dict[str, Any]:
-        return dict(self._sums)
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._sums |= state
-
-    def means(self) -> dict[str, float]:
-        return {
-            "mean": self._sums["all"] / max(1.0, self._sums["num_answers"]),
-            "best": self._sums["best"] / max(1.0, self._sums["num_best"]),
-        }
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    """The mean rewards of all answers, and of the kept ones; 0 of none."""
+    return {
+        "mean": sums.get("all", 0.0) / max(1.0, sums.get("num_answers", 0)),
+        "best": sums.get("best", 0.0) / max(1.0, sums.get("num_best", 0)),
+    }
 
 
 def train_best_of_n(
@@ -172,13 +161,12 @@ def train_best_of_n(
         RunCancelled: the reporter said stop.
     """
     started = time.monotonic()
-    judge = _BestJudge(scorer_of(reward, device=device))
     selection, sft = train_on_own_answers(
         prompts,
         kind="best_of_n",
         policy=policy,
         start=policy,
-        judge=judge,
+        judge=judge_by(scorer_of(reward, device=device)),
         config=config,
         identity={"sources": parents(policy=policy, reward=reward)},
         out=out,
@@ -193,7 +181,7 @@ def train_best_of_n(
         num_answers=selection.num_answers,
         num_kept=len(selection.kept),
         num_cut=selection.num_cut,
-        reward=judge.means(),
+        reward=_means(selection.judge),
         kl_bound=kl_bound(config.n),
         sft=sft,
         seconds=time.monotonic() - started,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, cast
 
 import typer
 
@@ -23,6 +23,9 @@ PATIENCE_SECONDS = 5.0
 ModelOption = Annotated[
     str, typer.Option("--model", help="Alias of a model (`pocket`, `smollm2-135m`, or one that you list), or a folder.")
 ]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="FILE", help="The file, instead of naming it first.")
+]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint beside --out, where there is one.")
 ]
@@ -33,6 +36,13 @@ ConfigOption = Annotated[
 ]
 UrlOption = Annotated[str | None, typer.Option(help="Address of Rankloop.  [env var: RANKLOOP_URL]")]
 TokenOption = Annotated[str | None, typer.Option(help="API token.  [env var: RANKLOOP_TOKEN]")]
+
+
+def named_file(first: Path | None, data: Path | None) -> Path:
+    """The file to learn from, which a command names first or by --data."""
+    if (first is None) == (data is None):
+        refuse("Name the file to learn from: once, first or by --data FILE.")
+    return cast(Path, first or data)
 
 
 def last_checkpoint(out: Path, *, is_resuming: bool) -> Path | None:

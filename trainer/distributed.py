@@ -17,6 +17,7 @@ equally often: who has fewer parts adds spare ones, which count nothing.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -84,12 +85,6 @@ def joined(device: str = "cpu") -> Iterator[World]:
         yield world()
     finally:
         dist.destroy_process_group()
-
-
-def require_one_process(kind: str) -> None:
-    """ValueError where several processes would all do the same work."""
-    if world().size > 1:
-        raise ValueError(f"A {kind} run can't be split over processes yet: start it without torchrun.")
 
 
 # --- Parts and sums --------------------------------------------------------------------------------------------------
@@ -183,6 +178,21 @@ def put_together(mine_ND: Tensor, counts: Sequence[int]) -> Tensor:
     all_ND[row_owner == here.rank] = mine_ND.detach().double().cpu()
     dist.all_reduce(all_ND)
     return all_ND.to(mine_ND)
+
+
+def from_all(mine: Sequence[Item], num: int) -> list[Item]:
+    """What the processes made of their `part_of` `num` items, in the items' order. It travels as JSON."""
+    here = world()
+    if here.size == 1:
+        return list(mine)
+    own = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8)
+    lengths = [torch.zeros(1, dtype=torch.long) for _ in range(here.size)]
+    dist.all_gather(lengths, torch.tensor([len(own)]))
+    width = max(int(length) for length in lengths)
+    texts = [torch.zeros(width, dtype=torch.uint8) for _ in range(here.size)]
+    dist.all_gather(texts, nn.functional.pad(own, (0, width - len(own))))
+    parts = [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(texts, lengths, strict=True)]
+    return [parts[index % here.size][index // here.size] for index in range(num)]
 
 
 # --- Shards ----------------------------------------------------------------------------------------------------------
@@ -322,7 +332,7 @@ class OneVoice:
 
 def one_voice(report: Reporter) -> Reporter:
     """The reporter that the loops of several processes share; `report` itself where there is one process."""
-    return report if world().size == 1 else OneVoice(report)
+    return report if world().size == 1 or isinstance(report, OneVoice) else OneVoice(report)
 
 
 def write_once(write: Callable[[], None]) -> None:

@@ -237,7 +237,7 @@ HANDLERS: dict[str, Handler] = {
     "star": star,
 }
 
-SPLIT_KINDS = ("reward", "ppo", "sft", "dpo")
+SPLIT_KINDS = ("reward", "ppo", "sft", "dpo", "best_of_n", "star")
 """What several processes can do together."""
 
 

@@ -1,7 +1,8 @@
 """A policy draws answers, some are kept, and it learns those: what `best_of_n` and `star` share.
 
 Draws are independent of each other, unlike those for annotators, which must differ: the closed forms of best-of-n hold
-for independent ones only. What was kept travels in every checkpoint, so that nothing is drawn twice.
+for independent ones only. What was kept travels in every checkpoint, so that nothing is drawn twice. Where several
+processes do a run, each draws and judges a part of the prompts.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import Any
 
 from trainer.checkpoints import STATE, CheckpointError, load_checkpoint, save_checkpoint
 from trainer.config import BestOfNConfig, StarConfig
 from trainer.demonstrations import Conversation
-from trainer.distributed import require_one_process
+from trainer.distributed import from_all, one_voice, part_of, world
 from trainer.fitting import CARRIED, checkpoint_folder, parents
 from trainer.preferences import Answer
 from trainer.reporting import Reporter, stop_if_cancelled
@@ -37,20 +37,19 @@ class Drawn:
     refusal: str | None = None
 
 
-class Judge(Protocol):
-    """Says which answers are to be learned."""
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of one prompt's answers."""
 
-    def __call__(self, drawn: Sequence[Drawn]) -> list[list[int]]:
-        """Of each prompt, the indices of the answers to keep: some of those that `is_learnable`."""
-        ...
+    kept: list[int]
+    """Which of them are learned: some of those that `is_learnable`."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Added up over the prompts."""
+    warnings: list[str] = field(default_factory=list)
 
-    def state(self) -> dict[str, Any]:
-        """Its sums so far, as JSON, for a checkpoint."""
-        ...
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from those sums."""
-        ...
+Judge = Callable[[Sequence[Drawn]], list[Verdict]]
+"""A verdict on each prompt's answers, which depends on nothing but those."""
 
 
 @dataclass
@@ -64,7 +63,18 @@ class Selection:
     """Prompts none of whose answers can be learned: all were cut by length, or are empty."""
     kept: list[dict[str, Any]] = field(default_factory=list)
     refused: list[dict[str, str]] = field(default_factory=list)
-    judge: dict[str, Any] = field(default_factory=dict)
+    judge: dict[str, float] = field(default_factory=dict)
+    """The sums of the judge's figures."""
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        """What came of one prompt, as `_examine` says it."""
+        self.num_prompts += 1
+        self.num_answers += found["num_answers"]
+        self.num_cut += found["is_cut"]
+        self.kept += found["kept"]
+        self.refused += found["refused"]
+        for name, value in found["figures"].items():
+            self.judge[name] = self.judge.get(name, 0) + value
 
 
 def draw_answers(
@@ -112,7 +122,7 @@ def train_on_own_answers(
     device: str,
 ) -> tuple[Selection, SFTResult]:
     """Draw from `policy`, keep what the judge says, and fine-tune `start` on it. Raises as `train_sft`."""
-    require_one_process(kind)
+    report = one_voice(report)
     about = {
         "config": config.as_json(),
         "prompts_sha256": hash_prompts(prompts),
@@ -120,9 +130,10 @@ def train_on_own_answers(
     }
     drawing = {"kind": f"{kind}/drawing", "model": policy.name, "parents": parents(policy=policy), **about}
     selection, is_drawn = _resume(resume_from, drawing)
-    judge.restore(selection.judge)
     if not is_drawn:
-        _select(prompts, selection, policy, judge, config, drawing, out, report, on_checkpoint, device)
+        sampler = _make_sampler(policy, config, device)
+        keep = partial(_save, selection, checkpoint_folder(out), drawing, on_checkpoint)
+        _select(prompts, selection, sampler, judge, config, report, keep)
     if not selection.kept:
         raise ValueError(
             f"There is no answer to learn from: {selection.num_answers} answers to {selection.num_prompts} prompts "
@@ -163,63 +174,73 @@ def _resume(resume_from: Path | None, identity: Mapping[str, Any]) -> tuple[Sele
     return Selection(**load_checkpoint(resume_from, models={}, optimizers={}, identity=identity)), False
 
 
+def _make_sampler(policy: ModelSource, config: BestOfNConfig | StarConfig, device: str) -> LocalSampler:
+    model = load_causal_lm(policy, device=device)
+    return LocalSampler(model, load_tokenizer(policy), sequences_per_batch=config.sequences_per_batch)
+
+
 def _select(
     prompts: Sequence[Prompt],
     selection: Selection,
-    policy: ModelSource,
+    sampler: LocalSampler,
     judge: Judge,
     config: BestOfNConfig | StarConfig,
-    identity: Mapping[str, Any],
-    out: Path,
     report: Reporter,
-    on_checkpoint: Callable[[Path], None] | None,
-    device: str,
+    keep: Callable[[], None],
 ) -> None:
-    """Draw and judge the prompts that are left, a few at a time."""
-    tokenizer: PreTrainedTokenizerBase = load_tokenizer(policy)
-    model: PreTrainedModel = load_causal_lm(policy, device=device)
-    sampler = LocalSampler(model, tokenizer, sequences_per_batch=config.sequences_per_batch)
-    folder = checkpoint_folder(out)
+    """Draw and judge the prompts that are left, a few at a time; `keep` saves a checkpoint."""
+    draw = partial(
+        draw_answers,
+        sampler,
+        n=config.n,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+    )
     while selection.num_prompts < len(prompts):
         stop_if_cancelled(report)
         asked = prompts[selection.num_prompts : selection.num_prompts + config.prompts_per_checkpoint]
-        drawn = draw_answers(
-            sampler,
-            asked,
-            n=config.n,
-            temperature=config.temperature,
-            max_new_tokens=config.max_new_tokens,
-            seed=config.seed,
-        )
-        for item, indices in zip(drawn, judge(drawn), strict=True):
-            _keep(item, indices, selection, report)
-        selection.num_prompts += len(asked)
-        selection.judge = judge.state()
+        drawn = draw(part_of(asked))
+        for found in from_all([_examine(*each) for each in zip(drawn, judge(drawn), strict=True)], len(asked)):
+            selection.add(found)
+            for line in found["warnings"]:
+                report.log("warning", line)
         report.metrics(
             selection.num_prompts,
             {"own/kept": len(selection.kept), "sample/tokens_per_second": sampler.tokens_per_second},
         )
         report.progress(selection.num_prompts, len(prompts), f"{len(selection.kept)} answers kept")
-        save_checkpoint(folder, models={}, optimizers={}, progress=asdict(selection), identity=identity)
-        if on_checkpoint is not None:
-            on_checkpoint(folder)
+        keep()
 
 
-def _keep(item: Drawn, indices: Sequence[int], selection: Selection, report: Reporter) -> None:
-    if item.refusal is not None:
-        selection.refused.append({"prompt_id": item.prompt.id, "reason": item.refusal})
-        report.log("warning", item.refusal)
-    selection.num_answers += len(item.answers)
-    if item.answers and not any(is_learnable(answer) for answer in item.answers):
-        selection.num_cut += 1
-    for index in indices:
-        answer = item.answers[index]
-        assert is_learnable(answer)
-        said = {"role": "assistant", "content": answer.text}
-        asked = [{"role": turn["role"], "content": turn["content"]} for turn in item.prompt.messages]
-        selection.kept.append(
-            {"id": f"{item.prompt.id}#{index}", "messages": [*asked, said], "finish_reason": answer.finish_reason}
-        )
+def _save(
+    selection: Selection, folder: Path, identity: Mapping[str, Any], on_checkpoint: Callable[[Path], None] | None
+) -> None:
+    """A checkpoint of now, which the first process hands over."""
+    save_checkpoint(folder, models={}, optimizers={}, progress=asdict(selection), identity=identity)
+    if on_checkpoint is not None and world().is_first:
+        on_checkpoint(folder)
+
+
+def _examine(item: Drawn, verdict: Verdict) -> dict[str, Any]:
+    """What came of one prompt, as plain JSON: what its answers add to a `Selection`, and lines for the log."""
+    return {
+        "num_answers": len(item.answers),
+        "is_cut": bool(item.answers) and not any(is_learnable(answer) for answer in item.answers),
+        "kept": [_conversation(item, index) for index in verdict.kept],
+        "refused": [] if item.refusal is None else [{"prompt_id": item.prompt.id, "reason": item.refusal}],
+        "figures": dict(verdict.figures),
+        "warnings": verdict.warnings + ([] if item.refusal is None else [item.refusal]),
+    }
+
+
+def _conversation(item: Drawn, index: int) -> dict[str, Any]:
+    """A kept answer behind what was asked."""
+    answer = item.answers[index]
+    assert is_learnable(answer)
+    said = {"role": "assistant", "content": answer.text}
+    asked = [{"role": turn["role"], "content": turn["content"]} for turn in item.prompt.messages]
+    return {"id": f"{item.prompt.id}#{index}", "messages": [*asked, said], "finish_reason": answer.finish_reason}
 
 
 def hash_prompts(prompts: Sequence[Prompt]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 from trainer.checks import Check, CheckTimeout
 from trainer.config import StarConfig
 from trainer.fitting import parents
-from trainer.own_answers import Drawn, is_learnable, train_on_own_answers
+from trainer.own_answers import Drawn, Judge, Verdict, is_learnable, train_on_own_answers
 from trainer.reporting import Reporter, RunResult
 from trainer.sampling import Prompt
 from trainer.sft import SFTResult
@@ -65,45 +65,26 @@ class StarResult(RunResult):
     refused: list[dict[str, str]]
 
 
-class CheckJudge:
-    """Keeps different answers that pass, up to so many a prompt."""
+def judge_by(checks: Mapping[str, Check], *, answers_per_prompt: int) -> Judge:
+    """Keeps different answers that pass the check of their prompt, up to so many; figures: how many were `right`,
+    prompts that are `solved`, and `timeouts`."""
+    return lambda drawn: [_judge(item, checks[item.prompt.id], answers_per_prompt) for item in drawn]
 
-    def __init__(self, checks: Mapping[str, Check], *, answers_per_prompt: int, report: Reporter) -> None:
-        self._checks = checks
-        self._answers_per_prompt = answers_per_prompt
-        self._report = report
-        self.sums = {"right": 0, "solved": 0, "timeouts": 0}
 
-    def __call__(self, drawn: Sequence[Drawn]) -> list[list[int]]:
-        """Of each prompt, the answers to learn."""
-        return [self._judge(item) for item in drawn]
-
-    def state(self) -> dict[str, Any]:
-        """Counts so far."""
-        return dict(self.sums)
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from those counts."""
-        self.sums |= state
-
-    def _judge(self, item: Drawn) -> list[int]:
-        check = self._checks[item.prompt.id]
-        right = [index for index, answer in enumerate(item.answers) if self._passes(item, check, answer.text)]
-        self.sums["right"] += len(right)
-        self.sums["solved"] += bool(right)
-        # An answer that was cut can't be learned, whatever it says: it must not take a whole one's place.
-        different: dict[str, int] = {}
-        for index in (index for index in right if is_learnable(item.answers[index])):
-            different.setdefault(" ".join(item.answers[index].text.split()), index)
-        return list(different.values())[: self._answers_per_prompt]
-
-    def _passes(self, item: Drawn, check: Check, text: str) -> bool:
+def _judge(item: Drawn, check: Check, answers_per_prompt: int) -> Verdict:
+    right: list[int] = []
+    warnings: list[str] = []
+    for index, answer in enumerate(item.answers):
         try:
-            return check.passes(text)
+            right += [index] if check.passes(answer.text) else []
         except CheckTimeout as error:
-            self.sums["timeouts"] += 1
-            self._report.log("warning", f"Prompt {item.prompt.id}: {error} It counts as wrong.")
-            return False
+            warnings.append(f"Prompt {item.prompt.id}: {error} It counts as wrong.")
+    # An answer that was cut can't be learned, whatever it says: it must not take a whole one's place.
+    different: dict[str, int] = {}
+    for index in (index for index in right if is_learnable(item.answers[index])):
+        different.setdefault(" ".join(item.answers[index].text.split()), index)
+    figures = {"right": len(right), "solved": int(bool(right)), "timeouts": len(warnings)}
+    return Verdict(list(different.values())[:answers_per_prompt], figures, warnings)
 
 
 def train_star(
@@ -126,13 +107,12 @@ def train_star(
     checks = {item.prompt.id: item.check for item in prompts}
     if len(checks) < len(prompts):
         raise ValueError("Two prompts have the same id: their checks can't be told apart.")
-    judge = CheckJudge(checks, answers_per_prompt=config.answers_per_prompt, report=report)
     selection, result = train_on_own_answers(
         [item.prompt for item in prompts],
         kind="star",
         policy=policy,
         start=sft,
-        judge=judge,
+        judge=judge_by(checks, answers_per_prompt=config.answers_per_prompt),
         config=config,
         identity={
             "sources": parents(sft=sft, policy=policy),
@@ -148,9 +128,9 @@ def train_star(
         folder=out,
         num_prompts=selection.num_prompts - len(selection.refused),
         num_answers=selection.num_answers,
-        num_right=judge.sums["right"],
-        num_solved=judge.sums["solved"],
-        num_timeouts=judge.sums["timeouts"],
+        num_right=int(selection.judge["right"]),
+        num_solved=int(selection.judge["solved"]),
+        num_timeouts=int(selection.judge["timeouts"]),
         num_kept=len(selection.kept),
         sft=result,
         seconds=time.monotonic() - started,

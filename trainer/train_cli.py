@@ -10,11 +10,13 @@ import typer
 from trainer.console import (
     BarReporter,
     ConfigOption,
+    DataOption,
     JsonOption,
     ModelOption,
     ResumeOption,
     find_source,
     last_checkpoint,
+    named_file,
     one_line_errors,
     parse_settings,
     read_prompts,
@@ -32,8 +34,10 @@ def register(train_cli: typer.Typer) -> None:
 
 def train_reward(
     file: Annotated[
-        Path, typer.Argument(help="Rankings as JSON lines: an exported dataset, or the interchange shape.")
-    ],
+        Path | None, typer.Argument(help="Rankings as JSON lines: an exported dataset, or the interchange shape.")
+    ] = None,
+    *,
+    data: DataOption = None,
     model: ModelOption,
     out: Annotated[Path | None, typer.Option(help="Folder of the reward model. Left out: only measure.")] = None,
     folds: Annotated[int, typer.Option(min=0, help="Measure held-out accuracy with so many folds (0: not).")] = 0,
@@ -52,7 +56,7 @@ def train_reward(
         from trainer.reward import train_reward as train
 
         config = RewardConfig.from_overrides(parse_settings(settings))
-        rankings, device = read_rankings(file), WorkerSettings().torch_device()
+        rankings, device = read_rankings(named_file(file, data)), WorkerSettings().torch_device()
         source = find_source(model)
         figures: dict[str, Any] = {"num_rankings": len(rankings)}
         with joined(device) as here, BarReporter(is_shown=here.is_first) as report:
@@ -81,7 +85,9 @@ def train_reward(
 
 
 def train_ppo(
-    prompts: Annotated[Path, typer.Argument(help="JSON lines with `messages` or `prompt`.")],
+    prompts: Annotated[Path | None, typer.Argument(help="JSON lines with `messages` or `prompt`.")] = None,
+    *,
+    data: DataOption = None,
     model: ModelOption,
     reward: Annotated[Path, typer.Option(help="Folder of a reward model that `train reward` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the new policy.")],
@@ -119,7 +125,7 @@ def train_ppo(
         if ptx is not None:
             overrides.setdefault("ptx_coefficient", PAPER_PTX_COEFFICIENT)
         config = PPOConfig.from_overrides(overrides)
-        questions = [Prompt.from_json(prompt) for prompt in read_prompts(prompts)]
+        questions = [Prompt.from_json(prompt) for prompt in read_prompts(named_file(prompts, data))]
         sft = find_source(model)
         device = WorkerSettings().torch_device()
         with joined(device) as here, BarReporter(is_shown=here.is_first) as report:

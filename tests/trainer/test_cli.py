@@ -116,7 +116,8 @@ def test_an_unknown_model_is_refused_in_one_line(prompts: Path, tmp_path: Path) 
 
 def test_a_reward_model_is_measured_and_trained(tiny: Path, rankings: Path, tmp_path: Path) -> None:
     out, figures = tmp_path / "reward", tmp_path / "figures.json"
-    result = run("train", "reward", rankings, "--model", tiny, "--out", out, "--folds", 3, "--json", figures)
+    named = ["--data", rankings, "--model", tiny]
+    result = run("train", "reward", *named, "--out", out, "--folds", 3, "--json", figures)
     assert result.exit_code == 0, result.output
     measured = json.loads(figures.read_text())
     assert measured["num_rankings"] == 12
@@ -142,6 +143,16 @@ def test_training_needs_something_to_do(tiny: Path, rankings: Path) -> None:
     assert "--out FOLDER" in result.stderr
 
 
+@pytest.mark.parametrize("kind", ["reward", "ppo", "sft", "dpo", "best-of-n", "star"])
+def test_what_is_learned_from_is_named_once(kind: str, tiny: Path, rankings: Path, tmp_path: Path) -> None:
+    rest = ["--model", tiny, "--out", tmp_path / "out"]
+    rest += ["--reward", tmp_path] if kind in ("ppo", "best-of-n") else []
+    for files in ([], [rankings, "--data", rankings]):
+        result = run("train", kind, *files, *rest)
+        assert result.exit_code == 1
+        assert result.stderr == "Name the file to learn from: once, first or by --data FILE.\n"
+
+
 def test_a_policy_is_trained_on_files_and_exported(tiny: Path, rankings: Path, prompts: Path, tmp_path: Path) -> None:
     reward, policy, exported = tmp_path / "reward", tmp_path / "policy", tmp_path / "exported"
     assert run("train", "reward", rankings, "--model", tiny, "--out", reward).exit_code == 0
@@ -150,7 +161,7 @@ def test_a_policy_is_trained_on_files_and_exported(tiny: Path, rankings: Path, p
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "a b c"}\n')
     models = ["--model", tiny, "--reward", reward, "--ptx", texts]
-    result = run("train", "ppo", prompts, *models, "--out", policy, *sizes, *length)
+    result = run("train", "ppo", "--data", prompts, *models, "--out", policy, *sizes, *length)
     assert result.exit_code == 0, result.output
     assert json.loads((policy / "manifest.json").read_text())["config"]["ptx_coefficient"] == 27.8
     result = run("model", "export", policy, exported, "--model", tiny)

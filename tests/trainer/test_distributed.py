@@ -17,10 +17,12 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests.trainer import two_processes
 from tests.trainer.tiny import save_tiny
-from trainer.distributed import World, add_up, joined, part_of, put_together, require_one_process, world
+from trainer.distributed import World, add_up, joined, part_of, put_together, world
 from trainer.fitting import require_plain_saving
 from trainer.weights import ModelSource, compute_in_bfloat16, load_causal_lm, products_dtype
 
+# A machine that much else uses takes minutes for what takes one by itself.
+pytestmark = pytest.mark.timeout(1200)
 ROOT = Path(__file__).resolve().parents[2]
 GATE = 1e-6
 COMPARED = [name for name in two_processes.TRAININGS if not name.startswith("resumed")]
@@ -31,7 +33,7 @@ def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [*launch, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170, check=False
+        [*launch, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
 
 
@@ -219,13 +221,6 @@ def test_the_parts_are_the_whole(num: int, size: int, monkeypatch: pytest.Monkey
         parts.append(part_of(range(num)))
     assert sorted(item for part in parts for item in part) == list(range(num))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_a_run_that_cannot_be_split_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_one_process("star")
-    monkeypatch.setattr("trainer.distributed.world", lambda: World(0, 2))
-    with pytest.raises(ValueError, match="A star run can't be split"):
-        require_one_process("star")
 
 
 def test_one_process_is_left_as_it_is() -> None:

@@ -18,12 +18,12 @@ from tests.trainer.tiny import make_model, make_tokenizer, save_tiny
 from trainer.best_of_n import BestOfNResult, choose_best, kl_bound, scorer_of, train_best_of_n
 from trainer.checks import Check, CheckTimeout
 from trainer.config import BestOfNConfig, RewardConfig, SFTConfig, StarConfig
-from trainer.own_answers import Drawn, draw_answers
+from trainer.own_answers import Drawn, Verdict, draw_answers
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
 from trainer.sampling import LocalSampler, Prompt, encode_prompt
-from trainer.star import CheckedPrompt, CheckJudge, StarResult, train_star
+from trainer.star import CheckedPrompt, StarResult, judge_by, train_star
 from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 
 SFT = SFTConfig(lora=None, epochs=2, learning_rate=3e-3, conversations_per_batch=4, checkpoint_every=1)
@@ -284,9 +284,9 @@ def test_what_passes_is_learned_once_and_never_cut(source: ModelSource, tmp_path
 
 def test_an_answer_that_was_cut_takes_no_place() -> None:
     answers = [Answer("0", "a b", "length"), Answer("1", "a c", "stop"), Answer("2", "a d", "stop")]
-    judge = CheckJudge({"p": Check("regex", "a")}, answers_per_prompt=1, report=SilentReporter())
-    assert judge([Drawn(Prompt("p", []), answers)]) == [[1]]
-    assert judge.sums == {"right": 3, "solved": 1, "timeouts": 0}
+    judge = judge_by({"p": Check("regex", "a")}, answers_per_prompt=1)
+    (verdict,) = judge([Drawn(Prompt("p", []), answers)])
+    assert verdict == Verdict([1], {"right": 3, "solved": 1, "timeouts": 0})
 
 
 # --- Checks ---

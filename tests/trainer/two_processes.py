@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from trainer.config import DPOConfig, LoraConfig, PPOConfig, RewardConfig, SFTConfig
+from trainer.best_of_n import train_best_of_n
+from trainer.checks import Check
+from trainer.config import BestOfNConfig, DPOConfig, LoraConfig, PPOConfig, RewardConfig, SFTConfig, StarConfig
 from trainer.distributed import joined, whole
 from trainer.dpo import train_dpo
 from trainer.fitting import make_policy
@@ -23,6 +25,7 @@ from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
 from trainer.sampling import Prompt
 from trainer.sft import train_sft
+from trainer.star import CheckedPrompt, train_star
 from trainer.weights import ModelSource
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
@@ -145,6 +148,29 @@ def ppo_of_shared_prompts(source: ModelSource, out: Path, report: Recorder) -> A
     return ppo(source, out, report, is_guarded=True, **shared)
 
 
+OWN = {"n": 4, "max_new_tokens": 6, "prompts_per_checkpoint": 3, "sft": SFT.as_json()}
+"""Seven prompts, one over the context: three at a time, so that a part has one for two processes."""
+
+
+def own_prompts() -> list[Prompt]:
+    words = ("a", "b c", "d a b a", "a " * 70, "c", "b b a d c", "d d")
+    return [Prompt(f"p{number}", [{"role": "user", "content": text}]) for number, text in enumerate(words)]
+
+
+def best_of_n(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """The best of four of its own answers, by the model of `reward`."""
+    made = ModelSource(source.base, out.with_name("reward"))
+    config = BestOfNConfig.from_overrides(OWN)
+    return train_best_of_n(own_prompts(), policy=source, reward=made, config=config, out=out, report=report)
+
+
+def star(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """Those of four answers that hold a certain word."""
+    config = StarConfig.from_overrides(OWN)
+    prompts = [CheckedPrompt(prompt, Check("regex", "[ab]")) for prompt in own_prompts()]
+    return train_star(prompts, sft=source, policy=source, config=config, out=out, report=report)
+
+
 FULL = {"sharding": "full"}
 
 
@@ -211,6 +237,8 @@ TRAININGS: dict[str, Training] = {
     "dpo": dpo,
     "ppo": ppo,
     "ppo_of_shared_prompts": ppo_of_shared_prompts,
+    "best_of_n": best_of_n,
+    "star": star,
     "sharded_reward": sharded_reward,
     "sharded_reward_of_all_sorts": sharded_reward_of_all_sorts,
     "sharded_sft": sharded_sft,
@@ -229,7 +257,8 @@ def run(names: list[str], base: Path, out: Path) -> None:
         report = Recorder()
         torch.manual_seed(0)
         result = TRAININGS[name](ModelSource(base), out / name, report).as_json()
-        result.pop("seconds", None)
+        for part in (result, result.get("sft", {})):
+            part.pop("seconds", None)
         # Only the process that speaks has heard something.
         if report.points:
             (out / f"{name}.json").write_text(json.dumps({"result": result, "points": report.points}))
