@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -146,6 +147,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_exception_handler(IntegrityError, handle_integrity_error)
     app.add_exception_handler(DataError, handle_unstorable_text)
     app.add_exception_handler(OperationalError, handle_database_trouble)
+    app.add_exception_handler(OSError, handle_full_disk)
     app.add_middleware(GZipMiddleware, compresslevel=6, exclude_content_types=NOT_COMPRESSED)
     if settings.api_requests_per_minute:
         app.add_middleware(RateLimits, path=API, per_minute=settings.api_requests_per_minute)
@@ -293,11 +295,20 @@ async def handle_unstorable_text(request: Request, error: Exception) -> Response
 
 
 async def handle_database_trouble(request: Request, error: Exception) -> Response:
-    """The database is away, full or overrun: nothing was stored."""
+    """The database is away, full or overrun. Where it went away during a commit, nobody knows whether that was done."""
     log.error("database trouble: %s", named(error.__cause__ or error))
     return answer(
-        request, Unavailable("The database can't be reached right now. Nothing was stored; try again in a moment.")
+        request, Unavailable("The database can't be reached right now. Try again in a moment; nothing is stored twice.")
     )
+
+
+async def handle_full_disk(request: Request, error: Exception) -> Response:
+    """No room for a file: whoever sends it may try again until there is. Any other trouble with files is ours."""
+    assert isinstance(error, OSError)
+    if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        raise error
+    log.error("the disk is full: %s", named(error))
+    return answer(request, Unavailable("The server's disk is full. Nothing was stored; try again when there is room."))
 
 
 async def handle_bug(request: Request, error: Exception) -> Response:

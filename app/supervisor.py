@@ -29,7 +29,7 @@ from app.accounts import service as accounts
 from app.accounts.models import Scope
 from app.config import Settings, address_file
 from app.db import check_connection, make_engine, standalone_session
-from app.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from app.embedded import EmbeddedPostgres
 from app.loop import subscriptions
 from app.loop.demo import ensure_demo
 from app.migrate import upgrade
@@ -168,8 +168,8 @@ class Keeper:
             self._started_at = now
             try:
                 self.part.start()
-            except EmbeddedPostgresError as error:
-                say(str(error))
+            except Exception as error:  # noqa: BLE001 - a full disk, no memory for a process: it may be over the next time
+                say(f"{self.name} can't be started: {error}")
 
 
 class Supervisor:

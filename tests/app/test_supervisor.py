@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -297,6 +298,14 @@ class Broken:
         self.starts.append(self.clock.now)
 
 
+class Unstartable(Broken):
+    """A part for which there is no room."""
+
+    def start(self) -> None:
+        super().start()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_what_keeps_ending_is_started_later_and_later() -> None:
     clock = Clock()
     part = Broken(clock)
@@ -308,6 +317,17 @@ def test_what_keeps_ending_is_started_later_and_later() -> None:
     # 0.5 s doubled up to 30 s, plus the tick in which the end is seen.
     assert part.starts[0] == 0.5
     assert gaps == [1.25, 2.25, 4.25, 8.25, 16.25, 30.25, 30.25, 30.25, 30.25, 30.25]
+
+
+def test_what_cant_be_started_is_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    part = Unstartable(clock)
+    keeper = Keeper("part", part, clock)
+    while clock.now < 3:
+        keeper.look_after()
+        clock.now += 0.25
+    assert len(part.starts) == 2
+    assert "part can't be started: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
 def test_what_ran_well_is_started_again_at_once() -> None:

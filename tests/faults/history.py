@@ -52,6 +52,8 @@ class History:
     num_taken: int = 0
     """Acknowledged rankings, repeated ones too."""
     num_unanswered: int = 0
+    troubles: Counter[int] = field(default_factory=Counter)
+    """Statuses of 500 and more that were answered. Only 503 says that the same may be sent again."""
     num_working: int = 0
     goals: list[tuple[int, asyncio.Event]] = field(default_factory=list)
 
@@ -152,6 +154,7 @@ class Person:
                 found = await self.client.post(f"{API}{path}", json=body)
                 if found.status_code < 500:
                     return found
+                self.history.troubles[found.status_code] += 1
             except httpx2.TransportError:
                 pass
             self.history.num_unanswered += 1
@@ -200,6 +203,7 @@ class Facts:
 def violations(history: History, facts: Facts) -> list[str]:
     """What was promised and not kept; empty: all was."""
     return [
+        *[f"trouble: {num} answers {status}" for status, num in history.troubles.items() if status != 503],
         *lost(history.answers, facts.rankings),
         *repeated(history.answers),
         *twice(facts.rankings),
