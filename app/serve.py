@@ -54,11 +54,14 @@ def serve(settings: Settings, listener: socket.socket, *, processes: int = 1) ->
     from uvicorn.supervisors import Multiprocess
 
     from app import logs
+    from app.slow_clients import Impatient, allow_many_connections
 
     logs.configure(settings)
+    allow_many_connections()
     config = uvicorn.Config(
         "app.serve:app_of_the_environment",
         factory=True,
+        http=Impatient,
         workers=processes,
         access_log=False,
         log_config=None,
