@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -20,7 +21,9 @@ class Settings(BaseSettings):
     """PostgreSQL address. `DATABASE_URL` is read as well; without either, `rankloop up` starts an embedded PostgreSQL.
     """
     public_url: str = "http://127.0.0.1:8000"
-    """How people reach the app; sign-in links begin with it, and cookies are `Secure` when it is https."""
+    """How people reach the app, perhaps below a path of another site; sign-in links begin with it, and cookies are
+    `Secure` when it is https.
+    """
     run_lease_seconds: int = 45
     """A worker that is silent for so long is given up, and its run goes back into the queue."""
     max_queued_runs: int = 20
@@ -85,6 +88,11 @@ class Settings(BaseSettings):
         if "public_url" in self.model_fields_set or not file.is_file():
             return self
         return self.model_copy(update={"public_url": file.read_text(encoding="utf-8").strip()})
+
+    @property
+    def base_path(self) -> str:
+        """The path below which the site lies, without a slash at its end; empty where it has a host of its own."""
+        return urlsplit(self.public_url).path.rstrip("/")
 
     @property
     def has_secure_cookies(self) -> bool:

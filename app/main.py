@@ -56,6 +56,7 @@ from app.registry import api as registry_api
 from app.runs import api as runs_api
 from app.runs import pages as runs_pages
 from app.security import Bugs, SameOrigin, SecurityHeaders
+from app.subpath import SubPath, require_free
 from app.tasks import api as tasks_api
 from app.tasks import pages as tasks_pages
 from app.validation import SENTENCES, explain
@@ -158,6 +159,10 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_middleware(SecurityHeaders, is_https=settings.has_secure_cookies)
     app.add_middleware(Observed, metrics=app.state.metrics, api=API)
     app.add_middleware(RequestIds)
+    if settings.base_path:
+        own = [API, "/static", *(route.path for module in PAGES for route in module.router.routes)]
+        require_free(settings.base_path, own)
+        app.add_middleware(SubPath, base=settings.base_path)
     qualification.subscribe()
     subscriptions.subscribe()
     webhooks.subscribe()

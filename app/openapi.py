@@ -68,6 +68,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes, summary=app.summary
         )
+        if base := app.state.settings.base_path:
+            schema["servers"] = [{"url": base}]
         app.openapi_schema = with_refusals(schema)
     return app.openapi_schema
 

@@ -1,8 +1,8 @@
 """Clients that send a request slowly, or never end it: how long this app waits for them.
 
 uvicorn waits without an end for a request's first line, its headers and its body, and takes headers of any length: a
-thousand sockets that say nothing take all the files that a process may open, and nobody else gets in. A proxy before the
-app keeps them away; this holds without one.
+thousand sockets that say nothing take all the files that a process may open, and nobody else gets in. A proxy keeps
+them away; this holds without one.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from app.config import Settings
 from app.db import SessionMaker
 from app.errors import FieldError, RankloopError
 from app.ndjson import MEDIA_TYPE
+from app.subpath import in_page
 
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGE_COOKIE = "rl_language"
@@ -99,7 +100,7 @@ def render(request: Request, template: str, *, status_code: int = 200, **context
             **context,
         )
     )
-    return HTMLResponse(html, status_code)
+    return HTMLResponse(in_page(html, get_settings(request).base_path), status_code)
 
 
 def told(request: Request, error: RankloopError) -> list[FieldError]:

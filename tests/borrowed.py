@@ -23,7 +23,7 @@ _FIXED = ("max_body_bytes", "api_requests_per_minute")
 def borrowed_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> Iterator[FastAPI]:
     """What `create_app` makes from the same arguments, for as long as the block lasts; nobody else has it meanwhile."""
     usual = Settings.model_fields
-    if any(getattr(settings, name) != usual[name].default for name in _FIXED):
+    if settings.base_path or any(getattr(settings, name) != usual[name].default for name in _FIXED):
         yield create_app(settings, sessionmaker)
         return
     app = _idle.pop() if _idle else create_app(settings)

@@ -1,6 +1,7 @@
 // The next task: fetched while one is ranked, or taken from the pack that lies on the device. Shown without a new page.
 import { form } from "./page.js";
 import * as pack from "./pack.js";
+import { base } from "./site.js";
 
 let next = null;
 
@@ -26,7 +27,7 @@ export async function fetchAhead() {
 }
 
 function keep({ lease_id: lease, html }) {
-  next = { page: new DOMParser().parseFromString(html, "text/html"), url: `/leases/${lease}/let-go` };
+  next = { page: new DOMParser().parseFromString(html, "text/html"), url: `${base}/leases/${lease}/let-go` };
 }
 
 // The page of the next task, once; null when there is none yet.

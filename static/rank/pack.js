@@ -2,6 +2,7 @@
 import { fillCount, form, store, words } from "./page.js";
 import * as device from "./device.js";
 import { forgetOthers } from "./leaving.js";
+import { base } from "./site.js";
 
 const FORMULA_FONT = new URL("../vendor/stix-math/stix-math.woff2", import.meta.url).href;
 const cacheName = () => `rankloop-pack-${form.dataset.person}`;
@@ -67,10 +68,10 @@ async function keep({ pages, expires_at: until }) {
 
 // So that a reload without a connection finds the page and all its files.
 async function prepare() {
-  await navigator.serviceWorker.register("/service-worker.js");
+  await navigator.serviceWorker.register(`${base}/service-worker.js`);
   await forgetOthers(form.dataset.person);
   const cache = await caches.open(cacheName());
-  const files = performance.getEntriesByType("resource").map(({ name }) => name).filter((name) => new URL(name).pathname.startsWith("/static/"));
+  const files = performance.getEntriesByType("resource").map(({ name }) => name).filter((name) => new URL(name).pathname.startsWith(`${base}/static/`));
   const hasFormulas = (await left()).some(({ html }) => html.includes("<math"));
   await cache.addAll([...new Set([...files, ...(hasFormulas ? [FORMULA_FONT] : [])]), form.dataset.nextUrl]);
   await navigator.serviceWorker.ready;

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,22 @@ class Watch:
 @pytest.fixture
 async def live_server(fresh_database_url: str, tmp_path: Path) -> AsyncIterator[LiveServer]:
     """The app in a thread, on a port of its own. Mark the test `real_commits`."""
-    with borrowed_app(Settings(data_dir=tmp_path, database_url=fresh_database_url)) as app:
+    async with serving(Settings(data_dir=tmp_path, database_url=fresh_database_url)) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[LiveServer]:
+    """The app with these settings."""
+    with borrowed_app(settings) as app:
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws="none", lifespan="on")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, name="live server", daemon=True)
         thread.start()
-        engine = make_engine(fresh_database_url, pool_size=2)
+        engine = make_engine(settings.require_database_url(), pool_size=2)
         try:
             port = wait_for_port(server, thread)
-            yield LiveServer(url=f"http://127.0.0.1:{port}", sessions=make_sessionmaker(engine))
+            yield LiveServer(url=f"http://127.0.0.1:{port}{settings.base_path}", sessions=make_sessionmaker(engine))
         finally:
             server.should_exit = True
             thread.join(timeout=START_SECONDS)
