@@ -46,7 +46,7 @@ from app.migrate import upgrade
 from app.projects.service import create_project
 from app.prompts.models import Completion, Prompt, Split
 from app.prompts.service import content_hash, root_hash, text_hash
-from app.tasks.service import create_task
+from app.tasks.making import create_task
 
 K = 4
 NUM_WORDS = 150

@@ -35,7 +35,7 @@ from app.registry.models import Version, VersionKind
 from app.runs import service as runs
 from app.runs.models import RunKind, RunState
 from app.runs.service import RunFinished
-from app.tasks import service as tasks
+from app.tasks import making
 from app.tasks.models import Purpose, Task
 
 OPEN_STATES = (ComparisonState.SAMPLING, ComparisonState.RANKING)
@@ -233,7 +233,7 @@ async def make_task(
     shown = {answer.content_hash: answer.id for answer in (*theirs, *ours)}
     task = None
     if len(shown) > 1:
-        task = await tasks.create_task(
+        task = await making.create_task(
             session,
             project=project,
             prompt_id=prompt_id,
@@ -308,7 +308,7 @@ async def withdraw_rest(session: AsyncSession, comparison: Comparison) -> None:
     query = select(ComparedPrompt.task_id).where(
         ComparedPrompt.comparison_id == comparison.id, ComparedPrompt.task_id.is_not(None)
     )
-    await tasks.withdraw_unranked(session, [key for key in await session.scalars(query) if key is not None])
+    await making.withdraw_unranked(session, [key for key in await session.scalars(query) if key is not None])
 
 
 async def stop(session: AsyncSession, comparison: Comparison, *, actor_id: uuid.UUID | None = None) -> None:

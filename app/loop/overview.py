@@ -20,17 +20,17 @@ from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs import service as runs
 from app.runs.models import Run, RunState
-from app.tasks import service as tasks
+from app.tasks import waiting
 
 Words = dict[str, Any]
 
 
 async def my_progress(session: AsyncSession, *, project: Project, user: User) -> dict[str, int]:
     """What waits for this person, and what they did today."""
-    waiting = await tasks.waiting_counts(session, project_ids=[project.id], annotator=user)
+    counts = await waiting.waiting_counts(session, project_ids=[project.id], annotator=user)
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     done = await rankings.count_done_since(session, project_id=project.id, annotator_id=user.id, since=today)
-    return {"num_waiting": waiting.get(project.id, 0), "done_today": done}
+    return {"num_waiting": counts.get(project.id, 0), "done_today": done}
 
 
 async def project_view(session: AsyncSession, *, project: Project, user: User, words: Words) -> dict[str, Any]:

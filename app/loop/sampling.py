@@ -19,7 +19,7 @@ from app.registry import service as registry
 from app.registry.models import Version
 from app.runs import service as runs
 from app.runs.models import Run, RunKind
-from app.tasks import service as tasks
+from app.tasks import making
 from app.tasks.models import Task, TaskCompletion
 
 RANKED_SPLITS = (Split.TRAIN, Split.VALIDATION)
@@ -161,7 +161,7 @@ async def make_task(
     ).all()
     different = list({answer.content_hash: answer for answer in reversed(answers)}.values())[::-1]
     if len(different) >= 2:
-        await tasks.create_task(
+        await making.create_task(
             session,
             project=project,
             prompt_id=prompt_id,

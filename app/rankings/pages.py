@@ -28,11 +28,11 @@ from app.rankings.provenance import read_how
 from app.rankings.service import AnswerRefused, RankingView
 from app.runs.models import RunKind
 from app.runs.service import OPEN_STATES, list_runs
-from app.tasks import ahead, audiences, lists, standings
+from app.tasks import ahead, audiences, lists, standings, waiting
 from app.tasks import service as tasks
 from app.tasks.guards import SamePerson
 from app.tasks.models import Lease, Task
-from app.tasks.service import LETTERS, MOST_COUNTED, Sheet, TasksPacked
+from app.tasks.service import LETTERS, Sheet, TasksPacked
 from app.tasks.standings import Unqualified
 from app.web import SessionDep, begins_late, render, see_other, words
 
@@ -275,9 +275,9 @@ def read_draft(lease: Lease) -> RankingAnswer:
 async def count_open(
     session: AsyncSession, project: Project, annotator: User, now: datetime, *, num_before: int
 ) -> int:
-    """How many tasks will wait for this annotator after so many others; more than `MOST_COUNTED` are many."""
-    num_open = (await tasks.waiting_counts(session, [project.id], annotator, now))[project.id]
-    return num_open if num_open > MOST_COUNTED else max(0, num_open - num_before)
+    """How many tasks will wait for this annotator after so many others; more than so many are many."""
+    num_open = (await waiting.waiting_counts(session, [project.id], annotator, now))[project.id]
+    return num_open if num_open > waiting.MOST_COUNTED else max(0, num_open - num_before)
 
 
 async def count_today(session: AsyncSession, project: Project, annotator: User) -> int:

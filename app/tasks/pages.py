@@ -15,7 +15,7 @@ from app.db import stamp
 from app.errors import Conflict
 from app.projects.guards import PageProject
 from app.prompts import service as prompts
-from app.tasks import ahead, drafts, lists, reports, service
+from app.tasks import ahead, drafts, lists, making, reports, service
 from app.tasks.guards import SamePerson
 from app.tasks.models import SkipKind
 from app.tasks.schemas import DraftOut, PageDraftIn, PageDraftOut
@@ -149,5 +149,5 @@ async def settle_reports(
 @router.post("/projects/{slug}/tasks/{task_id}/withdraw")
 async def withdraw_task(task_id: uuid.UUID, project: PageProject, user: Admin, session: SessionDep) -> RedirectResponse:
     """Hand a task out no more."""
-    await service.withdraw_task(session, project_id=project.id, task_id=task_id, actor_id=user.id)
+    await making.withdraw_task(session, project_id=project.id, task_id=task_id, actor_id=user.id)
     return see_other(f"/projects/{project.slug}/tasks/{task_id}")

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import User
 from app.accounts.service import audit
 from app.prompts.models import Prompt
+from app.tasks.making import withdraw_task
 from app.tasks.models import Lease, SkipKind, Task
-from app.tasks.service import withdraw_task
 
 MAX_SHOWN = 200
 

@@ -7,7 +7,6 @@ belongs to somebody else (overdue leases, waiting tasks) is locked with SKIP LOC
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import secrets
 import uuid
@@ -19,8 +18,6 @@ from typing import Any, TypeVar
 from sqlalchemy import (
     ColumnElement,
     Integer,
-    ScalarSelect,
-    Select,
     Uuid,
     and_,
     bindparam,
@@ -38,21 +35,17 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
-from app.accounts.service import audit
 from app.db import begin
 from app.errors import Conflict, Invalid, NotFound, Unavailable
 from app.projects.models import Project
-from app.prompts.models import Completion, Prompt
+from app.prompts.models import Completion
 from app.tasks import audiences, standings
-from app.tasks.models import Lease, LeaseKind, LeaseState, Purpose, SkipKind, Task, TaskCompletion
+from app.tasks.models import Lease, LeaseKind, LeaseState, SkipKind, Task, TaskCompletion
 
 T = TypeVar("T")
-MIN_COMPLETIONS = 2
 MAX_COMPLETIONS = 9
 LETTERS = "ABCDEFGHI"
 MAX_REASON_LENGTH = 500
-# Beyond so many, waiting tasks are just many.
-MOST_COUNTED = 100
 # When every waiting task is locked by someone for a moment, look again after these seconds.
 RETRY_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 PACK_LIFE = timedelta(hours=12)
@@ -96,120 +89,6 @@ class Sheet:
     project: Project
     messages: Sequence[Mapping[str, Any]]
     cards: Sequence[Card]
-
-
-# Making tasks
-
-
-async def create_task(
-    session: AsyncSession,
-    *,
-    project: Project,
-    prompt_id: uuid.UUID,
-    completion_ids: Sequence[uuid.UUID],
-    run_id: uuid.UUID | None = None,
-    round: int | None = None,
-    overlap: int | None = None,
-    priority: int | None = None,
-    purpose: Purpose = Purpose.LEARN,
-) -> Task:
-    """Let completions of one prompt wait to be ranked. `priority` is the round by default: the newest come first.
-
-    Without an `overlap` of its own, the task is ranked by as many people as its project says: by N, or by one.
-
-    Raises:
-        Invalid: not 2 to 9 completions, two with the same text, or one that answers another prompt.
-    """
-    await _check_completions(session, project=project, prompt_id=prompt_id, completion_ids=completion_ids)
-    is_single = overlap is None and not is_for_several(project, completion_ids)
-    task = Task(
-        project_id=project.id,
-        prompt_id=prompt_id,
-        run_id=run_id,
-        round=round,
-        overlap=overlap or (1 if is_single else project.overlap),
-        is_single=is_single,
-        priority=(round or 0) if priority is None else priority,
-        purpose=purpose,
-    )
-    session.add(task)
-    await session.flush()
-    session.add_all(
-        TaskCompletion(task_id=task.id, completion_id=completion_id, position=position)
-        for position, completion_id in enumerate(completion_ids)
-    )
-    await session.flush()
-    return task
-
-
-def is_for_several(project: Project, completion_ids: Sequence[uuid.UUID]) -> bool:
-    """Whether these answers are in the share of tasks that `overlap` people rank: by a seeded hash, so always alike."""
-    return _draw(project.seed, *sorted(completion_ids)) < project.overlap_share
-
-
-def _draw(*told: object) -> float:
-    """A number from 0 to below 1: the same for the same things."""
-    digest = hashlib.sha256("|".join(map(str, told)).encode()).digest()
-    return int.from_bytes(digest[:6]) / 2**48
-
-
-async def _check_completions(
-    session: AsyncSession, *, project: Project, prompt_id: uuid.UUID, completion_ids: Sequence[uuid.UUID]
-) -> None:
-    if not MIN_COMPLETIONS <= len(completion_ids) <= MAX_COMPLETIONS:
-        raise Invalid.field(
-            "completion_ids",
-            f"a task compares {MIN_COMPLETIONS} to {MAX_COMPLETIONS} answers, not {len(completion_ids)}",
-        )
-    if len(set(completion_ids)) < len(completion_ids):
-        raise Invalid.field("completion_ids", "names an answer twice")
-    texts = (
-        await session.scalars(
-            select(Completion.text)
-            .join(Prompt, Prompt.id == Completion.prompt_id)
-            .where(
-                Completion.id.in_(completion_ids), Completion.prompt_id == prompt_id, Prompt.project_id == project.id
-            )
-        )
-    ).all()
-    if len(texts) < len(completion_ids):
-        raise Invalid.field("completion_ids", f"holds an answer that does not belong to prompt {prompt_id}")
-    if len(set(texts)) < len(texts):
-        raise Invalid.field("completion_ids", "holds two answers with the same text, which nobody could tell apart")
-
-
-async def withdraw_task(
-    session: AsyncSession, *, project_id: uuid.UUID, task_id: uuid.UUID, actor_id: uuid.UUID | None = None
-) -> Task:
-    """Hand a task out no more, and take it back from those who have it. What was ranked stays. Twice is harmless.
-
-    Raises:
-        NotFound: the project has no such task.
-    """
-    task = await get_task(session, project_id=project_id, task_id=task_id, for_update=True)
-    if task.withdrawn_at is not None:
-        return task
-    task.withdrawn_at = datetime.now(UTC)
-    await session.flush()
-    # Whoever ranks it at this moment may finish: the ranking is kept as surplus. A lease that is locked is being
-    # answered right now, and its ranking is taken.
-    await _expire(session, and_(Lease.task_id == task_id, Lease.state == LeaseState.OPEN), limit=None)
-    await audit(session, actor_id=actor_id, action="task.withdraw", subject=str(task_id))
-    return task
-
-
-async def withdraw_unranked(session: AsyncSession, task_ids: Sequence[uuid.UUID]) -> int:
-    """Hand those of these tasks out no more that nobody has answered; returns how many.
-
-    What is locked is being taken or answered right now, and is left alone: who holds a task may wait for the caller.
-    """
-    answered = exists().where(Lease.task_id == Task.id, Lease.state == LeaseState.ANSWERED)
-    query = select(Task.id).where(Task.id.in_(task_ids), Task.withdrawn_at.is_(None), ~answered).order_by(Task.id)
-    found = (await session.scalars(query.with_for_update(skip_locked=True, of=Task))).all()
-    if found:
-        await session.execute(update(Task).where(Task.id.in_(found)).values(withdrawn_at=datetime.now(UTC)))
-        await _expire(session, and_(Lease.task_id.in_(found), Lease.state == LeaseState.OPEN), limit=None)
-    return len(found)
 
 
 # Taking tasks
@@ -259,7 +138,7 @@ def has_place() -> ColumnElement[bool]:
 
 
 # Not a parameter, or the plan that PostgreSQL keeps for a prepared statement could not use the index of open leases.
-_IS_OPEN = Lease.state == literal(LeaseState.OPEN.value, literal_execute=True)
+IS_OPEN = Lease.state == literal(LeaseState.OPEN.value, literal_execute=True)
 # The rule of who gets which task, and its order, is this function: migrations/versions/0026_claims.py.
 CLAIM = select(Lease, column("sheet", JSONB)).from_statement(
     text(
@@ -417,7 +296,7 @@ def shuffle(items: Sequence[T], seed: int) -> list[T]:
 
 
 def _is_overdue(now: datetime) -> ColumnElement[bool]:
-    return and_(_IS_OPEN, Lease.expires_at <= now)
+    return and_(IS_OPEN, Lease.expires_at <= now)
 
 
 async def _is_any_waiting(session: AsyncSession, project: Project, annotator: User, now: datetime) -> bool:
@@ -438,10 +317,11 @@ async def _is_any_waiting(session: AsyncSession, project: Project, annotator: Us
 
 async def expire_leases(session: AsyncSession, *, now: datetime | None = None, limit: int = 1000) -> int:
     """Take back leases that are overdue; returns how many. Drafts stay. What is locked is in use, and left alone."""
-    return await _expire(session, _is_overdue(now or datetime.now(UTC)), limit)
+    return await take_back(session, _is_overdue(now or datetime.now(UTC)), limit)
 
 
-async def _expire(session: AsyncSession, condition: ColumnElement[bool], limit: int | None) -> int:
+async def take_back(session: AsyncSession, condition: ColumnElement[bool], limit: int | None) -> int:
+    """End open leases of which this holds, but for those that are locked: they are in use. Returns how many."""
     ids = (
         await session.scalars(
             select(Lease.id)
@@ -632,43 +512,6 @@ async def completion_ids(session: AsyncSession, task_id: uuid.UUID) -> list[uuid
             .order_by(TaskCompletion.position)
         )
     )
-
-
-def _some(query: Select[Any]) -> ScalarSelect[int]:
-    """How many rows there are, one more than `MOST_COUNTED` at most: nobody waits until a million are counted."""
-    return select(func.count()).select_from(query.limit(MOST_COUNTED + 1).subquery()).scalar_subquery()
-
-
-_THIS_PROJECT = and_(Task.project_id == bindparam("project_id"), Task.withdrawn_at.is_(None))
-_MY_LEASE = and_(Lease.task_id == Task.id, Lease.annotator_id == bindparam("annotator_id"))
-# In hand or fetched ahead, left by this person or never had, and what somebody else's overdue lease still keeps: three
-# questions, each of which its own index answers. Together they would read every task.
-_IN_HAND = select(Task.id).join(Lease, and_(_MY_LEASE, Lease.state == LeaseState.OPEN)).where(_THIS_PROJECT)
-# As a value, looked up task by task: an `exists` beside an `or` would read all that this person ever had.
-_MY_STATE = select(Lease.state).where(_MY_LEASE).scalar_subquery()
-_FOR_ME = or_(and_(_MY_STATE.is_(None), audiences.IS_FOR_THEM), _MY_STATE == LeaseState.EXPIRED)
-_FREE = select(Task.id).where(_THIS_PROJECT, has_place(), _FOR_ME)
-_OVERDUE = exists().where(Lease.task_id == Task.id, _IS_OPEN, Lease.expires_at <= bindparam("now"))
-_KEPT = select(Task.id).where(_THIS_PROJECT, Task.num_taken >= Task.overlap, ~Task.is_gold, _OVERDUE, _FOR_ME)
-WAITING = select(_some(_IN_HAND), _some(_IN_HAND.where(~Task.is_gold)), _some(_FREE), _some(_KEPT), Project.is_paused)
-WAITING = WAITING.where(Project.id == bindparam("project_id"))
-
-
-async def waiting_counts(
-    session: AsyncSession, project_ids: Sequence[uuid.UUID], annotator: User, now: datetime | None = None
-) -> dict[uuid.UUID, int]:
-    """How many tasks this annotator could rank, for each project: the one in hand and those left are among them.
-
-    More than `MOST_COUNTED` are not told apart. Gold is not counted, or the number would tell it; but who has it in
-    hand sees at least the one.
-    """
-    values = {"annotator_id": annotator.id, "now": now or datetime.now(UTC), **audiences.asked_of(annotator)}
-    counts = {}
-    for project_id in project_ids:
-        row = (await session.execute(WAITING, values | {"project_id": project_id})).one()
-        num_held, num_counted, num_free, num_kept, is_paused = row
-        counts[project_id] = max(min(1, num_held), num_counted + (0 if is_paused else num_free + num_kept))
-    return counts
 
 
 async def get_task(

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import AuditEntry, Role, User
 from app.datasets.models import DatasetRow
 from app.datasets.service import freeze
+from app.draws import draw
 from app.errors import Invalid
 from app.loop.models import Round
 from app.loop.overview import num_ranked_places
@@ -25,7 +26,7 @@ from app.quality.models import GoldOrder
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
 from app.rankings.service import AnswerRefused
-from app.tasks import ahead
+from app.tasks import ahead, waiting
 from app.tasks import service as tasks
 from app.tasks.models import Lease, LeaseState, Task
 from tests.factories import completion_ids_of, make_project, make_prompt, make_ranking, make_task, make_user, sign_in
@@ -96,7 +97,7 @@ async def test_gold_comes_at_its_rate_and_asking_again_changes_nothing(session: 
     assert sum(number < 0.2 for number in drawn) == pytest.approx(800, abs=102)
     assert drawn[:100] != drawn[100:200]
     assert drawn == (await session.scalars(query, {"told": told})).all()
-    assert drawn == [tasks._draw(line) for line in told], "what Python draws of the same words"
+    assert drawn == [draw(line) for line in told], "what Python draws of the same words"
 
 
 async def test_gold_that_was_left_comes_back_and_its_late_ranking_is_taken(
@@ -148,7 +149,7 @@ async def test_the_number_of_waiting_tasks_does_not_tell_gold(session: AsyncSess
     (task,) = await make_gold(session, project)
 
     async def num_waiting() -> int:
-        return (await tasks.waiting_counts(session, [project.id], ada, NOW))[project.id]
+        return (await waiting.waiting_counts(session, [project.id], ada, NOW))[project.id]
 
     assert await num_waiting() == 6
     session.add(

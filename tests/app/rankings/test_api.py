@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import Role, Scope, User
 from app.accounts.service import create_token
 from app.projects.models import Project
-from app.tasks import service as tasks
+from app.tasks import making
 from tests.factories import make_completion, make_project, make_prompt, make_task, make_user
 
 CANARY = "canary-model-7b"
@@ -268,7 +268,7 @@ async def test_who_wrote_an_answer_is_nowhere_in_what_annotators_get(
 ) -> None:
     prompt = await make_prompt(session, project, source=CANARY, meta={"model": CANARY})
     ids = [(await make_completion(session, prompt, model_name=CANARY)).id for _ in range(3)]
-    await tasks.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids)
+    await making.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids)
     await session.commit()
     lease = await client.post(f"{API}/tasks:next", json={"project_id": project.slug}, headers=annotating)
     ranking = await rank(client, annotating, lease.json())

@@ -18,7 +18,7 @@ from app.projects.models import Project
 from app.rankings import service
 from app.rankings.answers import RankingAnswer
 from app.rankings.models import Ranking
-from app.tasks import service as tasks
+from app.tasks import making
 from app.tasks.models import Lease, LeaseState
 from tests.factories import make_completion, make_project, make_prompt, make_task, make_user
 
@@ -270,7 +270,7 @@ async def test_who_wrote_an_answer_is_nowhere_in_the_page(
         {"sampling": sampling, "seed": 987654321},
     ]
     ids = [(await make_completion(session, prompt, **values)).id for values in columns]
-    await tasks.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids)
+    await making.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids)
     lease = await open_task(session, client, project, num=0)
     page = await client.get(f"/projects/{project.slug}/rank")
     refused = await client.post(f"/leases/{lease.id}", data={}, headers=ORIGIN)

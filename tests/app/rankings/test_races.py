@@ -20,7 +20,7 @@ from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.projects.models import Project
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
-from app.tasks import ahead
+from app.tasks import ahead, making
 from app.tasks import service as tasks
 from app.tasks.ahead import Desk
 from app.tasks.models import Lease
@@ -375,7 +375,7 @@ async def test_withdrawing_while_people_work_breaks_nothing(sessions: SessionMak
             ids = (await session.scalars(text("select id from tasks order by number"))).all()
         for task_id in ids:
             async with sessions.begin() as session:
-                await tasks.withdraw_task(session, project_id=project.id, task_id=task_id)
+                await making.withdraw_task(session, project_id=project.id, task_id=task_id)
 
     await asyncio.gather(*(work(person) for person in people), withdraw())
     assert await broken_rules(sessions) == []

@@ -14,7 +14,7 @@ from app.accounts.models import User
 from app.errors import Invalid
 from app.projects.models import Project
 from app.projects.service import update_project
-from app.tasks import ahead, drafts, service
+from app.tasks import ahead, drafts, making, service
 from app.tasks.ahead import Desk, ProjectRests
 from app.tasks.models import Lease, LeaseKind, LeaseState, Task
 from app.tasks.service import TasksPacked
@@ -215,7 +215,7 @@ async def test_a_lower_overlap_takes_back_what_was_fetched_and_not_begun(
 
 async def test_withdrawing_takes_back_what_was_fetched(session: AsyncSession, project: Project, ada: User) -> None:
     in_hand, following = await both(session, project, ada)
-    await service.withdraw_task(session, project_id=project.id, task_id=following.task_id)
+    await making.withdraw_task(session, project_id=project.id, task_id=following.task_id)
     assert (await preload(session, project, ada)).ahead is not following
     assert in_hand.state == LeaseState.OPEN
 

@@ -14,7 +14,7 @@ from app.accounts.models import Role, User
 from app.errors import Invalid
 from app.projects.models import Project
 from app.quality.models import GoldOrder
-from app.tasks import audiences
+from app.tasks import audiences, waiting
 from app.tasks import service as tasks
 from app.tasks.models import Audience, Task
 from tests.factories import make_project, make_prompt, make_task, make_user, sign_in
@@ -68,8 +68,8 @@ async def test_people_get_what_they_read_and_know(session: AsyncSession, project
     }
     for (languages, skills), expected in asked.items():
         person = await make_user(session, languages=list(languages), skills=list(skills))
-        waiting = await tasks.waiting_counts(session, [project.id], person, NOW)
-        assert waiting[project.id] == len(expected)
+        counts = await waiting.waiting_counts(session, [project.id], person, NOW)
+        assert counts[project.id] == len(expected)
         assert await given(session, project, person) == expected
 
 

@@ -16,7 +16,7 @@ from app.db import stamp
 from app.errors import Invalid, TooLarge
 from app.i18n import format_bounded
 from app.projects.models import Project
-from app.tasks import drafts, service
+from app.tasks import drafts, making, service, waiting
 from app.tasks.models import Lease, LeaseState, Task
 from tests import factories
 from tests.factories import make_completion, make_project, make_prompt, make_user
@@ -108,7 +108,7 @@ async def test_tasks_of_the_current_round_come_first(session: AsyncSession, proj
         prompt = await make_prompt(session, project)
         ids = [(await make_completion(session, prompt)).id for _ in range(2)]
         made.append(
-            await service.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids, round=number)
+            await making.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids, round=number)
         )
     assert (await take(session, project, ada)).task_id == made[1].id
 
@@ -180,7 +180,7 @@ async def test_a_paused_project_gives_nothing_new_and_takes_nothing_away(
 async def test_a_withdrawn_task_is_taken_back(session: AsyncSession, project: Project, ada: User) -> None:
     task = await make_task(session, project=project)
     lease = await take(session, project, ada)
-    await service.withdraw_task(session, project_id=project.id, task_id=task.id)
+    await making.withdraw_task(session, project_id=project.id, task_id=task.id)
     assert await next_lease(session, project, ada) is None
     assert lease.state == LeaseState.EXPIRED
     assert await num_taken(session, task) == 0
@@ -270,26 +270,26 @@ async def test_waiting_counts_what_this_person_could_rank(
         await make_task(session, project=project)
     ids = [project.id, empty.id]
     lease = await take(session, project, ada)
-    assert await service.waiting_counts(session, ids, ada, NOW) == {project.id: 3, empty.id: 0}
-    assert await service.waiting_counts(session, ids, bo, NOW) == {project.id: 2, empty.id: 0}
-    assert await service.waiting_counts(session, ids, bo, LATER) == {project.id: 3, empty.id: 0}
+    assert await waiting.waiting_counts(session, ids, ada, NOW) == {project.id: 3, empty.id: 0}
+    assert await waiting.waiting_counts(session, ids, bo, NOW) == {project.id: 2, empty.id: 0}
+    assert await waiting.waiting_counts(session, ids, bo, LATER) == {project.id: 3, empty.id: 0}
     await service.release_lease(session, lease_id=lease.id, annotator=ada)
-    assert await service.waiting_counts(session, ids, ada, NOW) == {project.id: 2, empty.id: 0}
+    assert await waiting.waiting_counts(session, ids, ada, NOW) == {project.id: 2, empty.id: 0}
 
 
 async def test_what_waits_is_counted_to_a_hundred_and_one(session: AsyncSession, project: Project, ada: User) -> None:
     made = await make_task(session, project=project)
-    number = service.MOST_COUNTED + 20
+    number = waiting.MOST_COUNTED + 20
     await session.execute(
         text(
             "insert into tasks (project_id, prompt_id, overlap) select :project, :prompt, 1 from generate_series(1, :n)"
         ),
         {"project": project.id, "prompt": made.prompt_id, "n": number},
     )
-    counts = await service.waiting_counts(session, [project.id], ada, NOW)
-    assert counts == {project.id: service.MOST_COUNTED + 1}
+    counts = await waiting.waiting_counts(session, [project.id], ada, NOW)
+    assert counts == {project.id: waiting.MOST_COUNTED + 1}
     assert format_bounded("en", counts[project.id]) == "100+"
-    assert format_bounded("en", service.MOST_COUNTED) == "100"
+    assert format_bounded("en", waiting.MOST_COUNTED) == "100"
 
 
 async def test_the_database_itself_refuses_one_lease_too_many(
@@ -338,13 +338,13 @@ async def test_a_task_compares_two_to_nine_answers(session: AsyncSession, projec
     prompt = await make_prompt(session, project)
     ids = [(await make_completion(session, prompt)).id for _ in range(num)]
     with pytest.raises(Invalid, match=f"2 to 9 answers, not {num}"):
-        await service.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids)
+        await making.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids)
 
 
 async def test_a_task_holds_its_completions_in_order(session: AsyncSession, project: Project) -> None:
     prompt = await make_prompt(session, project)
     ids = [(await make_completion(session, prompt)).id for _ in range(9)]
-    task = await service.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids)
+    task = await making.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids)
     assert await service.completion_ids(session, task.id) == ids
     assert (task.overlap, task.num_taken) == (project.overlap, 0)
 
@@ -353,13 +353,13 @@ def test_a_share_of_the_tasks_is_ranked_by_several() -> None:
     groups = [[uuid.UUID(int=2 * number), uuid.UUID(int=2 * number + 1)] for number in range(4000)]
     for share in (0, 0.3, 1):
         project = Project(seed=17, overlap_share=share)
-        chosen = [service.is_for_several(project, ids) for ids in groups]
+        chosen = [making.is_for_several(project, ids) for ids in groups]
         # Four standard deviations of 4,000 draws at 0.3; none or all at the ends.
         assert sum(chosen) == pytest.approx(share * 4000, abs=116 if 0 < share < 1 else 0)
-        assert chosen == [service.is_for_several(project, ids[::-1]) for ids in groups]
+        assert chosen == [making.is_for_several(project, ids[::-1]) for ids in groups]
     other = Project(seed=18, overlap_share=0.3)
-    assert [service.is_for_several(other, ids) for ids in groups[:100]] != [
-        service.is_for_several(Project(seed=17, overlap_share=0.3), ids) for ids in groups[:100]
+    assert [making.is_for_several(other, ids) for ids in groups[:100]] != [
+        making.is_for_several(Project(seed=17, overlap_share=0.3), ids) for ids in groups[:100]
     ]
 
 
@@ -372,7 +372,7 @@ async def test_who_is_not_in_the_share_is_ranked_once(
     project = await make_project(session, overlap=3, overlap_share=share)
     prompt = await make_prompt(session, project)
     ids = [(await make_completion(session, prompt)).id for _ in range(2)]
-    task = await service.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids, overlap=asked)
+    task = await making.create_task(session, project=project, prompt_id=prompt.id, completion_ids=ids, overlap=asked)
     assert (task.overlap, task.is_single) == (overlap, is_single)
 
 
@@ -380,7 +380,7 @@ async def test_an_answer_is_compared_with_itself_by_nobody(session: AsyncSession
     prompt = await make_prompt(session, project)
     completion = await make_completion(session, prompt)
     with pytest.raises(Invalid, match="twice"):
-        await service.create_task(
+        await making.create_task(
             session, project=project, prompt_id=prompt.id, completion_ids=[completion.id, completion.id]
         )
 
@@ -389,11 +389,11 @@ async def test_two_answers_with_the_same_text_are_refused(session: AsyncSession,
     prompt = await make_prompt(session, project)
     twins = [(await make_completion(session, prompt, text="The same.")).id for _ in range(2)]
     with pytest.raises(Invalid, match="same text"):
-        await service.create_task(session, project=project, prompt_id=prompt.id, completion_ids=twins)
+        await making.create_task(session, project=project, prompt_id=prompt.id, completion_ids=twins)
 
 
 async def test_an_answer_to_another_prompt_is_refused(session: AsyncSession, project: Project) -> None:
     prompts = [await make_prompt(session, project) for _ in range(2)]
     ids = [(await make_completion(session, prompt, text=str(prompt.id))).id for prompt in prompts]
     with pytest.raises(Invalid, match="does not belong to prompt"):
-        await service.create_task(session, project=project, prompt_id=prompts[0].id, completion_ids=ids)
+        await making.create_task(session, project=project, prompt_id=prompts[0].id, completion_ids=ids)
