@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 
 import pytest
 from sqlalchemy import text
@@ -16,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.accounts.models import User
-from app.db import SessionMaker, make_engine, make_sessionmaker
+from app.db import SessionMaker, make_engine, make_late_sessionmaker, make_sessionmaker
 from app.projects.models import Project
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
@@ -124,13 +125,18 @@ class Crowd:
     now: datetime = START
     tally: Counter[str] = field(default_factory=Counter)
 
+    @cached_property
+    def late(self) -> SessionMaker:
+        """As the app takes and answers tasks."""
+        return make_late_sessionmaker(self.sessions.kw["bind"])
+
     async def next_lease(self, annotator: User) -> Lease | None:
-        async with self.sessions.begin() as session:
+        async with self.late.begin() as session:
             return await tasks.next_lease(session, project=self.project, annotator=annotator, now=self.now)
 
     async def submit(self, annotator: User, lease: Lease, places: Sequence[int] = (1, 2, 2)) -> None:
         answer = RankingAnswer(dict(zip(lease.display_order, places, strict=True)))
-        async with self.sessions.begin() as session:
+        async with self.late.begin() as session:
             ranking = await rankings.submit(
                 session, lease_id=lease.id, annotator=annotator, answer=answer, source="api"
             )
