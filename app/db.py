@@ -70,6 +70,8 @@ def make_engine(url: str, **options: Any) -> AsyncEngine:
     """An engine on psycopg 3. Statements that wait for a lock for long fail rather than hold a page."""
     options.setdefault("pool_size", 10)
     options.setdefault("max_overflow", 10)
+    # The connection that was given back last: its server process has its plans and tables at hand, and few are in use.
+    options.setdefault("pool_use_lifo", True)
     engine = create_async_engine(
         url.replace("postgres://", "postgresql://", 1).replace("postgresql://", "postgresql+psycopg://", 1),
         hide_parameters=True,  # what people wrote is in no message of an error
