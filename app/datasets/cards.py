@@ -137,7 +137,13 @@ def said_of_biases(card: Mapping[str, Any]) -> str:
     first = f"The answer shown first wins {percent(found['first_shown_wins'])} of {found['num_decided']} rankings with"
     chance = f" one winner; by chance it would be {percent(found['first_shown_would_win_by_chance'])}."
     longer = f"The longer answer wins {percent(found['longer_wins'])} of"
-    lines = [first + chance, f"{longer} {found['num_pairs_of_different_length']} pairs of different length."]
+    assisted = card.get("num_assisted", 0)
+    helped = f"{assisted} rankings are of cards that a reward model had put in order; these do not count for the first."
+    lines = [
+        *([helped] if assisted else []),
+        first + chance,
+        f"{longer} {found['num_pairs_of_different_length']} pairs of different length.",
+    ]
     return "## Biases\n\n" + bullets(lines)
 
 

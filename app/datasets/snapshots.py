@@ -52,7 +52,7 @@ PSEUDONYM_LENGTH = 16
 CREATE = """
 create temporary table frozen_rankings (
     position int primary key, ranking_id uuid, task_id uuid, prompt_id uuid, split text, language text, round int,
-    annotator text, chosen_by text, score double precision,
+    annotator text, chosen_by text, score double precision, is_assisted bool,
     shown uuid[], created_at timestamptz, rationale text, confidence int, all_bad bool, strength int
 ) on commit drop"""
 
@@ -61,7 +61,9 @@ create temporary table frozen_rankings (
 # Everything is looked up by its key, ranking by ranking, whatever the planner thinks of the sizes of tables.
 WRITE = """
 with made as materialized (
-    select f.position, f.ranking_id, f.shown, answers.*, placed.*, compared.*, row_to_json(line)::text as line
+    select
+        f.position, f.ranking_id, f.shown, f.is_assisted, answers.*, placed.*, compared.*,
+        row_to_json(line)::text as line
     from frozen_rankings f
     cross join lateral (
         select
@@ -128,7 +130,7 @@ with made as materialized (
             )) as messages,
             coalesce(placed.cells, '[]') as "order",
             f.prompt_id,
-            (select row_to_json(why) from (select f.chosen_by, f.score) why) as provenance,
+            (select row_to_json(why) from (select f.chosen_by, f.is_assisted, f.score) why) as provenance,
             f.ranking_id,
             concat('{', answers.ratings, '}')::json as ratings,
             f.rationale,
@@ -150,9 +152,12 @@ select
         'longer_won', sum(longer_won),
         'num_with_rating', count(ratings),
         'num_with_gaps', count(*) filter (where num_placed < cardinality(ids)),
-        'num_decided', count(*) filter (where is_decided),
-        'first_shown_won', count(*) filter (where is_decided and best = shown[1]),
-        'expected_by_chance', coalesce(sum(1.0 / cardinality(shown)) filter (where is_decided), 0)
+        'num_assisted', count(*) filter (where is_assisted),
+        -- Where a model put the first card first, it says nothing of whoever ranks.
+        'num_decided', count(*) filter (where is_decided and not is_assisted),
+        'first_shown_won', count(*) filter (where is_decided and not is_assisted and best = shown[1]),
+        'expected_by_chance',
+            coalesce(sum(1.0 / cardinality(shown)) filter (where is_decided and not is_assisted), 0)
     ) as sums,
     (select jsonb_object_agg(name, number) from (
         select name, count(*) as number
@@ -200,7 +205,7 @@ COLUMNS = (
     "shown",
 )
 CHOSEN = ("chosen_by", "score")
-FROZEN = table("frozen_rankings", *map(column, (*COLUMNS, *CHOSEN, "created_at", *SAID)))
+FROZEN = table("frozen_rankings", *map(column, (*COLUMNS, *CHOSEN, "is_assisted", "created_at", *SAID)))
 
 
 @dataclass
@@ -232,6 +237,7 @@ async def choose(session: AsyncSession, query: Select[Any], key: bytes) -> int:
         "round": Task.round,
         "annotator": pseudonym(key),
         **{name: getattr(Task, name) for name in CHOSEN},
+        "is_assisted": func.coalesce(Lease.is_assisted, False),
         "shown": shown(),
         "created_at": Ranking.created_at,
         **{name: getattr(Ranking, name) for name in SAID},
@@ -311,6 +317,7 @@ async def contents(session: AsyncSession, tally: Tally) -> dict[str, Any]:
         "biases": biases(tally.sums),
         "num_with_rating": tally.sums["num_with_rating"],
         "num_with_gaps": tally.sums["num_with_gaps"],
+        "num_assisted": tally.sums["num_assisted"],
         "first_ranking_at": whole.first.astimezone(UTC).isoformat(),
         "last_ranking_at": whole.last.astimezone(UTC).isoformat(),
         "agreement": await agreement(session),

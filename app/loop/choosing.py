@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.datasets import service as datasets
 from app.draws import draw
 from app.loop import service
-from app.projects.models import Project, RankNext
+from app.projects.models import Help, Project, RankNext
 from app.projects.service import get_project
 from app.prompts.models import Completion, Prompt, Split
 from app.registry import service as registry
@@ -48,7 +48,8 @@ class Judged:
     task_id: uuid.UUID
     round: int | None
     is_random: bool
-    score: float
+    score: float | None
+    """None where nothing is chosen by any."""
     order: Sequence[uuid.UUID]
     """Its answers, the best first."""
 
@@ -73,7 +74,7 @@ def is_at_random(project: Project, task_id: uuid.UUID, split: str) -> bool:
 
 def placed(project: Project, judged: Sequence[Judged]) -> list[dict[str, Any]]:
     """The new places of judged tasks: those at random anywhere, the others by score, spread evenly."""
-    chosen = sorted((item for item in judged if not item.is_random), key=lambda item: (item.score, item.task_id))
+    chosen = sorted((item for item in judged if not item.is_random), key=lambda item: (item.score or 0.0, item.task_id))
     place_of = {item.task_id: (rank + 0.5) / len(chosen) for rank, item in enumerate(chosen)}
     return [
         {
@@ -92,7 +93,8 @@ def placed(project: Project, judged: Sequence[Judged]) -> list[dict[str, Any]]:
 
 async def judge_waiting(session: AsyncSession, project: Project) -> Run | None:
     """Queue a run that asks the live reward model about the tasks that wait; None where nobody needs to know."""
-    if project.rank_next == RankNext.RANDOM or project.archived_at is not None:
+    is_wanted = project.rank_next != RankNext.RANDOM or project.help != Help.NONE
+    if not is_wanted or project.archived_at is not None:
         return None
     reward = await registry.live_version(session, project_id=project.id, kind=VersionKind.REWARD)
     if reward is None or await service.open_run(session, project.id, kinds=(RunKind.JUDGE,)) is not None:
@@ -189,8 +191,8 @@ def judged_of(
     return Judged(
         task_id=task_id,
         round=round_number,
-        is_random=is_at_random(project, task_id, split),
-        score=round(float(said[way]), 4),
+        is_random=way == RankNext.RANDOM or is_at_random(project, task_id, split),
+        score=None if way == RankNext.RANDOM else round(float(said[way]), 4),
         order=[uuid.UUID(key) for key, _ in best_first],
     )
 

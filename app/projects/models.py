@@ -44,6 +44,13 @@ class RankNext(StrEnum):
     NOVELTY = "novelty"  # those whose answers are least like any that was ranked
 
 
+class Help(StrEnum):
+    """What a model may do for annotators before they look."""
+
+    NONE = "none"
+    PRESORT = "presort"  # the reward model puts the cards in its order, the best first, and the page says so
+
+
 class Layout(StrEnum):
     """How the ranking page lays out its answers at first; each annotator may choose another."""
 
@@ -75,6 +82,8 @@ class Project(Base):
         CheckConstraint("policy_gate in ('off', 'people')", name="policy_gate"),
         CheckConstraint("rank_next in ('random', 'disagreement', 'expected_gain', 'novelty')", name="rank_next"),
         CheckConstraint("random_share between 0.1 and 1", name="random_share"),
+        CheckConstraint("help in ('none', 'presort')", name="help"),
+        CheckConstraint("unassisted_share between 0.1 and 1", name="unassisted_share"),
         CheckConstraint("train_every_hours is null or train_every_hours between 1 and 8760", name="train_every_hours"),
         CheckConstraint("train_threshold is null or train_threshold > 0", name="train_threshold"),
         CheckConstraint(
@@ -127,6 +136,9 @@ class Project(Base):
     # Which of the waiting tasks come first, and how many of them are at random whatever that is.
     rank_next: Mapped[str] = mapped_column(server_default=RankNext.RANDOM, default=RankNext.RANDOM)
     random_share: Mapped[float] = mapped_column(server_default="0.2", default=0.2)
+    # What a model may do for annotators, and on how many of the tasks it never does, so that one sees whether it leads.
+    help: Mapped[str] = mapped_column(server_default=Help.NONE, default=Help.NONE)
+    unassisted_share: Mapped[float] = mapped_column(server_default="0.25", default=0.25)
     # What a new version must show before it goes live.
     reward_gate: Mapped[str] = mapped_column(server_default=RewardGate.HELD_OUT, default=RewardGate.HELD_OUT)
     policy_gate: Mapped[str] = mapped_column(server_default=PolicyGate.OFF, default=PolicyGate.OFF)

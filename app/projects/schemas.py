@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from app.errors import Invalid
-from app.projects.models import Asked, Layout, PolicyGate, Project, RankNext, RewardGate
+from app.projects.models import Asked, Help, Layout, PolicyGate, Project, RankNext, RewardGate
 from app.validation import ALIAS, LABEL_KEY, SLUG, explain
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -117,6 +117,8 @@ class ProjectSettings(BaseModel):
     train_every_hours: int | None = Field(None, ge=1, le=8760)
     rank_next: RankNext = RankNext.RANDOM
     random_share: float = Field(0.2, ge=0.1, le=1)
+    help: Help = Help.NONE
+    unassisted_share: float = Field(0.25, ge=0.1, le=1)
     reward_gate: RewardGate = RewardGate.HELD_OUT
     policy_gate: PolicyGate = PolicyGate.OFF
     is_paused: bool = False
@@ -171,6 +173,8 @@ class ProjectOut(BaseModel):
     train_every_hours: int | None
     rank_next: RankNext
     random_share: float
+    help: Help
+    unassisted_share: float
     reward_gate: RewardGate
     policy_gate: PolicyGate
     validation_share: float

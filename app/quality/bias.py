@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from app.quality import helped
 from app.quality.agreement import Estimate, ratio
 from app.quality.detectors import share_of, top_shares
 from app.quality.orders import MISSING, Bools, Floats, Ints, Judgement, Table, number, padded
@@ -61,6 +62,8 @@ class Report:
     """How often a version's answer beats another one's of the same prompt; a tie is half."""
     by_annotator: list[Lean]
     """How often the first card gets the first place, by who judged: those who judged most."""
+    sides: list[helped.Side]
+    """Without help by a model, and with it."""
 
 
 def report_of(judgements: Sequence[Judgement], names: Mapping[Hashable, str] | None = None) -> Report:
@@ -76,6 +79,7 @@ def report_of(judgements: Sequence[Judgement], names: Mapping[Hashable, str] | N
         **by_length(table, judgements),
         by_version=by_version(table, judgements, names or {}),
         by_annotator=by_annotator(table, top_NK, seats_NK, names or {}),
+        sides=helped.sides_of(judgements),
     )
 
 
@@ -201,7 +205,7 @@ def rows_of(report: Report) -> list[dict[str, Any]]:
         {"by": kind, "group": lean.group, "expected": lean.expected, **asdict(lean.rate)}
         for kind, leans in groups.items()
         for lean in leans
-    ]
+    ] + helped.rows_of(report.sides)
 
 
 def as_csv(report: Report) -> str:

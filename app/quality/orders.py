@@ -43,6 +43,10 @@ class Judgement:
     at: datetime | None = None
     round: int | None = None
     language: str = ""
+    judged: Sequence[int] = ()
+    """Where a reward model put each answer before anybody had ranked it: 0 is its best. Empty: it was not asked."""
+    is_assisted: bool = False
+    """The cards stood in that order, so that their seats say nothing of the annotator."""
     key: Hashable = None
     """The ranking's own id."""
 

@@ -116,7 +116,9 @@ def rankings_of(ids: Sequence[uuid.UUID]) -> Select[Any]:
             Task.prompt_id,
             Task.round,
             Prompt.language,
+            Task.judged_order,
             Lease.display_order,
+            Lease.is_assisted,
         )
         .join(Task, Task.id == Ranking.task_id)
         .join(Prompt, Prompt.id == Task.prompt_id)
@@ -168,15 +170,23 @@ def answers_of(ids: Sequence[uuid.UUID]) -> Select[Any]:
     )
 
 
+def seats_of(order: Sequence[uuid.UUID] | None) -> dict[uuid.UUID, int]:
+    """Where each answer stands in an order; nothing where there is none."""
+    return {completion_id: seat for seat, completion_id in enumerate(order or ())}
+
+
 def as_judgement(ranking: Row[Any], answers: Row[Any]) -> Judgement:
     """One ranking as quality sees it. Who was erased is nobody twice."""
-    order = {completion_id: seat for seat, completion_id in enumerate(ranking.display_order or ())}
+    seats = {} if ranking.is_assisted else seats_of(ranking.display_order)
+    judged = seats_of(ranking.judged_order)
     return Judgement(
         task=ranking.task_id,
         prompt=ranking.prompt_id,
         annotator=ranking.annotator_id or ranking.annotator_name or ranking.id,
         places=answers.places,
-        seats=[order[completion_id] for completion_id in answers.ids] if order else (),
+        seats=[seats[completion_id] for completion_id in answers.ids] if seats else (),
+        judged=[judged[completion_id] for completion_id in answers.ids] if judged else (),
+        is_assisted=bool(ranking.is_assisted),
         lengths=answers.lengths,
         versions=answers.versions,
         labels=[frozenset(labels) for labels in answers.labels],

@@ -149,6 +149,7 @@ async def show_sheet(
         # A change has no end and no draft on the server; on the device it is kept by the ranking that it changes.
         lease={
             "id": changes or lease.id,
+            "is_assisted": lease.is_assisted,
             "expires_in_seconds": NEVER if changes else max(0.0, (lease.expires_at - now).total_seconds()),
         },
         prompt={"turns": [{"role": turn["role"], "html": markdown.render(turn["content"])} for turn in sheet.messages]},
@@ -361,6 +362,7 @@ async def ranking_context(session: AsyncSession, project: Project, ranking_id: u
         "here": "rankings",
         "project": project,
         "ranking": view.ranking,
+        "is_assisted": view.is_assisted,
         "name": view.annotator,
         "task": task,
         "prompt": await session.get_one(Prompt, task.prompt_id),

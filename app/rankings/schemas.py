@@ -101,6 +101,8 @@ class ProvenanceOut(BaseModel):
     inputs: list[str] | None
     is_preloaded: bool
     is_offline: bool
+    is_assisted: bool = False
+    """The cards stood in a reward model's order."""
 
 
 class RankingOut(BaseModel):
@@ -153,7 +155,7 @@ class RankingOut(BaseModel):
             all_bad=ranking.all_bad,
             strength=ranking.strength,
             created_at=ranking.created_at,
-            provenance=ProvenanceOut.model_validate(ranking),
+            provenance=ProvenanceOut.model_validate(ranking).model_copy(update={"is_assisted": view.is_assisted}),
         )
 
 

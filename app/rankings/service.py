@@ -324,6 +324,8 @@ class RankingView:
     display_order: Sequence[uuid.UUID]
     superseded_by: uuid.UUID | None
     annotator: str | None
+    is_assisted: bool = False
+    """The cards stood in a reward model's order."""
 
     @property
     def is_current(self) -> bool:
@@ -446,6 +448,8 @@ async def views_of(session: AsyncSession, rankings: Sequence[Ranking]) -> list[R
     ids = [ranking.id for ranking in rankings]
     places = await _places_of(session, ids)
     orders = await _display_orders(session, rankings)
+    leases = [ranking.lease_id for ranking in rankings]
+    assisted = set(await session.scalars(select(Lease.id).where(Lease.id.in_(leases), Lease.is_assisted)))
     newer = await session.execute(select(Ranking.supersedes_id, Ranking.id).where(Ranking.supersedes_id.in_(ids)))
     superseded = {old: new for old, new in newer}
     people = await session.execute(select(User.id, User.name).where(User.id.in_({r.annotator_id for r in rankings})))
@@ -457,6 +461,7 @@ async def views_of(session: AsyncSession, rankings: Sequence[Ranking]) -> list[R
             display_order=orders[ranking.id],
             superseded_by=superseded.get(ranking.id),
             annotator=names.get(ranking.annotator_id) if ranking.annotator_id else ranking.annotator_name,
+            is_assisted=ranking.lease_id in assisted,
         )
         for ranking in rankings
     ]

@@ -228,6 +228,8 @@ class Lease(Base):
     # The completions as this annotator sees them, and the seed that shuffled them.
     display_order: Mapped[list[uuid.UUID]]
     seed: Mapped[int] = mapped_column(BigInteger)
+    # The order is a reward model's. Written by a trigger when the lease is made, and never changed.
+    is_assisted: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[Created]
     expires_at: Mapped[datetime]
     skip_kind: Mapped[str | None]

@@ -51,6 +51,8 @@ class LeaseOut(BaseModel):
     k: int
     ties_allowed: bool
     partial_allowed: bool
+    is_assisted: bool
+    """Their order is a reward model's guess, the best first; else it is random."""
 
     @classmethod
     def of(cls, sheet: Sheet) -> LeaseOut:
@@ -64,6 +66,7 @@ class LeaseOut(BaseModel):
             k=len(sheet.cards),
             ties_allowed=sheet.project.ties_allowed,
             partial_allowed=sheet.project.partial_allowed,
+            is_assisted=sheet.lease.is_assisted,
         )
 
 

@@ -81,7 +81,7 @@ async def test_a_row_is_as_the_protocol_has_it(session: AsyncSession, project: P
         "all_bad": None,
         "strength": None,
         "display_order": list(reversed(shown)),
-        "provenance": {"chosen_by": "random", "score": None},
+        "provenance": {"chosen_by": "random", "is_assisted": False, "score": None},
         "created_at": ranking.created_at.isoformat(),
     }
 

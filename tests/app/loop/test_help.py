@@ -1,0 +1,107 @@
+"""Cards in a reward model's order: only where the project allows it, never all of them, and always marked."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+
+from app.datasets import service as datasets
+from app.projects.models import Help, RankNext
+from app.quality import service as quality
+from app.rankings import service as rankings
+from app.rankings.answers import RankingAnswer
+from app.rankings.schemas import RankingOut
+from app.tasks import service as tasks
+from app.tasks.models import Lease, Task
+from app.tasks.schemas import LeaseOut
+from tests.app.datasets.test_datasets import rows_of
+from tests.app.loop.conftest import Loop
+from tests.app.loop.test_choosing import judge, tasks_of, to_the_second_round
+
+
+async def take(turned: Loop) -> Lease | None:
+    return await tasks.next_lease(
+        turned.session, project=turned.project, annotator=turned.annotator, now=datetime.now(UTC)
+    )
+
+
+async def rank_with_help(turned: Loop, *, share: float = 0.5) -> list[Lease]:
+    """Everything of a second round is ranked, the first card first."""
+    turned.project.help, turned.project.unassisted_share = Help.PRESORT, share
+    await judge(turned, await to_the_second_round(turned, RankNext.RANDOM))
+    leases = []
+    while lease := await take(turned):
+        places = {key: place for place, key in enumerate(lease.display_order, start=1)}
+        await rankings.submit(
+            turned.session,
+            lease_id=lease.id,
+            annotator=turned.annotator,
+            answer=RankingAnswer(places=places),
+            source="api",
+        )
+        leases.append(lease)
+    return leases
+
+
+async def test_a_share_has_no_help_and_the_rest_has_the_model_s_order(turned: Loop) -> None:
+    leases = await rank_with_help(turned)
+    judged = {task.id: task.judged_order for task in await tasks_of(turned, 2)}
+    helped = [lease for lease in leases if lease.is_assisted]
+    assert len(leases) == 26
+    assert 5 <= len(helped) <= 21
+    assert all(lease.display_order == judged[lease.task_id] for lease in helped)
+    # One in six of the others has that order by chance.
+    others = [lease for lease in leases if not lease.is_assisted]
+    assert sum(lease.display_order == judged[lease.task_id] for lease in others) < len(others)
+    assert {task.chosen_by for task in await tasks_of(turned, 2)} == {"random"}
+
+
+async def test_what_was_ranked_with_help_is_marked_everywhere(turned: Loop) -> None:
+    leases = await rank_with_help(turned)
+    helped = {lease.task_id for lease in leases if lease.is_assisted}
+    views = await rankings.list_rankings(turned.session, project_id=turned.project.id)
+    told = {view.ranking.task_id for view in views if RankingOut.of(view).provenance.is_assisted}
+    assert told == helped
+    dataset = await datasets.freeze(turned.session, project=turned.project)
+    rows = await rows_of(turned.session, dataset)
+    assert sum(row["provenance"]["is_assisted"] for row in rows) == len(helped) == dataset.card["num_assisted"]
+    without, assisted = (await quality.bias_report(turned.session, turned.project)).sides
+    assert (without.num_rankings, assisted.num_rankings) == (26 - len(helped), len(helped))
+    assert assisted.as_judged is not None
+    assert assisted.as_judged.value == 1.0
+
+
+async def test_nobody_is_told_a_score_but_everybody_that_there_is_help(turned: Loop) -> None:
+    turned.project.help, turned.project.unassisted_share = Help.PRESORT, 0.1
+    await judge(turned, await to_the_second_round(turned, RankNext.RANDOM))
+    while (lease := await take(turned)) is not None and not lease.is_assisted:
+        await tasks.release_lease(turned.session, lease_id=lease.id, annotator=turned.annotator)
+    assert lease is not None
+    sheet = LeaseOut.of(await tasks.get_sheet(turned.session, lease)).model_dump()
+    assert sheet["is_assisted"] is True
+    assert set(sheet["completions"][0]) == {"id", "text"}
+
+
+async def test_gold_has_no_help(turned: Loop) -> None:
+    turned.project.help, turned.project.unassisted_share = Help.PRESORT, 0.1
+    await judge(turned, await to_the_second_round(turned, RankNext.RANDOM))
+    await turned.session.execute(update(Task).values(is_gold=True))
+    await turned.session.execute(update(Task).where(Task.number % 2 == 0).values(is_gold=False))
+    gold = set(await turned.session.scalars(select(Task.id).where(Task.is_gold)))
+    turned.project.gold_share = 0.5
+    seen = []
+    while (lease := await take(turned)) is not None:
+        await tasks.release_lease(turned.session, lease_id=lease.id, annotator=turned.annotator)
+        seen.append(lease)
+    assert {lease.is_assisted for lease in seen if lease.task_id in gold} == {False}
+    assert True in {lease.is_assisted for lease in seen}
+
+
+async def test_a_mark_is_never_taken_away(turned: Loop) -> None:
+    leases = await rank_with_help(turned)
+    helped = next(lease for lease in leases if lease.is_assisted)
+    with pytest.raises(IntegrityError, match="never changed"):
+        await turned.session.execute(update(Lease).where(Lease.id == helped.id).values(is_assisted=False))
