@@ -7,7 +7,7 @@ is worth is measured on answers to other prompts, whose true order is known. A s
 the annotators and the training. For each seed: how many rankings a strategy needs for the accuracy that both it and
 random order reach, on curves that were made to rise (isotonic regression); the interval is over seeds (Student's t).
 
-    python benchmarks/what_to_rank.py [--quick] [--seeds 5] [--pocket FOLDER] [--json FILE]
+    python benchmarks/what_to_rank.py [--quick] [--seeds 5] [--heads-only] [--pocket FOLDER] [--json FILE]
 """
 
 from __future__ import annotations
@@ -25,9 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from trainer import choosing
 from trainer.config import RewardConfig
+from trainer.data import encode_rankings
 from trainer.judging import Judge
+from trainer.losses import pairwise_loss
+from trainer.models import RewardModel
 from trainer.pocket.build import build_pocket
 from trainer.pocket.utility import rank, utility
 from trainer.pocket.world import held_out_requests
@@ -35,10 +40,13 @@ from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
 from trainer.sampling import LocalSampler, Prompt, SamplingSettings
-from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
+from trainer.scorer import Scorer, pad_id_of
+from trainer.weights import ModelSource, context_length, load_causal_lm, load_tokenizer
 
 STRATEGIES = ("random", "disagreement", "expected_gain", "novelty")
 Curve = list[tuple[int, float]]
+Said = Mapping[str, Any]
+HEAD_STEPS, HEAD_DECAY = 100, 0.003
 NOISE, TIE_MARGIN = 0.5, 0.1
 POOL_SEED = 2026
 # Student's t, two-sided 95 %, by degrees of freedom.
@@ -117,16 +125,97 @@ def heard(worth: Sequence[float], rng: random.Random) -> tuple[int, ...]:
 # One strategy
 
 
-def train(rankings: Sequence[Ranking], source: ModelSource, num_heads: int, seed: int) -> Judge:
-    """A reward model that learned from these rankings, as a `judge` run asks it."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "reward"
-        config = RewardConfig(num_heads=num_heads, seed=seed)
-        train_reward(rankings, source=source, config=config, out=out, report=SilentReporter())
-        return Judge(replace(source, version=out), "cpu")
+class Whole:
+    """The product's reward model: all of the pocket model's weights learn, below an ensemble of heads."""
+
+    def __init__(self, pool: Pool, source: ModelSource, setting: Setting, seed: int) -> None:
+        self._pool, self._source, self._setting, self._seed = pool, source, setting, seed
+
+    @torch.no_grad()
+    def look(self, chosen: Sequence[int]) -> list[Said]:
+        """What a model that learned from the chosen rankings says of all, as a `judge` run would."""
+        judge = self._train([self._pool.rankings[i] for i in chosen])
+        tasks, _ = judge.encode(self._pool.rankings)
+        states = judge.states(tasks)
+        seen = torch.cat([states[i] for i in chosen])
+        return [judge.say(task, state, seen) for task, state in zip(tasks, states, strict=True)]
+
+    @torch.enable_grad()
+    def _train(self, rankings: Sequence[Ranking]) -> Judge:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "reward"
+            config = RewardConfig(num_heads=self._setting.num_heads, seed=self._seed)
+            train_reward(rankings, source=self._source, config=config, out=out, report=SilentReporter())
+            return Judge(replace(self._source, version=out), "cpu")
 
 
-def accuracy(said: Sequence[Mapping[str, Any]], utilities: Sequence[Sequence[float]]) -> float:
+class HeadsOnly:
+    """Heads alone on what the pocket model's blocks say, which stays as it is: a thousandth of the work."""
+
+    def __init__(self, pool: Pool, states: Mapping[str, Tensor], setting: Setting, seed: int) -> None:
+        self._pool, self._num_heads, self._seed = pool, setting.num_heads, seed
+        self._states = [states[ranking.ranking_id] for ranking in pool.rankings]
+
+    def look(self, chosen: Sequence[int]) -> list[Said]:
+        """What heads that learned from the chosen rankings say of all."""
+        weight = self._fit(chosen)
+        seen = torch.cat([self._states[i] for i in chosen])
+        return [
+            self._say(ranking, state, weight, seen)
+            for ranking, state in zip(self._pool.rankings, self._states, strict=True)
+        ]
+
+    def _fit(self, chosen: Sequence[int]) -> Tensor:
+        """The heads with the least loss, with the product's own loss and resampling of rankings (Poisson)."""
+        generator = torch.Generator().manual_seed(self._seed)
+        states = torch.nn.utils.rnn.pad_sequence([self._states[i] for i in chosen], batch_first=True)
+        is_better = better([self._pool.rankings[i].places for i in chosen], states.shape[1])
+        counts = torch.poisson(torch.ones(len(chosen), self._num_heads), generator=generator)
+        weight = torch.randn(states.shape[2], self._num_heads, generator=generator).mul(0.01).requires_grad_()
+        optimizer = torch.optim.Adam([weight], lr=0.03)
+        for _ in range(HEAD_STEPS):
+            optimizer.zero_grad()
+            scores = states @ weight
+            losses = [
+                pairwise_loss(scores[:, :, e], is_better, importance_B=counts[:, e]) for e in range(self._num_heads)
+            ]
+            (torch.stack(losses).sum() + HEAD_DECAY * weight.square().sum()).backward()
+            optimizer.step()
+        return weight.detach()
+
+    def _say(self, ranking: Ranking, state: Tensor, weight: Tensor, seen: Tensor) -> Said:
+        scores = state @ weight
+        return {
+            "scores": dict(zip((a.id for a in ranking.answers), scores.mean(dim=1).tolist(), strict=True)),
+            "disagreement": choosing.disagreement(scores),
+            "expected_gain": choosing.expected_gain(scores),
+            "novelty": choosing.novelty(state, seen),
+        }
+
+
+def better(places: Sequence[Sequence[int | None]], width: int) -> Tensor:
+    """[B, K, K] of rankings: 1 where the row's place is before the column's."""
+    found = torch.zeros(len(places), width, width)
+    for row, of_one in enumerate(places):
+        for i, mine in enumerate(of_one):
+            for j, other in enumerate(of_one):
+                found[row, i, j] = float(mine is not None and other is not None and mine < other)
+    return found
+
+
+@torch.no_grad()
+def states_of(pool: Pool, source: ModelSource) -> dict[str, Tensor]:
+    """[K, D]: what the pocket model's blocks say at the end of each answer, with mean 0 and spread 1 over all."""
+    tokenizer = load_tokenizer(source)
+    model = RewardModel.from_sft(source, None)
+    tasks, _ = encode_rankings(pool.rankings, tokenizer, max_length=context_length(model.blocks.config), ties="half")
+    scorer = Scorer(model, pad_id=pad_id_of(tokenizer), config=RewardConfig(cache_megabytes=0))
+    states = scorer.states(tasks)
+    mean, std = torch.cat(states).mean(dim=0), torch.cat(states).std(dim=0).clamp(min=1e-6)
+    return {task.rankings[0].ranking_id: (state - mean) / std for task, state in zip(tasks, states, strict=True)}
+
+
+def accuracy(said: Sequence[Said], utilities: Sequence[Sequence[float]]) -> float:
     """On which share of the pairs the answer that is truly better has the higher score."""
     right = total = 0
     for item, worth in zip(said, utilities, strict=True):
@@ -137,18 +226,15 @@ def accuracy(said: Sequence[Mapping[str, Any]], utilities: Sequence[Sequence[flo
     return right / total
 
 
-def play(pool: Pool, source: ModelSource, setting: Setting, seed: int, strategy: str) -> Iterator[tuple[int, float]]:
+def play(
+    pool: Pool, learner: Whole | HeadsOnly, setting: Setting, seed: int, strategy: str
+) -> Iterator[tuple[int, float]]:
     """(number of rankings, accuracy) as a project grows by one strategy."""
     rng = random.Random(f"{strategy} {seed}")
     waiting = list(range(setting.num_measured, len(pool.rankings)))
     chosen, waiting = waiting[: setting.first], waiting[setting.first :]
     for size in setting.sizes:
-        judge = train([pool.rankings[i] for i in chosen], source, setting.num_heads, seed)
-        with torch.no_grad():
-            tasks, _ = judge.encode(pool.rankings)
-            states = judge.states(tasks)
-            seen = torch.cat([states[i] for i in chosen])
-            said = [judge.say(task, state, seen) for task, state in zip(tasks, states, strict=True)]
+        said = learner.look(chosen)
         yield size, accuracy(said[: setting.num_measured], pool.utilities[: setting.num_measured])
         num_random = round(setting.batch * (1.0 if strategy == "random" else setting.random_share))
         taken = rng.sample(waiting, num_random)
@@ -229,6 +315,7 @@ def main() -> None:
     """Measure, print, and write the figures where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed of a few rankings")
+    parser.add_argument("--heads-only", action="store_true", help="the blocks do not learn: minutes, not hours")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pocket", type=Path, default=Path(".data/models/pocket"), help="built where it is missing")
     parser.add_argument("--json", type=Path)
@@ -239,10 +326,12 @@ def main() -> None:
     started = time.monotonic()
     curves: dict[str, list[Curve]] = {strategy: [] for strategy in STRATEGIES}
     answers = draw_pool(source, setting)
+    states = states_of(answers, source) if chosen.heads_only else {}
     for seed in range(1, seeds + 1):
         pool = answers.mixed(seed)
+        learner = HeadsOnly(pool, states, setting, seed) if states else Whole(pool, source, setting, seed)
         for strategy in STRATEGIES:
-            curves[strategy].append(list(play(pool, source, setting, seed, strategy)))
+            curves[strategy].append(list(play(pool, learner, setting, seed, strategy)))
             ends = f"{curves[strategy][-1][-1][1]:.4f}"
             print(f"seed {seed} {strategy:14} {ends} at the end, {time.monotonic() - started:.0f} s", flush=True)
     found = figures_of(curves)
