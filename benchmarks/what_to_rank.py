@@ -50,7 +50,7 @@ HEAD_STEPS, HEAD_DECAY = 100, 0.003
 NOISE, TIE_MARGIN = 0.5, 0.1
 POOL_SEED = 2026
 # Student's t, two-sided 95 %, by degrees of freedom.
-STUDENT_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+STUDENT_T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 19: 2.09}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,18 @@ from starlette import status
 from app.accounts.guards import AdminCaller, ReadCaller, WriteCaller
 from app.datasets import service as datasets
 from app.idempotency import idempotent
-from app.loop import alternatives, arrivals, choosing, comparisons, external, forecast, sampling, service, training
+from app.loop import (
+    alternatives,
+    arrivals,
+    choosing,
+    comparisons,
+    external,
+    forecast,
+    judging,
+    sampling,
+    service,
+    training,
+)
 from app.loop.schemas import ComparisonOut, PlanOut, RoundOut
 from app.ndjson import write_lines
 from app.projects.guards import ApiProject
@@ -147,7 +158,8 @@ async def get_run_answers(run: PeekedRun, request: Request) -> StreamingResponse
     """What the `judge` run that this worker holds is asked about: prompts with their answers, as JSON lines."""
 
     async def chunks(session: AsyncSession) -> AsyncIterator[bytes]:
-        async for chunk in write_lines(choosing.answers_to_judge(session, run)):
+        rows = judging if judging.COMPARISON in run.config else choosing
+        async for chunk in write_lines(rows.answers_to_judge(session, run)):
             yield chunk
 
     return stream(request, chunks)

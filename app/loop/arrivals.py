@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.datasets import service as datasets
 from app.datasets.models import DatasetRow
 from app.errors import Invalid
-from app.loop import choosing, comparisons, sampling, service, training
+from app.loop import choosing, comparisons, judging, sampling, service, training
 from app.loop.comparisons import ComparisonEnded
 from app.loop.gates import GateState, Judged, Reason, Verdict, judge_policy, judge_reward
 from app.loop.models import Round
@@ -161,21 +161,28 @@ async def policy_finished(session: AsyncSession, run: Run) -> None:
     )
     name_version(run, version)
     if not version.gate:
-        await ask_people(session, await get_project(session, run.project_id), version)
+        await ask_others(session, await get_project(session, run.project_id), version)
 
 
-async def ask_people(session: AsyncSession, project: Project, version: Version) -> None:
-    """Begin a comparison with the live policy, where the project wants one and has prompts for it."""
+async def ask_others(session: AsyncSession, project: Project, version: Version) -> None:
+    """Begin a comparison with the live policy, where the project wants one and has prompts for it, and a judge."""
     live = await registry.live_version(session, project_id=project.id, kind=VersionKind.POLICY)
     if project.policy_gate == PolicyGate.OFF or live is None:
         await settle_policy(session, version, Verdict(GateState.OPEN, Reason.OFF))
         return
+    judge = None
+    if project.policy_gate == PolicyGate.SECOND_REWARD_MODEL:
+        judge = await judging.find_judge(session, project, version)
+        if judge is None:
+            await settle_policy(session, version, Verdict(GateState.OPEN, Reason.NO_JUDGE))
+            return
     try:
-        await comparisons.start(session, project=project, version=version, against=live)
+        await comparisons.start(session, project=project, version=version, against=live, judge=judge)
     except Invalid:
         await settle_policy(session, version, Verdict(GateState.OPEN, Reason.NO_PROMPTS))
     else:
-        await keep_verdict(session, version, Verdict(GateState.WAITING, Reason.COMPARING))
+        reason = Reason.JUDGING if judge else Reason.COMPARING
+        await keep_verdict(session, version, Verdict(GateState.WAITING, reason))
 
 
 async def comparison_ended(session: AsyncSession, event: ComparisonEnded) -> None:
@@ -185,7 +192,8 @@ async def comparison_ended(session: AsyncSession, event: ComparisonEnded) -> Non
     live = await registry.live_version(session, project_id=version.project_id, kind=VersionKind.POLICY)
     is_its_gate = live is not None and event.comparison.against_id == live.id
     if version.gate.get("state") == GateState.WAITING and is_its_gate:
-        await settle_policy(session, version, judge_policy(event.comparison.state))
+        by_people = event.comparison.judge_version_id is None
+        await settle_policy(session, version, judge_policy(event.comparison.state, by_people=by_people))
 
 
 async def settle_policy(session: AsyncSession, version: Version, verdict: Verdict) -> None:

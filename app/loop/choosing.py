@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 from typing import cast as typing_cast
 
-from sqlalchemy import Select, Table, Text, bindparam, cast, func, select, update
+from sqlalchemy import ColumnElement, Select, Table, Text, bindparam, cast, func, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.datasets import service as datasets
 from app.draws import draw
-from app.loop import service
 from app.projects.models import Help, Project, RankNext
 from app.projects.service import get_project
 from app.prompts.models import Completion, Prompt, Split
@@ -97,7 +96,7 @@ async def judge_waiting(session: AsyncSession, project: Project) -> Run | None:
     if not is_wanted or project.archived_at is not None:
         return None
     reward = await registry.live_version(session, project_id=project.id, kind=VersionKind.REWARD)
-    if reward is None or await service.open_run(session, project.id, kinds=(RunKind.JUDGE,)) is not None:
+    if reward is None or await open_judge(session, project) is not None:
         return None
     if (await session.execute(waiting(project.id).limit(1))).first() is None:
         return None
@@ -108,6 +107,16 @@ async def judge_waiting(session: AsyncSession, project: Project) -> Run | None:
         config=await config_of(session, project, reward),
         max_queued=None,
     )
+
+
+async def open_judge(session: AsyncSession, project: Project) -> Run | None:
+    """A run that looks at what waits, and waits or runs itself; not one that compares policies."""
+    is_open = (
+        Run.kind == RunKind.JUDGE,
+        Run.state.in_(runs.OPEN_STATES),
+        Run.config["rank_next"].as_string().is_not(None),
+    )
+    return await session.scalar(select(Run).where(Run.project_id == project.id, *is_open).limit(1))
 
 
 async def config_of(session: AsyncSession, project: Project, reward: Version) -> dict[str, Any]:
@@ -130,17 +139,21 @@ def waiting(project_id: uuid.UUID) -> Select[uuid.UUID, uuid.UUID, int | None, s
     )
 
 
+def answer_object() -> ColumnElement[Any]:
+    """One answer as a worker reads it."""
+    return func.jsonb_build_object(
+        "id", Completion.id, "text", Completion.text, "finish_reason", Completion.finish_reason
+    )
+
+
 async def answers_to_judge(session: AsyncSession, run: Run) -> AsyncIterator[dict[str, Any]]:
     """The rows that a `judge` run reads: each task that waits now, with its answers as it was made."""
     asked = waiting(run.project_id).subquery()
-    answer = func.jsonb_build_object(
-        "id", Completion.id, "text", Completion.text, "finish_reason", Completion.finish_reason
-    )
     rows = await session.stream(
         select(
             cast(asked.c.id, Text).label("key"),
             Prompt.messages,
-            func.jsonb_agg(aggregate_order_by(answer, TaskCompletion.position)).label("answers"),
+            func.jsonb_agg(aggregate_order_by(answer_object(), TaskCompletion.position)).label("answers"),
         )
         .select_from(asked)
         .join(Prompt, Prompt.id == asked.c.prompt_id)
@@ -160,7 +173,7 @@ async def run_finished(session: AsyncSession, event: RunFinished) -> None:
     """Answers were drawn: ask about their tasks. Scores came: put the tasks in their order."""
     if event.run.kind == RunKind.SAMPLE:
         await judge_waiting(session, await get_project(session, event.run.project_id))
-    elif event.run.kind == RunKind.JUDGE:
+    elif event.run.kind == RunKind.JUDGE and event.run.config["rank_next"]:
         await put_in_order(session, event.run)
 
 

@@ -61,6 +61,13 @@ class ComparisonEnded:
 
 
 @dataclass(frozen=True)
+class BothAnswered:
+    """Both versions of a comparison have answered."""
+
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
 class ComparisonView:
     """A comparison with its versions and its figures at this moment."""
 
@@ -68,6 +75,8 @@ class ComparisonView:
     version: Version
     against: Version
     figures: Figures
+    judge: Version | None = None
+    """None: people."""
 
 
 # Starting
@@ -79,11 +88,13 @@ async def start(
     project: Project,
     version: Version,
     against: Version,
+    judge: Version | None = None,
     num_prompts: int = DEFAULT_PROMPTS,
     actor_id: uuid.UUID | None = None,
     max_queued: int | None = None,
 ) -> Comparison:
-    """Let both versions answer the same held-out prompts, at most so many; people will then compare the answers.
+    """Let both versions answer the same held-out prompts, at most so many; people will then compare the answers, or
+    the reward model that is named as the judge.
 
     Raises:
         Invalid: the versions are not two policies of this project, or it has no held-out prompts.
@@ -114,6 +125,7 @@ async def start(
         number=number,
         version_id=version.id,
         against_id=against.id,
+        judge_version_id=judge.id if judge else None,
         version_run_id=made[0].id,
         against_run_id=made[1].id,
         created_by=actor_id,
@@ -191,6 +203,7 @@ async def run_finished(session: AsyncSession, event: RunFinished) -> None:
     await session.refresh(other)
     if other.state == RunState.FINISHED:
         await make_tasks(session, comparison)
+        await events.publish(session, BothAnswered(comparison))
 
 
 async def make_tasks(session: AsyncSession, comparison: Comparison) -> None:
@@ -200,7 +213,8 @@ async def make_tasks(session: AsyncSession, comparison: Comparison) -> None:
     theirs = await answers_of(session, comparison.against_run_id)
     for prompt_id in sorted(set(ours) & set(theirs), key=lambda key: hashlib.sha256(key.bytes).digest()):
         await make_task(session, project, comparison, prompt_id, ours[prompt_id], theirs[prompt_id])
-    comparison.state = ComparisonState.RANKING
+    if comparison.judge_version_id is None:
+        comparison.state = ComparisonState.RANKING
     await session.flush()
     await look(session, comparison)
 
@@ -232,7 +246,7 @@ async def make_task(
     theirs = theirs[: half if is_ours_more else whole]
     shown = {answer.content_hash: answer.id for answer in (*theirs, *ours)}
     task = None
-    if len(shown) > 1:
+    if len(shown) > 1 and comparison.judge_version_id is None:
         task = await making.create_task(
             session,
             project=project,
@@ -296,7 +310,8 @@ async def close(session: AsyncSession, comparison: Comparison, state: Comparison
     await withdraw_rest(session, comparison)
     version = await registry.get_version(session, comparison.version_id)
     against = await registry.get_version(session, comparison.against_id)
-    if against.number == 1 and found.win_rate is not None:
+    is_by_people = comparison.judge_version_id is None
+    if is_by_people and against.number == 1 and found.win_rate is not None:
         rate = {"value": found.win_rate, "low": found.low, "high": found.high, "num_prompts": found.num_ranked}
         version.metrics = {**version.metrics, "win_rate": rate}
         await session.flush()
@@ -328,7 +343,9 @@ async def stop(session: AsyncSession, comparison: Comparison, *, actor_id: uuid.
 
 
 async def measure(session: AsyncSession, comparison: Comparison) -> Figures:
-    """The figures of the rankings so far, in the order in which they came."""
+    """The figures of the rankings so far, in the order in which they came; of a judge, what it said in the end."""
+    if comparison.judge_version_id is not None:
+        return Figures.of_json(comparison.figures) if comparison.figures else figures_of([], num_prompts=0)
     compared = (
         await session.scalars(select(ComparedPrompt).where(ComparedPrompt.comparison_id == comparison.id))
     ).all()
@@ -399,6 +416,7 @@ async def view_of(session: AsyncSession, comparison: Comparison) -> ComparisonVi
         version=await registry.get_version(session, comparison.version_id),
         against=await registry.get_version(session, comparison.against_id),
         figures=await measure(session, comparison),
+        judge=await registry.get_version(session, comparison.judge_version_id) if comparison.judge_version_id else None,
     )
 
 

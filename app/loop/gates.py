@@ -37,6 +37,11 @@ class Reason(StrEnum):
     WORSE = "worse"  # the next three are states of a comparison
     UNDECIDED = "undecided"
     STOPPED = "stopped"
+    NO_JUDGE = "no_judge"
+    JUDGING = "judging"
+    JUDGED_BETTER = "judged_better"
+    JUDGED_WORSE = "judged_worse"
+    JUDGED_UNDECIDED = "judged_undecided"
     BY_HAND = "by_hand"
 
 
@@ -136,8 +141,9 @@ def difference(rows: Sequence[Judged]) -> Difference:
     return Difference(sorted({row.round for row in rows}, key=lambda number: number or 0), estimate)
 
 
-def judge_policy(state: str) -> Verdict:
+def judge_policy(state: str, *, by_people: bool = True) -> Verdict:
     """Whether a new policy may go live, from how its comparison with the live one has ended."""
-    if state == "better":
-        return Verdict(GateState.PASSED, Reason.PREFERRED)
-    return Verdict(GateState.REFUSED, Reason(state))
+    verdict = GateState.PASSED if state == "better" else GateState.REFUSED
+    if by_people or state == "stopped":
+        return Verdict(verdict, Reason.PREFERRED if state == "better" else Reason(state))
+    return Verdict(verdict, Reason(f"judged_{state}"))

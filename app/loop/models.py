@@ -29,6 +29,8 @@ class Round(Base):
     reward_run_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("runs.id"))
     policy_run_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("runs.id"))
     next_version_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("versions.id"))
+    # Why people stopped it (app/loop/halts.py); empty: it goes on.
+    stopped: Mapped[EmptyObject]
     created_at: Mapped[Created]
     closed_at: Mapped[datetime | None]
 
@@ -36,7 +38,9 @@ class Round(Base):
 class ComparisonState(StrEnum):
     """Where a comparison of two versions stands."""
 
-    SAMPLING = "sampling"  # both versions answer held-out prompts -> ranking, stopped
+    # Both versions answer held-out prompts, and the judge scores them, where there is one -> ranking, stopped; with a
+    # judge also better, worse, undecided.
+    SAMPLING = "sampling"
     RANKING = "ranking"  # people rank, without knowing it -> better, worse, undecided, stopped
     BETTER = "better"  # the version answers better than the other
     WORSE = "worse"
@@ -45,7 +49,7 @@ class ComparisonState(StrEnum):
 
 
 class Comparison(Base):
-    """People compare two policies blindly, on prompts that neither learned from."""
+    """People, or a second reward model, compare two policies blindly, on prompts that neither learned from."""
 
     __tablename__ = "comparisons"
     __table_args__ = (
@@ -73,6 +77,8 @@ class Comparison(Base):
     # The runs in which the two answer the same prompts.
     version_run_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("runs.id"))
     against_run_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("runs.id"))
+    # The reward model that judges; null: people do.
+    judge_version_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("versions.id"))
     state: Mapped[str] = mapped_column(server_default=ComparisonState.SAMPLING, default=ComparisonState.SAMPLING)
     # app/loop/outcomes.py: Figures, as they were when it closed.
     figures: Mapped[EmptyObject]

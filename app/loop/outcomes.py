@@ -60,6 +60,13 @@ class Figures:
         """As it is stored and sent."""
         return asdict(self)
 
+    @classmethod
+    def of_json(cls, said: Mapping[str, Any]) -> Figures:
+        """From where it was stored."""
+        labels = [LabelShare(**label) for label in said["labels"]]
+        bootstrap = tuple(said["bootstrap"]) if said["bootstrap"] else None
+        return cls(**{**said, "labels": labels, "bootstrap": bootstrap})
+
 
 def outcome(
     places: Places, marks: Marks, *, of_version: Sequence[uuid.UUID], of_against: Sequence[uuid.UUID]

@@ -59,7 +59,9 @@ async def train_button(session: AsyncSession, project: Project, words: Words) ->
     """Whether *Train* can be pressed, and if not, why."""
     plan = await forecast.plan_training(session, project)
     reason = ""
-    if await training.training_run(session, project.id) is not None:
+    if (await service.current_round(session, project)).stopped:
+        reason = words["_"]("This round has stopped.")
+    elif await training.training_run(session, project.id) is not None:
         reason = words["_"]("Training is under way.")
     elif plan.num_rankings == 0:
         reason = words["_"]("Rank some tasks first: there is nothing to learn from yet.")

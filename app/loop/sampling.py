@@ -47,12 +47,14 @@ async def start_sampling(
 
     Raises:
         SamplingUnderWay: a sampling run is open.
+        RoundStopped: people like an earlier policy better.
         NothingToSample: all prompts have theirs.
         QueueFull: too many runs wait already.
     """
     if await service.open_run(session, project.id, kinds=(RunKind.SAMPLE,)) is not None:
         raise SamplingUnderWay
     now = await service.current_round(session, project)
+    service.require_going(now)
     policy = await registry.get_version(session, now.policy_version_id)
     run = await enqueue_sampling(
         session,

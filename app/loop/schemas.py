@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -38,6 +38,8 @@ class RoundOut(BaseModel):
     reward_run_id: uuid.UUID | None
     policy_run_id: uuid.UUID | None
     next_version_id: uuid.UUID | None
+    stopped: dict[str, Any]
+    """Why people stopped it; empty: it goes on."""
     created_at: datetime
     closed_at: datetime | None
 
@@ -49,6 +51,8 @@ class ComparisonOut(BaseModel):
     state: Literal["sampling", "ranking", "better", "worse", "undecided", "stopped"]
     version_id: uuid.UUID
     against_id: uuid.UUID
+    judge_version_id: uuid.UUID | None
+    """The reward model that judges; null: people."""
     num_prompts: int
     num_ranked: int
     win_rate: float | None
@@ -62,6 +66,6 @@ class ComparisonOut(BaseModel):
     def of(cls, view: ComparisonView) -> ComparisonOut:
         """The wire shape of a comparison with its figures."""
         row, figures = view.comparison, view.figures
-        names = ("number", "state", "version_id", "against_id", "created_at", "closed_at")
+        names = ("number", "state", "version_id", "against_id", "judge_version_id", "created_at", "closed_at")
         said = ("num_prompts", "num_ranked", "win_rate", "low", "high", "labels")
         return cls(**{name: getattr(row, name) for name in names}, **{name: getattr(figures, name) for name in said})

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.datasets.models import DatasetRow
-from app.errors import Invalid
+from app.errors import Conflict, Invalid
 from app.loop.models import Round
 from app.projects.models import Project
 from app.projects.service import ProjectCreated
@@ -26,6 +26,20 @@ from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs import service as runs
 from app.runs.models import Run, RunKind
+
+
+class RoundStopped(Conflict):
+    """People like an earlier policy better: this round has stopped. Make a version live, and the next one begins."""
+
+
+def require_going(now: Round) -> None:
+    """Refuse to begin anything in a round that stopped.
+
+    Raises:
+        RoundStopped: people said so.
+    """
+    if now.stopped:
+        raise RoundStopped
 
 
 async def begin(session: AsyncSession, event: ProjectCreated) -> None:
@@ -87,9 +101,9 @@ async def promote(
 
 
 async def require_round_of(session: AsyncSession, *, project: Project, policy: Version) -> None:
-    """The current round is one in which this policy answers; else such a round begins."""
+    """The current round is one in which this policy answers, and goes on; else such a round begins."""
     now = await current_round(session, project)
-    if now.policy_version_id != policy.id:
+    if now.policy_version_id != policy.id or now.stopped:
         now.closed_at = func.now()
         await open_round(session, project_id=project.id, number=now.number + 1, policy=policy)
 

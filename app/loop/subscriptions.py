@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from app.events import events
-from app.loop import alternatives, arrivals, choosing, comparisons, external, sampling, service
-from app.loop.comparisons import ComparisonEnded
+from app.loop import alternatives, arrivals, choosing, comparisons, external, halts, judging, sampling, service
+from app.loop.comparisons import BothAnswered, ComparisonEnded
 from app.projects.service import ProjectCreated
 from app.prompts.service import CompletionsStored
 from app.rankings.service import RankingStored
@@ -16,6 +16,8 @@ def subscribe() -> None:
     events.subscribe(ProjectCreated, service.begin)
     events.subscribe(CompletionsStored, sampling.make_tasks)
     events.subscribe(RankingStored, comparisons.ranking_stored, only=comparisons.is_compared)
+    events.subscribe(BothAnswered, judging.both_answered)
     events.subscribe(ComparisonEnded, arrivals.comparison_ended)
-    for module in (arrivals, alternatives, external, comparisons, choosing):
+    events.subscribe(ComparisonEnded, halts.comparison_ended)
+    for module in (arrivals, alternatives, external, comparisons, choosing, judging):
         events.subscribe(RunFinished, module.run_finished)

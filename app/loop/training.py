@@ -48,6 +48,7 @@ async def start_training(
 
     Raises:
         TrainingUnderWay: a reward or PPO run is open.
+        RoundStopped: people like an earlier policy better.
         Invalid: no ranking can be learned from yet.
         QueueFull: too many runs wait already.
     """
@@ -57,6 +58,7 @@ async def start_training(
         raise Invalid.field("training.ppo.ptx_coefficient", "is above 0 and needs text to learn: import a corpus first")
     await guard_version(session, project)
     now = await service.current_round(session, project)
+    service.require_going(now)
     dataset = await datasets.freeze(session, project=project, created_by=actor_id)
     require_pairs(dataset)
     base = await registry.base_version(session, project.id)

@@ -32,6 +32,7 @@ class PolicyGate(StrEnum):
     """What a new policy must show before it goes live."""
 
     OFF = "off"
+    SECOND_REWARD_MODEL = "second_reward_model"  # a reward model that did not train it does
     PEOPLE = "people"  # people prefer its answers to the live one's, without knowing whose they are
 
 
@@ -79,7 +80,7 @@ class Project(Base):
         CheckConstraint("confidence in ('off', 'optional', 'required')", name="confidence"),
         CheckConstraint("layout in ('stacked', 'grid', 'columns')", name="layout"),
         CheckConstraint("reward_gate in ('off', 'held_out')", name="reward_gate"),
-        CheckConstraint("policy_gate in ('off', 'people')", name="policy_gate"),
+        CheckConstraint("policy_gate in ('off', 'people', 'second_reward_model')", name="policy_gate"),
         CheckConstraint("rank_next in ('random', 'disagreement', 'expected_gain', 'novelty')", name="rank_next"),
         CheckConstraint("random_share between 0.1 and 1", name="random_share"),
         CheckConstraint("help in ('none', 'presort')", name="help"),
@@ -142,6 +143,8 @@ class Project(Base):
     # What a new version must show before it goes live.
     reward_gate: Mapped[str] = mapped_column(server_default=RewardGate.HELD_OUT, default=RewardGate.HELD_OUT)
     policy_gate: Mapped[str] = mapped_column(server_default=PolicyGate.OFF, default=PolicyGate.OFF)
+    # The number of the reward version that judges policies; null: the newest that did not train the one in question.
+    policy_judge: Mapped[int | None]
     # Train by itself once so many hours have passed since the last training; null: not by the clock.
     train_every_hours: Mapped[int | None]
     # Train by itself after so many new rankings; null: by hand only.

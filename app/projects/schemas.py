@@ -121,6 +121,7 @@ class ProjectSettings(BaseModel):
     unassisted_share: float = Field(0.25, ge=0.1, le=1)
     reward_gate: RewardGate = RewardGate.HELD_OUT
     policy_gate: PolicyGate = PolicyGate.OFF
+    policy_judge: int | None = Field(None, ge=2, lt=2**31)
     is_paused: bool = False
 
 
@@ -177,6 +178,7 @@ class ProjectOut(BaseModel):
     unassisted_share: float
     reward_gate: RewardGate
     policy_gate: PolicyGate
+    policy_judge: int | None
     validation_share: float
     test_share: float
     seed: int

@@ -1,0 +1,112 @@
+"""A second reward model compares two policies in people's place, where an admin says so: it trained neither of them.
+
+Both answer held-out prompts as for a blind comparison; then a `judge` run scores all answers, and the figures are those
+that people's rankings would give.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from sqlalchemy import String, cast, func, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.loop import comparisons
+from app.loop.choosing import answer_object
+from app.loop.comparisons import BothAnswered
+from app.loop.models import ComparedPrompt, Comparison, ComparisonState
+from app.loop.outcomes import Outcome, figures_of, outcome
+from app.projects.models import Project
+from app.prompts.models import Completion, Prompt
+from app.registry import service as registry
+from app.registry.models import Version, VersionKind
+from app.runs import service as runs
+from app.runs.models import Run, RunKind
+from app.runs.service import RunFinished
+
+# In the settings of such a run: what it judges.
+COMPARISON = "comparison_id"
+
+
+async def find_judge(session: AsyncSession, project: Project, version: Version) -> Version | None:
+    """The reward model that the project names, or its newest but for the one that this policy was trained against."""
+    rewards = [
+        item
+        for item in await registry.list_versions(session, project.id)
+        if item.kind == VersionKind.REWARD and item.id != version.reward_version_id
+    ]
+    named = [item for item in rewards if project.policy_judge in (None, item.number)]
+    return named[0] if named else None
+
+
+async def both_answered(session: AsyncSession, event: BothAnswered) -> None:
+    """Let a worker ask the judge, where there is one."""
+    comparison = event.comparison
+    if comparison.judge_version_id is None:
+        return
+    judge = await registry.get_version(session, comparison.judge_version_id)
+    config = {
+        "reward": await registry.reference(session, judge),
+        "dataset": None,
+        "rank_next": None,
+        COMPARISON: str(comparison.id),
+    }
+    await runs.enqueue(session, project_id=comparison.project_id, kind=RunKind.JUDGE, config=config, max_queued=None)
+
+
+async def answers_to_judge(session: AsyncSession, run: Run) -> AsyncIterator[dict[str, Any]]:
+    """Each compared prompt with the answers of both policies; equal texts once."""
+    is_shown = Completion.id == func.any(ComparedPrompt.of_version + ComparedPrompt.of_against)
+    rows = await session.stream(
+        select(
+            cast(ComparedPrompt.prompt_id, String).label("key"),
+            Prompt.messages,
+            func.jsonb_agg(aggregate_order_by(answer_object(), Completion.id)).label("answers"),
+        )
+        .join(Prompt, Prompt.id == ComparedPrompt.prompt_id)
+        .join(Completion, is_shown)
+        .where(ComparedPrompt.comparison_id == uuid.UUID(run.config[COMPARISON]))
+        .group_by(ComparedPrompt.prompt_id, Prompt.id)
+        .order_by(ComparedPrompt.prompt_id)
+    )
+    async for row in rows.mappings():
+        yield dict(row)
+
+
+async def run_finished(session: AsyncSession, event: RunFinished) -> None:
+    """Scores of both policies' answers -> a decision."""
+    if event.run.kind != RunKind.JUDGE or COMPARISON not in event.run.config:
+        return
+    comparison = await session.get_one(
+        Comparison, uuid.UUID(event.run.config[COMPARISON]), with_for_update=True, populate_existing=True
+    )
+    if comparison.state == ComparisonState.SAMPLING:
+        await decide(session, comparison, (event.run.result or {}).get("judged", []))
+
+
+async def decide(session: AsyncSession, comparison: Comparison, judged: list[Mapping[str, Any]]) -> None:
+    """Close a comparison by what the judge said."""
+    query = select(ComparedPrompt).where(ComparedPrompt.comparison_id == comparison.id)
+    compared = {item.prompt_id: item for item in await session.scalars(query.order_by(ComparedPrompt.prompt_id))}
+    said = [
+        found
+        for row in judged
+        if (item := compared.get(uuid.UUID(row["key"]))) and (found := judged_outcome(item, row["scores"]))
+    ]
+    figures = figures_of(said, num_prompts=len(compared))
+    state = ComparisonState.UNDECIDED
+    if figures.low > 0.5:
+        state = ComparisonState.BETTER
+    elif figures.high < 0.5:
+        state = ComparisonState.WORSE
+    await comparisons.close(session, comparison, state, figures)
+
+
+def judged_outcome(item: ComparedPrompt, scores: Mapping[str, float]) -> Outcome | None:
+    """One prompt as the judge ranks its answers, the highest score first; equal scores tie."""
+    ranks = sorted(set(scores.values()), reverse=True)
+    places = {uuid.UUID(key): ranks.index(value) + 1 for key, value in scores.items()}
+    return outcome(places, {}, of_version=item.of_version, of_against=item.of_against)

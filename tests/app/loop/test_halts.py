@@ -1,0 +1,157 @@
+"""People have the last word: a round stops when they turn away. A second reward model judges only where it is asked."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from app.loop import arrivals, choosing, comparisons, halts, judging, sampling, service, training
+from app.loop.halts import best_liked
+from app.loop.models import ComparisonState
+from app.loop.service import RoundStopped
+from app.projects.models import PolicyGate
+from app.registry import service as registry
+from app.registry.models import Version, VersionKind
+from app.runs.models import RunKind, RunState
+from tests.app.loop.conftest import Loop
+from tests.app.loop.test_comparisons import answer_both, likes, rank_by, two_each
+from tests.app.loop.test_gates import second_reward
+from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT
+from tests.factories import make_prompt
+
+
+async def version(turned: Loop, number: int) -> Version:
+    return await registry.get_version_by_number(turned.session, project_id=turned.project.id, number=number)
+
+
+async def first_policy(turned: Loop) -> Version:
+    """A round is over: version 3 answers in the next one."""
+    for _ in range(30):
+        await make_prompt(turned.session, turned.project, split="test")
+    await turned.sample()
+    await turned.rank_all()
+    await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    await turned.work_off_sampling()
+    await turned.rank_all()
+    return await version(turned, 3)
+
+
+async def compared(turned: Loop, policy: Version, liked: int) -> None:
+    """People compare a policy with version 1, and like the answers of one of them."""
+    base = await registry.base_version(turned.session, turned.project.id)
+    await comparisons.start(turned.session, project=turned.project, version=policy, against=base)
+    await answer_both(turned, two_each)
+    await rank_by(turned, likes(liked))
+
+
+async def test_a_round_stops_when_people_prefer_another_policy(turned: Loop) -> None:
+    policy = await first_policy(turned)
+    run = await training.start_training(turned.session, project=turned.project)
+    claimed = await turned.claim()
+    assert claimed.id == run.id
+    await compared(turned, policy, liked=1)
+    now = await service.current_round(turned.session, turned.project)
+    assert (now.policy_version_id, now.stopped["why"], now.stopped["best"]) == (policy.id, "worse", 1)
+    assert now.stopped["win_rate"]["high"] < 0.5
+    assert run.cancel_requested_at is not None
+    with pytest.raises(RoundStopped):
+        await sampling.start_sampling(turned.session, project=turned.project)
+    run.state, run.lease_expires_at = RunState.CANCELLED, None
+    with pytest.raises(RoundStopped):
+        await training.start_training(turned.session, project=turned.project)
+
+
+@pytest.mark.parametrize("back_to", [1, 3])
+async def test_an_admin_goes_on_by_making_a_version_live(turned: Loop, back_to: int) -> None:
+    await compared(turned, await first_policy(turned), liked=1)
+    await arrivals.promote(
+        turned.session, project=turned.project, version=await version(turned, back_to), reason="I saw the answers"
+    )
+    now = await service.current_round(turned.session, turned.project)
+    assert (now.number, now.stopped) == (3, {})
+    run = await sampling.start_sampling(turned.session, project=turned.project)
+    assert run.config["policy"]["number"] == back_to
+
+
+async def test_a_round_goes_on_while_people_like_it(turned: Loop) -> None:
+    await compared(turned, await first_policy(turned), liked=3)
+    now = await service.current_round(turned.session, turned.project)
+    assert now.stopped == {}
+
+
+async def test_a_win_rate_surely_below_the_best_one_s_stops_a_round(turned: Loop) -> None:
+    """Version 3 won 0.9 (0.8 .. 0.95) over version 1; what comes after it still wins, but surely less often."""
+    old = await first_policy(turned)
+    old.metrics = {**old.metrics, "win_rate": {"value": 0.9, "low": 0.8, "high": 0.95, "num_prompts": 100}}
+    run = await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.score(new=3, live=2)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    assert run.state == RunState.FINISHED
+    new = await version(turned, 5)
+    base = await registry.base_version(turned.session, turned.project.id)
+    comparison = await comparisons.start(turned.session, project=turned.project, version=new, against=base)
+    comparison.state, comparison.closed_at = ComparisonState.BETTER, datetime.now(UTC)
+    for high, stops in ((0.85, False), (0.79, True)):
+        new.metrics = {**new.metrics, "win_rate": {"value": 0.7, "low": 0.55, "high": high, "num_prompts": 100}}
+        reason = await halts.reason_to_stop(turned.session, comparison)
+        assert (reason is not None) == stops
+    assert reason is not None
+    assert (reason["why"], reason["number"], reason["best"]) == ("fell", 5, 3)
+    assert best_liked([old, new]) is old
+
+
+# A second reward model
+
+
+async def to_the_judge(turned: Loop) -> Version:
+    """The second round's policy has answered beside the live one; the first round's reward model is to judge."""
+    for _ in range(30):
+        await make_prompt(turned.session, turned.project, split="test")
+    turned.project.policy_gate = PolicyGate.SECOND_REWARD_MODEL
+    await second_reward(turned)
+    await turned.score(new=3, live=2)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    policy = await version(turned, 5)
+    assert (policy.gate["state"], policy.gate["reason"]) == ("waiting", "judging")
+    await answer_both(turned, two_each)
+    return policy
+
+
+@pytest.mark.parametrize(("liked", "reason"), [(5, "judged_better"), (3, "judged_worse"), (0, "judged_undecided")])
+async def test_a_second_reward_model_decides_about_a_policy(turned: Loop, liked: int, reason: str) -> None:
+    policy = await to_the_judge(turned)
+    run = await turned.claim()
+    assert (run.kind, run.config["reward"]["number"]) == (RunKind.JUDGE, 2)
+    rows = [row async for row in judging.answers_to_judge(turned.session, run)]
+    assert len(rows) == 33
+    said = [
+        {"key": row["key"], "scores": {a["id"]: float(a["text"].startswith(f"by {liked}:")) for a in row["answers"]}}
+        for row in rows
+    ]
+    await turned.finish(run, {"judged": said, "num_heads": 1, "refused": []})
+    assert policy.gate["reason"] == reason
+    assert policy.is_live == (reason == "judged_better")
+    (view,) = await comparisons.list_comparisons(turned.session, turned.project.id)
+    assert (view.judge and view.judge.number, view.figures.num_ranked) == (2, 33)
+    assert "win_rate" not in policy.metrics, "that is what people say"
+    assert await choosing.open_judge(turned.session, turned.project) is None
+
+
+async def test_the_judge_is_the_one_that_is_named_and_never_the_policy_s_own(turned: Loop) -> None:
+    policy = await to_the_judge(turned)
+    turned.project.policy_judge = 2
+    assert (await judging.find_judge(turned.session, turned.project, policy)).number == 2  # type: ignore[union-attr]
+    turned.project.policy_judge = 4
+    assert await judging.find_judge(turned.session, turned.project, policy) is None
+
+
+async def test_the_first_policy_has_no_second_reward_model_to_ask(turned: Loop) -> None:
+    turned.project.policy_gate = PolicyGate.SECOND_REWARD_MODEL
+    policy = await first_policy(turned)
+    assert (policy.gate["state"], policy.gate["reason"], policy.is_live) == ("open", "no_judge", True)
+    live = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.POLICY)
+    assert live is policy
