@@ -59,11 +59,19 @@ async def wanted_projects(request: Request) -> list[Wanted | None]:
     """What the gaps of a request's address that lead to a project are filled with; else, what its body names."""
     finders: Mapping[str, ProjectFinder] = request.app.state.project_finders
     if getattr(request.scope.get("endpoint"), PROJECT_IN_BODY, False):
-        body = await request.json()
-        key = body.get("project_id") if isinstance(body, dict) else None
-        # Anything else is refused with the rest of the body.
-        return [finders["project_id"](key)] if isinstance(key, str) and len(key) <= MAX_KEY else []
+        key = await key_in_body(request)
+        return [finders["project_id"](key)] if key else []
     return [finders[name](str(value)) for name, value in request.path_params.items() if name in finders]
+
+
+async def key_in_body(request: Request) -> str | None:
+    """The project's key in a body of JSON. None: there is none in it; it is refused with the rest of the body."""
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError):
+        return None
+    key = body.get("project_id") if isinstance(body, dict) else None
+    return key if isinstance(key, str) and len(key) <= MAX_KEY else None
 
 
 async def first_wanted(request: Request) -> Wanted | None:

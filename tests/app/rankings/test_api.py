@@ -94,6 +94,27 @@ async def test_a_project_is_named_by_id_or_short_name(
     assert again.json()["lease_id"] == lease["lease_id"]
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"{", "application/json"),
+        (b"{", "text/plain"),
+        (b"\xff", "text/plain"),
+        (b"[" * 100_000, "text/plain"),
+        (b"[]", "application/json"),
+        (b"{}", "application/json"),
+        (b'{"project_id": 5}', "application/json"),
+        (b'{"project_id": ""}', "application/json"),
+        (b'{"project_id": "%s"}' % (b"p" * 101), "application/json"),
+    ],
+)
+async def test_a_body_that_names_no_project_is_refused(
+    client: AsyncClient, annotating: dict[str, str], body: bytes, kind: str
+) -> None:
+    answer = await client.post(f"{API}/tasks:next", content=body, headers=annotating | {"content-type": kind})
+    assert answer.status_code == 422, answer.text
+
+
 async def test_204_when_nothing_waits(client: AsyncClient, project: Project, annotating: dict[str, str]) -> None:
     answer = await client.post(f"{API}/tasks:next", json={"project_id": project.slug}, headers=annotating)
     assert (answer.status_code, answer.content) == (204, b"")
