@@ -1,12 +1,13 @@
 """What does each page cost in a large project?
 
-    python benchmarks/pages.py [--quick] [--json FILE] [--size 1000000] [--keep FOLDER]
+    python benchmarks/pages.py [--quick] [--json FILE] [--size 1000000] [--keep FOLDER] [--only PART]
 
 A project of a million tasks (--quick: 10,000), each with one ranking, every tenth and newest with a second one by
 somebody else, lies in a durable PostgreSQL on this machine; one `rankloop serve` answers. Every page that a project has
 is asked for by an admin, or by an annotator where it is theirs. Before each request somebody ranks one more task, so
 that nothing can be answered from what was counted before. Printed is the CPU time of a request, web and database apart:
-the median of five. With --keep, the database stays in FOLDER and is used again.
+the median of five. With --keep, the database stays in FOLDER and is used again; --only takes the pages whose address
+holds PART.
 """
 
 from __future__ import annotations
@@ -145,11 +146,12 @@ def rank_one(client: httpx2.Client, site: Site, token: str) -> None:
     sent.raise_for_status()
 
 
-def measure(site: Site, base: str, usage: Usage) -> list[dict[str, Any]]:
+def measure(site: Site, base: str, usage: Usage, only: str) -> list[dict[str, Any]]:
     """Every page: what one request costs."""
     people = json.loads(site.credentials.read_text())
     cookies = {"admin": asyncio.run(sign_in_admin(site.url)), "annotator": people[0]["cookie"]}
     pages = [("admin", path) for path in ADMIN] + [("annotator", path) for path in ANNOTATOR]
+    pages = [(who, path) for who, path in pages if only in path]
     with httpx2.Client(base_url=base, timeout=120) as client:
 
         def once(who: str, path: str) -> dict[str, float]:
@@ -178,7 +180,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         with EmbeddedPostgres(folder) as server, ExitStack() as stack:
             site = find_or_fill(server, folder, options.size)
             base, pid = stack.enter_context(web(site.url, folder, 1))
-            pages = measure(site, base, Usage({"web": pid, "database": server.process_id}))
+            pages = measure(site, base, Usage({"web": pid, "database": server.process_id}), options.only)
     finally:
         if options.keep is None:
             shutil.rmtree(folder)
@@ -208,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file")
     parser.add_argument("--size", type=int, help="how many tasks")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the database there, or use the one there")
+    parser.add_argument("--only", default="", metavar="PART", help="only pages whose address holds this")
     options = parser.parse_args(arguments)
     options.size = options.size or (10_000 if options.quick else 1_000_000)
     found = run(options)

@@ -20,6 +20,7 @@ from app.datasets import pieces, snapshots
 from app.datasets.cards import task_of, without_names
 from app.datasets.filters import LEARNED_FROM, DatasetFilter, is_counted
 from app.datasets.models import Dataset, DatasetRow
+from app.db import at_most
 from app.errors import Conflict, NotFound
 from app.projects.models import Project
 from app.prompts.models import Prompt
@@ -31,7 +32,7 @@ from app.tasks.models import Lease, Purpose, Task
 
 PREVIEW_SIZE = 10
 # A page counts so many rankings, and no more.
-MOST_COUNTED = 10_000
+MOST_COUNTED = 5_000
 # Before a dataset is frozen, agreement is measured on so many of its rankings.
 MAX_PREVIEWED = 2_000
 
@@ -171,18 +172,20 @@ async def count_chosen(session: AsyncSession, project_id: uuid.UUID, chosen: Dat
     they are frozen.
     """
     who = func.coalesce(cast(Ranking.annotator_id, String), Ranking.annotator_name, cast(Ranking.id, String))
-    query = current_rankings(project_id, chosen).order_by(None).limit(MOST_COUNTED + 1)
+    # The newest lie side by side.
+    newest = current_rankings(project_id, chosen).order_by(None).order_by(Ranking.number.desc())
+    query = newest.limit(at_most(MOST_COUNTED + 1))
     some = query.with_only_columns(Task.prompt_id, Prompt.split, who.label("who")).subquery()
     columns = (func.count(), func.count(some.c.prompt_id.distinct()), func.count(some.c.who.distinct()))
-    num_rankings, num_prompts, num_annotators = (await session.execute(select(*columns))).one()
-    splits = await session.execute(select(some.c.split, func.count()).group_by(some.c.split))
-    first = current_rankings(project_id, chosen).limit(PREVIEW_SIZE)
+    splits = [func.count().filter(some.c.split == split) for split in LEARNED_FROM]
+    num_rankings, num_prompts, num_annotators, *by_split = (await session.execute(select(*columns, *splits))).one()
+    first = current_rankings(project_id, chosen).limit(at_most(PREVIEW_SIZE))
     shown = first.with_only_columns(Ranking.id, Prompt.messages, Prompt.split, Prompt.language)
     return {
         "num_rankings": num_rankings,
         "num_prompts": num_prompts,
         "num_annotators": num_annotators,
-        "by_split": dict(splits.all()),
+        "by_split": {split: num for split, num in zip(LEARNED_FROM, by_split, strict=True) if num},
         "agreement": await agreement_of(session, project_id, chosen),
         "rows": (await session.execute(shown)).all(),
     }
@@ -190,19 +193,20 @@ async def count_chosen(session: AsyncSession, project_id: uuid.UUID, chosen: Dat
 
 async def agreement_of(session: AsyncSession, project_id: uuid.UUID, chosen: DatasetFilter) -> Agreement | None:
     """How well the people agree whose rankings are chosen, from those of the newest that share a task."""
-    newest = current_rankings(project_id, chosen).order_by(None).order_by(Ranking.number.desc()).limit(MOST_COUNTED)
-    rows = newest.with_only_columns(Ranking.id, Ranking.task_id).subquery()
+    newest = current_rankings(project_id, chosen).order_by(None).order_by(Ranking.number.desc())
+    limited = newest.limit(at_most(MOST_COUNTED))
+    rows = limited.with_only_columns(Ranking.id, Ranking.annotator_id, Ranking.task_id).subquery()
     num_of_task = func.count().over(partition_by=rows.c.task_id).label("num")
-    shared = select(rows.c.id, num_of_task).subquery()
-    ids = (await session.scalars(select(shared.c.id).where(shared.c.num > 1).limit(MAX_PREVIEWED))).all()
-    found = await reading.judgements(session, ids) if ids else []
+    shared = select(rows.c.id, rows.c.annotator_id, num_of_task).subquery()
+    query = select(shared.c.id, shared.c.annotator_id).where(shared.c.num > 1).limit(at_most(MAX_PREVIEWED))
+    found = await reading.judgements(session, reading.keys_in(await session.execute(query)))
     return await asyncio.to_thread(measure, found) if found else None
 
 
 async def list_people(session: AsyncSession, project_id: uuid.UUID) -> list[Any]:
     """Who ranked most of late: rows (id or None, name), at most 50."""
     newest = select(Ranking.annotator_id, Ranking.annotator_name).where(Ranking.project_id == project_id)
-    late = newest.order_by(Ranking.number.desc()).limit(MOST_COUNTED).subquery()
+    late = newest.order_by(Ranking.number.desc()).limit(at_most(MOST_COUNTED)).subquery()
     name = func.coalesce(User.name, late.c.annotator_name)
     query = (
         select(late.c.annotator_id, name)

@@ -11,12 +11,14 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.db import at_most
 from app.plots import Plot, Point, line_plot
 from app.projects.models import Project
 from app.quality import curves
 from app.quality import service as quality
 from app.quality.agreement import Estimate
 from app.quality.curves import Curve
+from app.quality.reading import SCANNED
 from app.quality.sequences import ratio_over_prompts
 from app.rankings.models import Ranking, RankingPlace
 from app.rankings.service import is_current
@@ -134,7 +136,7 @@ async def learning_curve(session: AsyncSession, project: Project, words: Words) 
         and version.metrics.get("accuracy")
         and version.metrics.get("num_rankings")
     ]
-    ceiling = (await quality.overview(session, project)).everything.without_ties
+    ceiling = (await quality.usual_overview(session, project)).everything.without_ties
     curve = curves.fit(points, ceiling=ceiling.value if ceiling else None)
     return LearningCurve(points, ceiling, curve, curve_plot(points, ceiling, curve, words))
 
@@ -160,14 +162,17 @@ async def choices(session: AsyncSession, project: Project) -> list[Choice]:
     Those at random say, without bias, how good the reward model is on what it was not trained on.
     """
     ordered = func.array_agg(RankingPlace.completion_id), func.array_agg(RankingPlace.place)
+    newest = select(Ranking.id).where(Ranking.project_id == project.id).order_by(Ranking.number.desc())
     query = (
         select(Task.chosen_by, Task.prompt_id, Task.judged_order, *ordered)
         .join(Ranking, Ranking.task_id == Task.id)
         .join(RankingPlace, RankingPlace.ranking_id == Ranking.id)
-        .where(Ranking.project_id == project.id, Task.judged_order.is_not(None), is_current(), ~Task.is_gold)
+        .where(
+            Ranking.id.in_(newest.limit(at_most(SCANNED))), Task.judged_order.is_not(None), is_current(), ~Task.is_gold
+        )
         .group_by(Task.id, Ranking.id)
         .order_by(Ranking.number.desc())
-        .limit(MOST_CHOSEN)
+        .limit(at_most(MOST_CHOSEN))
     )
     said: dict[str, list[tuple[uuid.UUID, int, int]]] = {}
     for way, prompt_id, order, answers, places in await session.execute(query):

@@ -72,6 +72,7 @@ class Project(Base):
         CheckConstraint("compare_share between 0 and 1", name="compare_share"),
         CheckConstraint("qualify_tasks between 0 and 25", name="qualify_tasks"),
         CheckConstraint("qualify_mark between 0 and 1", name="qualify_mark"),
+        CheckConstraint("review_above between 0 and 1", name="review_above"),
         CheckConstraint("qualify_tries between 1 and 10", name="qualify_tries"),
         CheckConstraint("gold_window between 0 and 100", name="gold_window"),
         CheckConstraint("lease_minutes between 1 and 1440", name="lease_minutes"),
@@ -129,6 +130,8 @@ class Project(Base):
     qualify_mark: Mapped[float] = mapped_column(server_default="0.7", default=0.7)
     qualify_tries: Mapped[int] = mapped_column(server_default="2", default=2)
     gold_window: Mapped[ZeroByDefault]
+    # A task waits for a reviewer where people differ on a larger share of the pairs of answers; 1: none does.
+    review_above: Mapped[float] = mapped_column(server_default="0.5", default=0.5)
     lease_minutes: Mapped[int] = mapped_column(server_default="60", default=60)
     # {"temperature", "top_p", "max_new_tokens", "seed"}
     sampling: Mapped[dict[str, Any]] = mapped_column(JSONB)

@@ -110,6 +110,7 @@ class ProjectSettings(BaseModel):
     qualify_mark: float = Field(0.7, ge=0, le=1)
     qualify_tries: int = Field(2, ge=1, le=10)
     gold_window: int = Field(0, ge=0, le=100)
+    review_above: float = Field(0.5, ge=0, le=1)
     lease_minutes: int = Field(60, ge=1, le=1440)
     sampling: Sampling = Sampling()
     training: Training = Training()
@@ -167,6 +168,7 @@ class ProjectOut(BaseModel):
     qualify_mark: float
     qualify_tries: int
     gold_window: int
+    review_above: float
     lease_minutes: int
     sampling: Sampling
     training: Training

@@ -36,6 +36,7 @@ class Prompt(Base):
     __tablename__ = "prompts"
     __table_args__ = (
         UniqueConstraint("project_id", "content_hash"),
+        Index("ix_prompts_project", "project_id", "number"),
         Index("ix_prompts_project_split", "project_id", "split", "number"),
         CheckConstraint("kind in ('plain', 'few_shot', 'user')", name="kind"),
         CheckConstraint("split in ('train', 'validation', 'test')", name="split"),

@@ -88,14 +88,25 @@ def ratio(cluster: Ints, parts: Floats | Ints, wholes: Floats | Ints, *, seed: i
     sums = sums[sums[:, 1] > 0]
     if not len(sums):
         return None
-    rng = np.random.default_rng(seed)
-    # Some resamples at a time, so that a million numbers are in memory, however many prompts there are.
-    at_once = max(1, 1_000_000 // len(sums))
-    sizes = [min(at_once, NUM_RESAMPLES - done) for done in range(0, NUM_RESAMPLES, at_once)]
-    drawn = np.concatenate([sums[rng.integers(len(sums), size=(size, len(sums)))].sum(axis=1) for size in sizes])
+    drawn = resample(sums, seed)
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
     part, whole = sums.sum(axis=0)
     return Estimate(float(part / whole), float(low), float(high), num=round(whole), num_prompts=len(sums))
+
+
+def resample(sums_CS: Floats | Ints, seed: int) -> Floats:
+    """Sums over as many rows as there are, drawn with replacement, `NUM_RESAMPLES` times: shape (resamples, sums).
+
+    Rows that are alike are drawn together: how often each kind of row comes is multinomial, so the cost is that of the
+    kinds, which are few, and not that of the rows.
+    """
+    kinds, counts = np.unique(sums_CS, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    # Some resamples at a time, so that a million numbers are in memory, however many kinds there are.
+    at_once = max(1, 1_000_000 // len(kinds))
+    sizes = [min(at_once, NUM_RESAMPLES - done) for done in range(0, NUM_RESAMPLES, at_once)]
+    shares = counts / len(sums_CS)
+    return np.concatenate([rng.multinomial(len(sums_CS), shares, size=size) @ kinds for size in sizes])
 
 
 # Kendall's tau-b

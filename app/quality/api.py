@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 
 from app.accounts.guards import AdminCaller, AnnotateCaller, ReadCaller
 from app.projects.guards import ApiProject
-from app.quality import qualification, service
+from app.quality import qualification, service, watch
 from app.quality.schemas import (
     AnnotatorOut,
     AnnotatorPage,
@@ -38,8 +38,8 @@ async def list_annotators(
     cursor: Annotated[str | None, Query(pattern=r"^\d{1,7}$")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> AnnotatorPage:
-    """What was measured of each annotator, those with flags first. Who has new rankings is measured on the way."""
-    await service.measure_people(session, project)
+    """What was measured of each annotator, those with flags first: in a large project once a minute, else now."""
+    await watch.look_on_the_way(session, project)
     start = int(cursor or 0)
     rows = await service.list_people(session, project, limit=limit + 1, offset=start)
     following = str(start + limit) if len(rows) > limit else None

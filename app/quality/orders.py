@@ -49,6 +49,8 @@ class Judgement:
     """The cards stood in that order, so that their seats say nothing of the annotator."""
     key: Hashable = None
     """The ranking's own id."""
+    number: int = 0
+    """Rankings came in this order."""
 
 
 @dataclass(frozen=True)

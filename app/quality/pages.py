@@ -13,7 +13,7 @@ from app.accounts.guards import Admin, Annotator, Reviewer
 from app.errors import Invalid
 from app.plots import Whisker, whiskers
 from app.projects.guards import PageProject
-from app.quality import gold, qualification, reviews, service
+from app.quality import gold, qualification, reviews, service, watch
 from app.quality.agreement import Agreement, Estimate
 from app.quality.bias import Lean, as_csv
 from app.quality.detectors import threshold
@@ -72,9 +72,8 @@ async def list_annotators(
     session: SessionDep,
     after: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> HTMLResponse:
-    """Everybody who ranked, those with flags first. Whoever has new rankings is measured now, some people at a time."""
-    known = await gold.known_orders(session, project)
-    num_measured = await service.measure_people(session, project, gold=known)
+    """Everybody who ranked, those with flags first."""
+    await watch.look_on_the_way(session, project)
     rows = await service.list_people(session, project, limit=PAGE_SIZE + 1, offset=after)
     return render(
         request,
@@ -84,7 +83,7 @@ async def list_annotators(
         rows=rows[:PAGE_SIZE],
         has_gate=has_gate(project),
         standings=await qualification.list_standings(session, project, [row.id for row in rows]),
-        may_lag=num_measured == service.AT_ONCE,
+        may_lag=bool(await service.people_to_measure(session, project, limit=1)),
         next_url=f"?after={after + PAGE_SIZE}" if len(rows) > PAGE_SIZE else None,
         is_first=after == 0,
     )
@@ -178,8 +177,8 @@ async def list_reviews(
     state: ReviewState = ReviewState.OPEN,
     after: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> HTMLResponse:
-    """The tasks whose rankings differ too much, the most divided first. The queue is filled as one looks."""
-    await reviews.fill_queue(session, project)
+    """The tasks whose rankings differ too much, the most divided first."""
+    await watch.look_on_the_way(session, project)
     rows = await reviews.list_reviews(session, project, state=state, limit=PAGE_SIZE + 1, offset=after)
     return render(
         request,
@@ -189,7 +188,7 @@ async def list_reviews(
         rows=rows[:PAGE_SIZE],
         state=state,
         states=list(ReviewState),
-        threshold=reviews.REVIEW_ABOVE,
+        threshold=project.review_above,
         next_url=f"?state={state}&after={after + PAGE_SIZE}" if len(rows) > PAGE_SIZE else None,
         is_first=after == 0,
     )
@@ -254,5 +253,5 @@ def read_id(text: str) -> uuid.UUID:
 async def show_my_work(request: Request, project: PageProject, user: Annotator, session: SessionDep) -> HTMLResponse:
     """What an annotator's own rankings look like to those who run the project."""
     portrait = await gold.own_view(session, project, user)
-    overview = await service.overview(session, project) if portrait else None
+    overview = await service.usual_overview(session, project) if portrait else None
     return render(request, "quality/my_work.html", project=project, portrait=portrait, overview=overview)

@@ -161,10 +161,10 @@ async def count_test(session: AsyncSession, project: Project, person: uuid.UUID)
     standing = await find_standing(session, project, person)
     if standing is None or standing.state != StandingState.TESTING:
         return
-    ids = await answered_in(session, standing)
-    standing.num_done = min(len(ids), standing.num_asked)
+    answered = await answered_in(session, standing)
+    standing.num_done = min(len(answered), standing.num_asked)
     if standing.num_done == standing.num_asked:
-        await grade(session, project, standing, await agreement_of(session, ids))
+        await grade(session, project, standing, await agreement_of(session, answered))
     await session.flush()
 
 
@@ -187,16 +187,16 @@ async def watch_gold(session: AsyncSession, project: Project, person: uuid.UUID)
     if standing is not None and standing.state != StandingState.QUALIFIED:
         return
     user = await session.get_one(User, person)
-    ids = await newest_gold(session, project, person, after=standing.since_number if standing else 0)
-    if len(ids) < project.gold_window or await standings.is_exempt(session, project, user):
+    newest = await newest_gold(session, project, person, after=standing.since_number if standing else 0)
+    if len(newest) < project.gold_window or await standings.is_exempt(session, project, user):
         return
-    score = await agreement_of(session, ids)
+    score = await agreement_of(session, newest)
     if score >= project.qualify_mark:
         return
     standing = standing or Standing(project_id=project.id, annotator_id=person)
     standing.num_tries = 0
     await move(session, standing, StandingState.PAUSED, score=score, actor_id=None)
-    await flag(session, project, standing, "gold", num=len(ids))
+    await flag(session, project, standing, "gold", num=len(newest))
 
 
 async def flag(session: AsyncSession, project: Project, standing: Standing, check_name: str, *, num: int) -> None:
@@ -219,12 +219,12 @@ def of_person(project_id: uuid.UUID, person: uuid.UUID) -> tuple[ColumnElement[b
     return Ranking.project_id == project_id, Ranking.annotator_id == person, Task.is_gold.is_(True), is_current()
 
 
-async def answered_in(session: AsyncSession, standing: Standing) -> list[uuid.UUID]:
+async def answered_in(session: AsyncSession, standing: Standing) -> list[reading.Key]:
     """The rankings of a person's last try, oldest first."""
-    query = select(Ranking.id).join(Task, Task.id == Ranking.task_id)
+    query = reading.keys().join(Task, Task.id == Ranking.task_id)
     query = query.where(*of_person(standing.project_id, standing.annotator_id), Task.is_qualifying)
     query = query.where(Ranking.number > standing.since_number).order_by(Ranking.number)
-    return list(await session.scalars(query.limit(standing.num_asked)))
+    return reading.keys_in(await session.execute(query.limit(standing.num_asked)))
 
 
 async def newest_number(session: AsyncSession, project: Project, person: uuid.UUID) -> int:
@@ -233,16 +233,17 @@ async def newest_number(session: AsyncSession, project: Project, person: uuid.UU
     return await session.scalar(query.where(Ranking.project_id == project.id, Ranking.annotator_id == person)) or 0
 
 
-async def newest_gold(session: AsyncSession, project: Project, person: uuid.UUID, *, after: int) -> list[uuid.UUID]:
+async def newest_gold(session: AsyncSession, project: Project, person: uuid.UUID, *, after: int) -> list[reading.Key]:
     """The newest rankings of gold tasks that came between others, later than this number."""
-    query = select(Ranking.id).join(Task, Task.id == Ranking.task_id)
+    query = reading.keys().join(Task, Task.id == Ranking.task_id)
     query = query.where(*of_person(project.id, person), ~Task.is_qualifying, Ranking.number > after)
-    return list(await session.scalars(query.order_by(Ranking.number.desc()).limit(project.gold_window)))
+    newest = query.order_by(Ranking.number.desc()).limit(project.gold_window)
+    return reading.keys_in(await session.execute(newest))
 
 
-async def agreement_of(session: AsyncSession, ids: Sequence[uuid.UUID]) -> float:
+async def agreement_of(session: AsyncSession, keys: Sequence[reading.Key]) -> float:
     """Pairwise agreement of rankings with the known orders of their tasks, a tie as a third answer."""
-    rows = await reading.judgements(session, ids)
+    rows = await reading.judgements(session, keys)
     found = with_gold(rows, await orders_of(session, [row.task for row in rows]))
     return found.value if found else 0.0
 
@@ -257,7 +258,8 @@ async def feedback_on(session: AsyncSession, standing: Standing) -> list[Feedbac
     """The tasks of a try that is over, in the order in which they were answered."""
     if not standing.num_asked or standing.num_done < standing.num_asked or standing.state == StandingState.PAUSED:
         return []
-    rankings = await session.scalars(select(Ranking).where(Ranking.id.in_(await answered_in(session, standing))))
+    answered = [ranking_id for ranking_id, _ in await answered_in(session, standing)]
+    rankings = await session.scalars(select(Ranking).where(Ranking.id.in_(answered)))
     views = await views_of(session, sorted(rankings, key=lambda ranking: ranking.number))
     query = select(GoldOrder, Prompt).join(Task, Task.id == GoldOrder.task_id).join(Prompt, Prompt.id == Task.prompt_id)
     found = await session.execute(query.where(GoldOrder.task_id.in_([view.ranking.task_id for view in views])))
@@ -275,7 +277,7 @@ async def feedback_of(session: AsyncSession, view: RankingView, order: GoldOrder
         cards=await tasks.cards_of(session, view.display_order),
         order=view.letter_order,
         known=cells,
-        agreement=await agreement_of(session, [view.ranking.id]),
+        agreement=await agreement_of(session, [(view.ranking.id, view.ranking.annotator_id)]),
         why=order.why,
     )
 

@@ -1,12 +1,13 @@
 """Rankings out of the database as judgements: the newest of a project, those that overlap, those of some people.
 
-What a page reads is bounded by the limits here, however large the project is.
+What a page reads is bounded by the limits here, however large the project is. A ranking never changes, so a judgement
+that was read once is kept in memory.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row, Select, Text, Uuid, any_, bindparam, case, cast, extract, func, null, select, true
@@ -14,68 +15,94 @@ from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
+from app.db import at_most
 from app.prompts.models import Completion, Prompt
 from app.quality.orders import Judgement
+from app.quality.remembering import Remembered
 from app.rankings.models import Ranking, RankingPlace
 from app.rankings.service import is_counted, is_current
-from app.tasks.models import Lease, Task, TaskCompletion
+from app.tasks.models import Lease, Purpose, Task, TaskCompletion
 
+Key = tuple[uuid.UUID, uuid.UUID | None]
+"""A ranking and who made it. What is made of rankings follows from their keys: nothing else about them ever changes."""
 SCANNED = 20_000
-"""The newest rankings of a project, among which overlapping ones are looked for."""
+"""The newest rankings of a project, in whose tasks overlapping ones are looked for."""
 OVERLAPPING = 6_000
 NEWEST = 5_000
 PER_PERSON = 200
 """The newest rankings of one person: the window of all that is said of them."""
+KEPT = 20_000
+"""Judgements in memory, a kilobyte each."""
+_known: Remembered[Key, Judgement] = Remembered(KEPT)
 
 
 async def newest(
     session: AsyncSession, project_id: uuid.UUID, *, limit: int = NEWEST, with_gold: bool = False
 ) -> list[Judgement]:
     """The newest current rankings of a project, oldest first; of gold tasks only where they are asked for."""
-    query = select(Ranking.id).where(Ranking.project_id == project_id, is_current() if with_gold else is_counted())
-    ids = (await session.scalars(query.order_by(Ranking.number.desc()).limit(limit))).all()
-    return await judgements(session, ids)
+    return await judgements(session, await newest_keys(session, project_id, limit=limit, with_gold=with_gold))
+
+
+async def newest_keys(
+    session: AsyncSession, project_id: uuid.UUID, *, limit: int = NEWEST, with_gold: bool = False
+) -> list[Key]:
+    """Which these are."""
+    query = keys().where(Ranking.project_id == project_id, is_current() if with_gold else is_counted())
+    return keys_in(await session.execute(query.order_by(Ranking.number.desc()).limit(at_most(limit))))
+
+
+async def newest_number(session: AsyncSession, project_id: uuid.UUID) -> int:
+    """The number of a project's newest ranking; 0 without one. Since an earlier one, at most their difference came."""
+    return await session.scalar(select(func.max(Ranking.number)).where(Ranking.project_id == project_id)) or 0
 
 
 async def overlapping(session: AsyncSession, project_id: uuid.UUID, *, limit: int = OVERLAPPING) -> list[Judgement]:
     """The newest current rankings of tasks that more than one person ranked, oldest first; without gold."""
-    recent = (
-        select(Ranking.id, Ranking.number, func.count().over(partition_by=Ranking.task_id).label("num"))
-        .where(
-            Ranking.id.in_(
-                select(Ranking.id)
-                .where(Ranking.project_id == project_id, is_counted())
-                .order_by(Ranking.number.desc())
-                .limit(SCANNED)
-            )
-        )
+    return await judgements(session, await overlapping_keys(session, project_id, limit=limit))
+
+
+async def overlapping_keys(session: AsyncSession, project_id: uuid.UUID, *, limit: int = OVERLAPPING) -> list[Key]:
+    """Which these are. The newest rankings name the tasks; of a task, all rankings count, however old."""
+    newest = select(Ranking.task_id, Ranking.number).where(Ranking.project_id == project_id)
+    recent = newest.order_by(Ranking.number.desc()).limit(at_most(SCANNED)).subquery()
+    # Two places are taken by two rankings, or by one and somebody who ranks now.
+    shared = (Task.num_taken > 1, ~Task.is_gold, Task.purpose == Purpose.LEARN)
+    chosen = (
+        select(Task.id)
+        .join(recent, recent.c.task_id == Task.id)
+        .where(*shared)
+        .group_by(Task.id)
+        .order_by(func.max(recent.c.number).desc())
+        .limit(at_most(limit // 2))
         .subquery()
     )
-    query = select(recent.c.id).where(recent.c.num > 1).order_by(recent.c.number.desc()).limit(limit)
-    return await judgements(session, (await session.scalars(query)).all())
+    num = func.count().over(partition_by=Ranking.task_id).label("num")
+    theirs = keys().add_columns(Ranking.number, num).join(chosen, chosen.c.id == Ranking.task_id)
+    counted = theirs.where(is_current()).subquery()
+    query = select(counted.c.id, counted.c.annotator_id).where(counted.c.num > 1)
+    return keys_in(await session.execute(query.order_by(counted.c.number.desc()).limit(at_most(limit))))
 
 
 async def of_people(session: AsyncSession, project_id: uuid.UUID, people: Sequence[uuid.UUID]) -> list[Judgement]:
     """The newest current rankings of each of these people, oldest first."""
     theirs = (
-        select(Ranking.id)
+        keys()
         .where(Ranking.annotator_id == User.id, Ranking.project_id == project_id, is_current())
         .order_by(Ranking.number.desc())
-        .limit(PER_PERSON)
+        .limit(at_most(PER_PERSON))
         .correlate(User)
         .lateral("theirs")
     )
-    query = select(theirs.c.id).select_from(User).join(theirs, true()).where(User.id.in_(people))
-    ids = (await session.scalars(query)).all()
-    return await judgements(session, ids)
+    query = select(theirs.c.id, theirs.c.annotator_id).select_from(User).join(theirs, true())
+    return await judgements(session, keys_in(await session.execute(query.where(User.id.in_(people)))))
 
 
 async def of_tasks(session: AsyncSession, task_ids: Sequence[uuid.UUID]) -> dict[Hashable, list[Judgement]]:
     """The newest current rankings of these tasks, by task."""
-    query = select(Ranking.id).where(Ranking.task_id == any_(of_ids(task_ids)), is_current())
-    ids = (await session.scalars(query.order_by(Ranking.number.desc()).limit(OVERLAPPING))).all()
+    query = keys().where(Ranking.task_id == any_(of_ids(task_ids)), is_current())
+    chosen = keys_in(await session.execute(query.order_by(Ranking.number.desc()).limit(at_most(OVERLAPPING))))
     found: dict[Hashable, list[Judgement]] = {}
-    for judgement in await judgements(session, ids):
+    for judgement in await judgements(session, chosen):
         found.setdefault(judgement.task, []).append(judgement)
     return found
 
@@ -86,9 +113,19 @@ async def beside(
     """What everybody else said of the same tasks; not of gold tasks, whose order is known."""
     tasks = list({judgement.task for judgement in theirs if judgement.task not in gold})
     seen = {judgement.key for judgement in theirs}
-    query = select(Ranking.id).where(Ranking.task_id == any_(of_ids(tasks)), is_current())
-    ids = [ranking_id for ranking_id in await session.scalars(query) if ranking_id not in seen]
-    return await judgements(session, ids)
+    query = keys().where(Ranking.task_id == any_(of_ids(tasks)), is_current())
+    found = keys_in(await session.execute(query))
+    return await judgements(session, [key for key in found if key[0] not in seen])
+
+
+def keys() -> Select[uuid.UUID, uuid.UUID | None]:
+    """Keys of rankings."""
+    return select(Ranking.id, Ranking.annotator_id)
+
+
+def keys_in(rows: Iterable[Any]) -> list[Key]:
+    """The keys that these rows are."""
+    return [(row[0], row[1]) for row in rows]
 
 
 def of_ids(ids: Sequence[Any]) -> Any:
@@ -96,11 +133,21 @@ def of_ids(ids: Sequence[Any]) -> Any:
     return bindparam(None, list(ids), type_=ARRAY(Uuid))
 
 
-async def judgements(session: AsyncSession, ids: Sequence[uuid.UUID]) -> list[Judgement]:
+async def judgements(session: AsyncSession, chosen: Iterable[Key]) -> list[Judgement]:
     """These rankings, oldest first."""
+    known = {key: _known.get(key) for key in chosen}
+    missing = [key[0] for key, judgement in known.items() if judgement is None]
+    known |= {key: _known.keep(key, judgement) for key, judgement in (await read(session, missing)).items()}
+    return sorted((found for found in known.values() if found), key=lambda judgement: judgement.number)
+
+
+async def read(session: AsyncSession, ids: Sequence[uuid.UUID]) -> dict[Key, Judgement]:
+    """These rankings out of the database."""
+    if not ids:
+        return {}
     answers = {row.ranking_id: row for row in await session.execute(answers_of(ids))}
     rows = await session.execute(rankings_of(ids))
-    return [as_judgement(row, answers[row.id]) for row in rows]
+    return {(row.id, row.annotator_id): as_judgement(row, answers[row.id]) for row in rows}
 
 
 def rankings_of(ids: Sequence[uuid.UUID]) -> Select[Any]:
@@ -108,6 +155,7 @@ def rankings_of(ids: Sequence[uuid.UUID]) -> Select[Any]:
     return (
         select(
             Ranking.id,
+            Ranking.number,
             Ranking.task_id,
             Ranking.annotator_id,
             Ranking.annotator_name,
@@ -124,7 +172,6 @@ def rankings_of(ids: Sequence[uuid.UUID]) -> Select[Any]:
         .join(Prompt, Prompt.id == Task.prompt_id)
         .outerjoin(Lease, Lease.id == Ranking.lease_id)
         .where(Ranking.id == any_(of_ids(ids)))
-        .order_by(Ranking.number)
     )
 
 
@@ -195,4 +242,5 @@ def as_judgement(ranking: Row[Any], answers: Row[Any]) -> Judgement:
         round=ranking.round,
         language=ranking.language,
         key=ranking.id,
+        number=ranking.number,
     )

@@ -21,7 +21,7 @@ from app.prompts.models import Prompt
 from app.quality import reading
 from app.quality.consensus import USUAL_RELIABILITY, Consensus, agree_on, disagreement
 from app.quality.models import Rejection, Review, ReviewState
-from app.quality.orders import Judgement
+from app.quality.remembering import Remembered
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer, Rules, body_hash, tidy
 from app.rankings.models import Ranking
@@ -30,9 +30,8 @@ from app.tasks import service as tasks
 from app.tasks.models import Task, TaskCompletion
 from app.tasks.service import LETTERS
 
-REVIEW_ABOVE = 0.5
-"""A task is reviewed where people differ on more than half of the pairs of answers."""
 MAX_REASON_LENGTH = 1000
+_fits: Remembered[tuple[reading.Key, ...], tuple[dict[Any, Consensus], dict[Any, float]]] = Remembered(64)
 
 
 class ReviewSettled(Conflict):
@@ -75,7 +74,7 @@ async def fill_queue(session: AsyncSession, project: Project) -> int:
     rejected = await rejected_among(session, [judgement.key for judgement in judgements])
     kept = [judgement for judgement in judgements if judgement.key not in rejected]
     found = await asyncio.to_thread(disagreement, kept)
-    apart = {task: share for task, share in found.items() if share > REVIEW_ABOVE}
+    apart = {task: share for task, share in found.items() if share > project.review_above}
     newest = await newest_numbers(session, list(apart))
     seen = await reviewed_numbers(session, list(apart))
     rows = [
@@ -140,7 +139,9 @@ async def get_sheet(session: AsyncSession, project: Project, review_id: uuid.UUI
     task = await session.get_one(Task, review.task_id)
     letters = dict(zip(await answers_of(session, task.id), LETTERS, strict=False))
     views = await rankings.list_rankings(session, project_id=project.id, task_id=task.id, only_current=True, limit=100)
-    consensus, reliability = await consensus_of(session, project, task, [view.ranking.id for view in views])
+    consensus, reliability = await consensus_of(
+        session, project, task, [(view.ranking.id, view.ranking.annotator_id) for view in views]
+    )
     rejected = await session.scalars(select(Rejection).join(Ranking).where(Ranking.task_id == task.id))
     rejections = {rejection.ranking_id: rejection for rejection in rejected}
     settler = await session.get(User, review.settled_by) if review.settled_by else None
@@ -186,16 +187,16 @@ async def answers_of(session: AsyncSession, task_id: uuid.UUID) -> list[uuid.UUI
 
 
 async def consensus_of(
-    session: AsyncSession, project: Project, task: Task, ids: Sequence[uuid.UUID]
+    session: AsyncSession, project: Project, task: Task, keys: Sequence[reading.Key]
 ) -> tuple[Consensus | None, Mapping[Any, float]]:
     """The consensus of a task, and how reliable those are who ranked it, as the newest overlapping rankings show."""
-    recent = await reading.overlapping(session, project.id)
-    known = {judgement.key for judgement in recent}
-    rows = [*recent, *await reading.judgements(session, [item for item in ids if item not in known])]
-    rejected = await rejected_among(session, [row.key for row in rows])
-    kept: list[Judgement] = [row for row in rows if row.key not in rejected]
-    found, reliability = await asyncio.to_thread(agree_on, kept)
-    return found.get(task.id), reliability
+    recent = dict.fromkeys([*await reading.overlapping_keys(session, project.id), *keys])
+    rejected = await rejected_among(session, [ranking_id for ranking_id, _ in recent])
+    kept = tuple(key for key in recent if key[0] not in rejected)
+    known = _fits.get(kept)
+    if known is None:
+        known = _fits.keep(kept, await asyncio.to_thread(agree_on, await reading.judgements(session, kept)))
+    return known[0].get(task.id), known[1]
 
 
 def cells_of(consensus: Consensus | None, letters: Sequence[str]) -> list[list[str]]:

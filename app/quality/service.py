@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter
 from sqlalchemy import func, select
@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
 from app.accounts.service import audit
+from app.db import at_most
 from app.errors import Conflict, NotFound
 from app.projects.models import Project
 from app.quality import reading
@@ -25,6 +26,7 @@ from app.quality.detectors import Check, Crowd, Evidence, crowd_of, flags_of, re
 from app.quality.models import AnnotatorRecord, QualityFlag
 from app.quality.orders import Judgement
 from app.quality.people import Gold, Portrait, portray
+from app.quality.remembering import Remembered
 from app.rankings.models import Ranking
 from app.rankings.service import is_current
 from app.registry.models import Version
@@ -38,6 +40,9 @@ PORTRAIT = TypeAdapter(Portrait)
 EVIDENCE = TypeAdapter(Evidence)
 AGREEMENT = TypeAdapter(Agreement)
 NO_GOLD: Gold = {}
+Figure = TypeVar("Figure")
+STALE = 0.01
+"""What somebody is compared with is worked out anew when so many rankings are new, as a share of those behind it."""
 
 
 class FlagSettled(Conflict):
@@ -67,13 +72,46 @@ class PersonRow:
     flags: Sequence[QualityFlag]
 
 
+@dataclass(frozen=True)
+class Usual(Generic[Figure]):
+    """What is usual in a project, as of one of its rankings."""
+
+    figure: Figure
+    number: int
+    num_rankings: int
+    gold: Gold
+
+    def holds(self, number: int, gold: Gold) -> bool:
+        """Whether it may still be compared with, now that the newest ranking has this number."""
+        return gold == self.gold and number - self.number <= STALE * self.num_rankings
+
+
+_overviews: Remembered[tuple[reading.Key, ...], Overview] = Remembered(64)
+_usual_overviews: Remembered[uuid.UUID, Usual[Overview]] = Remembered(64)
+_crowds: Remembered[uuid.UUID, Usual[Crowd]] = Remembered(64)
+
+
 # Agreement
 
 
 async def overview(session: AsyncSession, project: Project) -> Overview:
     """Agreement over the newest rankings of tasks that more than one person ranked."""
-    judgements = await reading.overlapping(session, project.id)
-    return await asyncio.to_thread(overview_of, judgements)
+    keys = tuple(await reading.overlapping_keys(session, project.id))
+    known = _overviews.get(keys)
+    if known is not None:
+        return known
+    judgements = await reading.judgements(session, keys)
+    return _overviews.keep(keys, await asyncio.to_thread(overview_of, judgements))
+
+
+async def usual_overview(session: AsyncSession, project: Project) -> Overview:
+    """The same, but for a few of the newest rankings (`STALE`): to compare something else with."""
+    number, known = await reading.newest_number(session, project.id), _usual_overviews.get(project.id)
+    if known is None or not known.holds(number, NO_GOLD):
+        found = await overview(session, project)
+        known = Usual(found, number, found.everything.num_rankings, NO_GOLD)
+        _usual_overviews.keep(project.id, known)
+    return known.figure
 
 
 def overview_of(judgements: Sequence[Judgement]) -> Overview:
@@ -116,10 +154,15 @@ async def names_of(session: AsyncSession, project: Project, judgements: Sequence
 
 
 async def usual_in(session: AsyncSession, project: Project, gold: Gold = NO_GOLD) -> Crowd:
-    """What is usual in a project: from its newest rankings, and from those that overlap."""
-    rows = [*await reading.newest(session, project.id, with_gold=True), *await reading.overlapping(session, project.id)]
-    unique = {judgement.key: judgement for judgement in rows}
-    return await asyncio.to_thread(lambda: crowd_of(read(list(unique.values()), gold)))
+    """What is usual in a project: from its newest rankings, and from those that overlap; but for a few (`STALE`)."""
+    number, known = await reading.newest_number(session, project.id), _crowds.get(project.id)
+    if known is None or not known.holds(number, gold):
+        newest = await reading.newest_keys(session, project.id, with_gold=True)
+        keys = dict.fromkeys([*newest, *await reading.overlapping_keys(session, project.id)])
+        judgements = await reading.judgements(session, keys)
+        crowd = await asyncio.to_thread(lambda: crowd_of(read(judgements, gold)))
+        known = _crowds.keep(project.id, Usual(crowd, number, len(keys), dict(gold)))
+    return known.figure
 
 
 async def portraits(
@@ -155,7 +198,7 @@ async def people_to_measure(session: AsyncSession, project: Project, *, limit: i
         select(Ranking.annotator_id, Ranking.number)
         .where(Ranking.project_id == project.id)
         .order_by(Ranking.number.desc())
-        .limit(reading.SCANNED)
+        .limit(at_most(reading.SCANNED))
         .subquery()
     )
     last = func.max(recent.c.number)

@@ -10,6 +10,7 @@ from sqlalchemy import and_, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
+from app.db import at_most
 from app.projects import tallies
 from app.prompts.models import Completion, Prompt
 from app.registry.models import Version
@@ -123,5 +124,7 @@ async def count_tasks(session: AsyncSession, *, project_id: uuid.UUID) -> tuple[
     """How many tasks a project has, and how many of them still have a place: more than `MOST_WAITING` are
     not told apart."""
     waiting = select(Task.id).where(Task.project_id == project_id, has_place(), Task.withdrawn_at.is_(None))
-    num_waiting = await session.scalar(select(func.count()).select_from(waiting.limit(MOST_WAITING + 1).subquery()))
+    num_waiting = await session.scalar(
+        select(func.count()).select_from(waiting.limit(at_most(MOST_WAITING + 1)).subquery())
+    )
     return (await tallies.read(session, project_id)).whole().num_tasks, num_waiting or 0

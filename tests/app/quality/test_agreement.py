@@ -276,6 +276,20 @@ def test_the_interval_is_seeded_and_covers() -> None:
     assert again == agreement.Estimate(1, 1, 1, 200, 200)
 
 
+@pytest.mark.parametrize("num_kinds", [2, 12, 500])
+def test_rows_that_are_alike_are_drawn_together_as_they_would_be_one_by_one(num_kinds: int) -> None:
+    rng = np.random.default_rng(num_kinds)
+    kinds = np.stack([rng.random(num_kinds), 1 + rng.random(num_kinds)], axis=1)
+    rows = kinds[rng.integers(num_kinds, size=500)]
+    drawn = agreement.resample(rows, seed=17)
+    slowly = np.array([rows[rng.integers(500, size=500)].sum(axis=0) for _ in range(4000)])
+    assert drawn.shape == (agreement.NUM_RESAMPLES, 2)
+    assert np.mean(drawn, axis=0) == pytest.approx(np.mean(slowly, axis=0), rel=0.01)
+    assert np.std(drawn, axis=0) == pytest.approx(np.std(slowly, axis=0), rel=0.1)
+    shares, slow_shares = drawn[:, 0] / drawn[:, 1], slowly[:, 0] / slowly[:, 1]
+    assert np.quantile(shares, [0.025, 0.975]) == pytest.approx(np.quantile(slow_shares, [0.025, 0.975]), abs=0.01)
+
+
 def test_ties_share_the_mean_of_their_ranks() -> None:
     found = mid_ranks(padded([[1, 2, 2, 3], [None, 1, None, 2]]))
     np.testing.assert_equal(found, [[1, 2.5, 2.5, 4], [np.nan, 1, np.nan, 2]])

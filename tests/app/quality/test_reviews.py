@@ -57,6 +57,15 @@ async def test_a_divided_task_waits_once(session: AsyncSession) -> None:
     assert review.disagreement == pytest.approx(2 / 3)
 
 
+async def test_a_project_says_how_much_people_may_differ(session: AsyncSession) -> None:
+    project, task, _ = await divided(session)
+    project.review_above = 2 / 3 + 0.001
+    assert await reviews.fill_queue(session, project) == 0
+    project.review_above = 2 / 3 - 0.001
+    assert await reviews.fill_queue(session, project) == 1
+    assert (await open_review(session, project)).task_id == task.id
+
+
 async def test_who_agrees_enough_is_left_alone(session: AsyncSession) -> None:
     project, _, _ = await divided(session, [1, 2, 3], [1, 3, 2], [2, 1, 3])
     assert await reviews.fill_queue(session, project) == 0

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.accounts.models import User
 from app.projects.models import Project
 from app.quality import reading, service
 from app.quality.detectors import Check
-from app.quality.models import AnnotatorRecord, QualityFlag
+from app.quality.models import AnnotatorRecord, GoldOrder, QualityFlag
+from app.quality.orders import Judgement
+from app.quality.remembering import Remembered
+from app.rankings.models import Ranking
+from app.tasks.models import Task
+from tests.app.rankings.test_costs import counted
 from tests.factories import completion_ids_of, make_project, make_prompt, make_ranking, make_task, make_user
 
 
@@ -74,6 +80,9 @@ async def test_overlapping_rankings_are_found_among_the_newest(
     assert len(await reading.overlapping(session, project.id)) == 6
     assert len(await reading.overlapping(session, project.id, limit=4)) == 4
     monkeypatch.setattr(reading, "SCANNED", 3)
+    # The newest is of a task that one person ranked; the two before it name one task, of which every ranking counts.
+    assert len(await reading.overlapping(session, project.id)) == 2
+    monkeypatch.setattr(reading, "SCANNED", 2)
     assert len(await reading.overlapping(session, project.id)) == 2
 
 
@@ -83,6 +92,86 @@ async def test_another_projects_rankings_are_not_read(session: AsyncSession) -> 
     await make_ranking(session, await make_task(session, await make_prompt(session, other)), annotator=people[0])
     assert len(await reading.newest(session, project.id)) == 2
     assert len(await reading.of_people(session, project.id, [people[0].id])) == 1
+
+
+def measured_anew(judgements: Mapping[reading.Key, Judgement]) -> service.Overview:
+    """Agreement from what the database says, whatever is kept in memory."""
+    return service.overview_of(sorted(judgements.values(), key=lambda judgement: judgement.number))
+
+
+async def test_agreement_is_kept_until_something_about_it_changes(session: AsyncSession) -> None:
+    project, people = await crowd_project(session, num_people=3, num_tasks=4, reversed_person=True)
+    task = (await session.scalars(select(Task).where(Task.project_id == project.id))).first()
+    assert task is not None
+    other = await make_task(session, await make_prompt(session, project), k=3, overlap=3)
+    mine = await make_ranking(session, other, annotator=people[0], places=[1, 2, 3])
+
+    async def rank() -> None:
+        await make_ranking(session, other, annotator=people[1], places=[3, 2, 1])
+
+    async def change_mind() -> None:
+        same = {"annotator": people[0], "lease_id": mine.lease_id, "supersedes_id": mine.id}
+        await make_ranking(session, other, places=[3, 1, 2], **same)
+
+    async def mark_gold() -> None:
+        session.add(GoldOrder(task_id=task.id, places=[1, 2, 3]))
+        await session.flush()
+
+    async def erase() -> None:
+        await session.execute(update(Ranking).where(Ranking.annotator_id == people[2].id).values(annotator_id=None))
+
+    async def add_person() -> None:
+        await make_ranking(session, other, annotator=people[2], places=[2, 2, 1])
+
+    found = [await service.overview(session, project)]
+    for happens in (rank, change_mind, mark_gold, erase, add_person):
+        await happens()
+        found.append(await service.overview(session, project))
+        keys = await reading.overlapping_keys(session, project.id)
+        assert found[-1] == measured_anew(await reading.read(session, [key[0] for key in keys])), happens.__name__
+        assert found[-1] != found[-2], happens.__name__
+        assert await service.overview(session, project) is found[-1]
+
+
+async def test_what_was_read_once_is_not_read_again(session: AsyncSession, shared_engine: AsyncEngine) -> None:
+    project, people = await crowd_project(session, num_people=2, num_tasks=3)
+    first = await reading.overlapping(session, project.id)
+    with counted(shared_engine) as statements:
+        assert await reading.overlapping(session, project.id) == first
+    assert len(statements) == 1
+    await service.usual_in(session, project)
+    with counted(shared_engine) as statements:
+        await service.usual_in(session, project)
+        await service.usual_overview(session, project)
+        await service.usual_overview(session, project)
+    assert len(statements) == 4, "the newest ranking's number, and the keys of one overview"
+    task = await make_task(session, await make_prompt(session, project), k=3)
+    await make_ranking(session, task, annotator=people[0])
+    before = await service.usual_in(session, project)
+    assert before != await service.usual_in(session, project, {task.id: [1, 2, 3]})
+
+
+async def test_what_is_usual_is_worked_out_anew_when_a_hundredth_is_new(
+    session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "STALE", 0.5)
+    project, people = await crowd_project(session, num_people=2, num_tasks=2)
+    first = (await service.usual_overview(session, project), await service.usual_in(session, project))
+    task = await make_task(session, await make_prompt(session, project), k=3, overlap=4)
+    for index in range(2):
+        await make_ranking(session, task, annotator=people[index], places=[3, 2, 1])
+        now = (await service.usual_overview(session, project), await service.usual_in(session, project))
+        assert (now[0] is first[0], now[1] is first[1]) == (True, True)
+    await make_ranking(session, task, places=[3, 2, 1])
+    assert await service.usual_overview(session, project) == await service.overview(session, project) != first[0]
+    assert (await service.usual_in(session, project)).num_people == 3
+
+
+def test_what_was_asked_for_last_is_remembered() -> None:
+    kept: Remembered[str, int] = Remembered(2)
+    assert (kept.get("a"), kept.keep("a", 1), kept.keep("b", 2), kept.get("a")) == (None, 1, 2, 1)
+    kept.keep("c", 3)
+    assert (kept.get("a"), kept.get("b"), kept.get("c")) == (1, None, 3)
 
 
 async def test_agreement_in_parts(session: AsyncSession) -> None:
