@@ -34,7 +34,7 @@ from app.db import SessionMaker, make_engine, make_late_sessionmaker, make_sessi
 from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable, refusal
 from app.logs import RequestIds, named, request_id
 from app.loop import api as loop_api
-from app.loop import clock, comparison_pages, subscriptions, watch_pages
+from app.loop import clock, comparison_pages, cost_pages, subscriptions, watch_pages
 from app.loop import pages as loop_pages
 from app.operations import pages as operations_pages
 from app.operations.metrics import Metrics, Observed
@@ -113,6 +113,7 @@ PAGES = [
     loop_pages,
     comparison_pages,
     watch_pages,
+    cost_pages,
     webhooks_pages,
     operations_pages,
 ]

@@ -61,6 +61,8 @@ class PolicyLine:
     versions: Sequence[Version]
     plots: Mapping[str, Plot]
     """`gao` (scores over the root of KL), `wins` (over it, too), and those of `WATCHED` over all episodes."""
+    series: Mapping[str, Series]
+    """The same as points."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,22 @@ async def policy_line(session: AsyncSession, project: Project) -> PolicyLine:
         if version.kind == VersionKind.POLICY and version.reward_version_id is not None and version.run_id is not None
     ]
     curves_of = [await runs.list_metrics(session, version.run_id) for version in versions if version.run_id]
-    gao = {metric: over_root_kl_of(metric, curves_of) for metric in WATCHED["scores"]}
-    plots = {"gao": line_plot("gao", gao), "wins": line_plot("wins", {"wins": wins(versions)})}
+    series: dict[str, Series] = {
+        "gao": {metric: over_root_kl_of(metric, curves_of) for metric in WATCHED["scores"]},
+        "wins": {"wins": wins(versions)},
+    }
     for name, metrics in WATCHED.items():
-        plots[name] = line_plot(name, {metric: one_after_another(metric, curves_of) for metric in metrics})
-    return PolicyLine(versions, {name: plot for name, plot in plots.items() if plot is not None})
+        series[name] = {metric: one_after_another(metric, curves_of) for metric in metrics}
+    plots = {name: line_plot(name, lines) for name, lines in series.items()}
+    return PolicyLine(versions, {name: plot for name, plot in plots.items() if plot is not None}, series)
+
+
+async def all_series(session: AsyncSession, project: Project, words: Words) -> dict[str, Series]:
+    """The points of every plot of the page that have any."""
+    found = dict((await policy_line(session, project)).series)
+    learning = await learning_curve(session, project, words)
+    found["learning"] = {"measured": [(float(point.num_rankings), point.accuracy) for point in learning.points]}
+    return {name: lines for name, lines in found.items() if any(lines.values())}
 
 
 def one_after_another(metric: str, curves_of: Sequence[Reported]) -> list[Point]:

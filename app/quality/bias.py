@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from app import spreadsheets
 from app.quality import helped
 from app.quality.agreement import Estimate, ratio
 from app.quality.detectors import share_of, top_shares
@@ -19,7 +18,6 @@ from app.quality.orders import MISSING, Bools, Floats, Ints, Judgement, Table, n
 NUM_PARTS = 4
 """Differences of length are shown in parts of about equal size."""
 MOST_PEOPLE = 30
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -209,15 +207,7 @@ def rows_of(report: Report) -> list[dict[str, Any]]:
 
 
 def as_csv(report: Report) -> str:
-    """The rows as CSV. A cell that a spreadsheet would take for a formula is quoted (ASVS 1.2.10)."""
-    columns = ["by", "group", "value", "low", "high", "expected", "num", "num_prompts"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\r\n")
-    writer.writeheader()
-    writer.writerows({key: quoted(value) for key, value in row.items()} for row in rows_of(report))
-    return text.getvalue()
-
-
-def quoted(value: object) -> object:
-    """A text that begins like a formula, with an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    """The rows as CSV."""
+    return spreadsheets.as_csv(
+        ["by", "group", "value", "low", "high", "expected", "num", "num_prompts"], rows_of(report)
+    )

@@ -1,0 +1,95 @@
+"""What rounds cost: sums by hand, and what is not known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from httpx import AsyncClient
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.loop import service
+from app.loop.costs import Amount, cost_of, gain_of, per_point
+from app.loop.models import Round
+from app.registry.models import Version
+from app.runs.models import RunState
+from app.tasks.models import Lease, Task
+from tests.factories import make_project, make_ranking, make_run, make_task, sign_in
+
+
+def version(number: int, rate: tuple[float, float, float] | None) -> Version:
+    metrics = {"win_rate": dict(zip(("value", "low", "high"), rate, strict=True))} if rate else {}
+    return Version(id=uuid.UUID(int=number), number=number, metrics=metrics)
+
+
+def a_round(before: Version, after: Version) -> Round:
+    return Round(number=1, policy_version_id=before.id, next_version_id=after.id)
+
+
+def test_four_rankings_of_which_two_were_timed() -> None:
+    """Half a minute and one and a half: four take about four minutes, give or take 1.96 standard errors."""
+    timed = (4, 2, 60.0, math.sqrt(1800))
+    cost = cost_of(Round(number=1), timed, 30.0, Amount(10.0, 5.0, 20.0))
+    assert cost.human_minutes is not None
+    assert cost.human_minutes.value == pytest.approx(4.0)
+    assert cost.human_minutes.high == pytest.approx(4 * (60 + 1.96 * 30) / 60)
+    assert cost.worker_per_point == Amount(3.0, 1.5, 6.0)
+    assert cost.human_per_point is not None
+    assert cost.human_per_point.value == pytest.approx(0.4)
+
+
+def test_the_first_round_begins_at_one_half_and_the_next_where_it_ended() -> None:
+    base, second, third = version(1, None), version(3, (0.6, 0.5, 0.7)), version(5, (0.7, 0.6, 0.8))
+    versions = {item.id: item for item in (base, second, third)}
+    first = gain_of(a_round(base, second), versions)
+    assert first is not None
+    assert (first.value, first.low, first.high) == pytest.approx((10, 0, 20))
+    later = gain_of(a_round(second, third), versions)
+    assert later is not None
+    assert (later.value, later.low, later.high) == pytest.approx(
+        (10, 10 - 100 * math.hypot(0.1, 0.1), 10 + 100 * math.hypot(0.1, 0.1))
+    )
+    assert gain_of(a_round(base, version(7, None)), versions | {uuid.UUID(int=7): version(7, None)}) is None
+
+
+def test_no_gain_has_no_price_and_a_doubtful_one_no_upper_bound() -> None:
+    assert per_point(Amount(60, 50, 70), Amount(-1, -5, 3)) is None
+    assert per_point(Amount(60, 50, 70), None) is None
+    doubtful = per_point(Amount(60, 50, 70), Amount(5, -5, 10))
+    assert doubtful == Amount(12, 5, None)
+
+
+async def test_the_page_and_its_files_say_the_same(client: AsyncClient, session: AsyncSession) -> None:
+    await sign_in(client, session)
+    project = await make_project(session)
+    begun = datetime.now(UTC) - timedelta(hours=1)
+    now = await service.current_round(session, project)
+    now.created_at = begun
+    for seconds in (30, 90):
+        task = await make_task(session, None, k=2, round=1)
+        await session.execute(update(Task).where(Task.id == task.id).values(project_id=project.id))
+        ranking = await make_ranking(session, task, active_seconds=seconds, project_id=project.id)
+        await session.execute(update(Lease).where(Lease.id == ranking.lease_id).values(created_at=begun))
+    started = begun + timedelta(minutes=10)
+    ended = {"state": RunState.FINISHED, "started_at": started, "finished_at": started + timedelta(minutes=6)}
+    await make_run(session, project, **ended)
+    await make_run(session, project, **ended)
+    await session.commit()
+    page = await client.get(f"/projects/{project.slug}/costs")
+    assert page.status_code == 200
+    (row,) = (await client.get(f"/projects/{project.slug}/costs.json")).json()
+    assert (row["num_rankings"], row["num_timed"], row["worker_minutes"]) == (2, 2, 12.0)
+    assert row["human_minutes"] == pytest.approx(2.0)
+    assert row["gain"] is None
+    answer = await client.get(f"/projects/{project.slug}/costs.csv")
+    (cells,) = list(csv.DictReader(io.StringIO(answer.text)))
+    assert (cells["round"], cells["gain"]) == ("1", "")
+    assert float(cells["human_minutes"]) == pytest.approx(2.0)
+    assert (await client.get(f"/projects/{project.slug}/watch.json")).json() == {}
+    assert (await client.get(f"/projects/{project.slug}/watch.csv")).text == "plot,series,x,y\r\n"
+    assert (await client.get(f"/projects/{project.slug}/rounds")).status_code == 200
