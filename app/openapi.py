@@ -1,13 +1,17 @@
-"""The OpenAPI document as programs rely on it: FastAPI's own, with the refusals that every operation may answer.
+"""The OpenAPI document as programs rely on it: FastAPI's own, with the refusals that every operation may answer, and
+with examples of what it takes and gives.
 
 FastAPI knows what a route returns, not what `app.errors` may say instead. Each of those is one shape, problem+json
-(RFC 9457), so it is named once and every operation points to it.
+(RFC 9457), so it is named once and every operation points to it. What is sent in the examples stands beside the schemas
+(app/examples.py); what came back is recorded by the tests, which send them.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,8 +30,10 @@ from app.errors import (
     Unauthorized,
     Unavailable,
 )
+from app.examples import PARAMETERS
 
 MEDIA_TYPE = "application/problem+json"
+ANSWERS = Path(__file__).with_name("openapi_answers.json")
 REFUSALS: tuple[type[RankloopError], ...] = (
     BadRequest,
     Unauthorized,
@@ -70,7 +76,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         )
         if base := app.state.settings.base_path:
             schema["servers"] = [{"url": base}]
-        app.openapi_schema = with_refusals(schema)
+        app.openapi_schema = show_answers(with_refusals(schema))
     return app.openapi_schema
 
 
@@ -87,6 +93,25 @@ def with_refusals(schema: dict[str, Any]) -> dict[str, Any]:
         for operation in item.values():
             document_refusals(operation["responses"])
             document_gaps(path, operation)
+            show_parameters(operation["parameters"])
+    return schema
+
+
+def show_parameters(parameters: list[dict[str, Any]]) -> None:
+    """An example of each parameter that is needed."""
+    for parameter in parameters:
+        if parameter["required"] and parameter["name"] in PARAMETERS:
+            parameter["example"] = PARAMETERS[parameter["name"]]
+
+
+def show_answers(schema: dict[str, Any]) -> dict[str, Any]:
+    """What each operation answered when the tests sent its example."""
+    answers: dict[str, Any] = json.loads(ANSWERS.read_text(encoding="utf-8"))
+    for path, item in schema["paths"].items():
+        for method, operation in item.items():
+            told = answers.get(f"{method.upper()} {path}")
+            if told:
+                operation["responses"][told["status"]]["content"][told["type"]]["example"] = told["body"]
     return schema
 
 

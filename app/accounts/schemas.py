@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.accounts.models import Role, Scope
+from app.examples import example_id, shown
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=254, pattern=r"^[^@\s\x00]+@[^@\s\x00]+$")]
@@ -17,7 +18,9 @@ Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=254, 
 class UserIn(BaseModel):
     """A new person."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra=shown(name="Ada", email="ada@example.org", role="annotator")
+    )
 
     name: Name
     email: Email | None = None
@@ -42,7 +45,7 @@ class UserOut(BaseModel):
 class MemberIn(BaseModel):
     """A role in a project."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=shown(role="reviewer"))
 
     role: Role
 
@@ -58,7 +61,10 @@ class MemberOut(BaseModel):
 class TokenIn(BaseModel):
     """A new token. `user_id` left out: for the caller."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=shown(name="judge model", scopes=["annotate"], user_id=example_id("user"), days=30),
+    )
 
     name: Name
     scopes: list[Scope] = Field(min_length=1)

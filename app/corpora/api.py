@@ -14,14 +14,17 @@ from app.corpora import service
 from app.corpora.models import CorpusKind
 from app.corpora.schemas import CorpusList, CorpusOut
 from app.projects.guards import ApiProject
-from app.prompts.api import NDJSON_BODY, SentFile
+from app.prompts.api import SentFile, json_lines
 from app.prompts.lines import ImportReport
 from app.web import SessionDep, stream
 
 router = APIRouter(tags=["corpora"])
 
 
-@router.post("/projects/{project_id}/corpora:import", openapi_extra=NDJSON_BODY)
+@router.post(
+    "/projects/{project_id}/corpora:import",
+    openapi_extra=json_lines({"prompt": "Who wrote Faust?", "completion": "Goethe."}),
+)
 async def import_corpus(file: SentFile, name: Annotated[str, Query(max_length=200)] = "") -> ImportReport:
     """Take a corpus: JSON lines of `{"text"}`, `{"messages"}` or `{"prompt", "completion"}`, or any of docs/data.md."""
     return await file.take("corpus", service.import_corpus, name=name)

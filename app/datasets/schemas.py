@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.datasets.filters import DatasetFilter
+from app.examples import PROJECT, shown
 from app.formats.exports import Format
 from app.formats.files import Compression, FileKind
 from app.formats.rows import Options
@@ -18,7 +19,12 @@ from app.prompts.lines import Label
 class DatasetIn(BaseModel):
     """Which rankings of a project to freeze."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=shown(
+            project_id=PROJECT, name="Round 1", licence="CC-BY-4.0", filter={"splits": ["train"], "rounds": [1]}
+        ),
+    )
 
     project_id: str
     """Its id or its short name."""

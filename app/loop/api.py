@@ -14,6 +14,7 @@ from starlette import status
 
 from app.accounts.guards import AdminCaller, ReadCaller, WriteCaller
 from app.datasets import service as datasets
+from app.examples import example_id, shown
 from app.idempotency import idempotent
 from app.loop import (
     alternatives,
@@ -43,7 +44,7 @@ router = APIRouter(tags=["loop"])
 class EvaluateIn(BaseModel):
     """Which version answers the held-out prompts; left out: the live policy."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=shown(version_id=example_id("version")))
 
     version_id: uuid.UUID | None = None
 
@@ -51,7 +52,7 @@ class EvaluateIn(BaseModel):
 class TrainIn(BaseModel):
     """Another way of training than the loop's own."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=shown(kind="dpo", training={"beta": 0.1}))
 
     kind: Literal["sft", "dpo", "best_of_n", "star"]
     version_id: uuid.UUID | None = None
@@ -63,7 +64,12 @@ class TrainIn(BaseModel):
 class ExternalIn(BaseModel):
     """A version that was trained elsewhere."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=shown(
+            kind="policy", dataset_id=example_id("dataset"), training={"framework": "TRL", "learning_rate": 1e-6}
+        ),
+    )
 
     kind: Literal["policy", "reward"]
     parent_id: uuid.UUID | None = None
@@ -76,7 +82,9 @@ class ExternalIn(BaseModel):
 class CompareIn(BaseModel):
     """Which two policies people will compare, without knowing it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra=shown(version_id=example_id("newer version"), num_prompts=100)
+    )
 
     version_id: uuid.UUID
     against_id: uuid.UUID | None = None
@@ -88,7 +96,7 @@ class CompareIn(BaseModel):
 class PromoteIn(BaseModel):
     """Why this version goes live."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=shown(reason="Wins 58 % of our own comparisons."))
 
     reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 

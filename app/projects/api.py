@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Body
 from pydantic import BaseModel
 from starlette import status
 
@@ -48,7 +48,10 @@ async def get_project(project: ApiProject, caller: ReadCaller) -> ProjectOut:
 
 @router.patch("/projects/{project_id}")
 async def update_project(
-    project: ApiProject, body: dict[str, Any], caller: AdminCaller, session: SessionDep
+    project: ApiProject,
+    body: Annotated[dict[str, Any], Body(examples=[{"guidelines": "Rank what is true first.", "overlap": 2}])],
+    caller: AdminCaller,
+    session: SessionDep,
 ) -> ProjectOut:
     """Change settings. They hold for what comes after."""
     changes = checked_changes(project, body)

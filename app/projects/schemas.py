@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from app.errors import Invalid
+from app.examples import shown
 from app.projects.models import Asked, Help, Layout, PolicyGate, Project, RankNext, RewardGate
 from app.validation import ALIAS, LABEL_KEY, SLUG, explain
 
@@ -128,6 +129,18 @@ class ProjectSettings(BaseModel):
 
 class ProjectIn(ProjectSettings):
     """A new project."""
+
+    model_config = ConfigDict(
+        json_schema_extra=shown(
+            name="Helpful answers",
+            slug="helpful",
+            model_alias="pocket",
+            k=4,
+            guidelines="Rank what helps first.",
+            labels=[{"key": "rude", "en": "Rude", "zh": "粗鲁"}],
+            overlap=2,
+        )
+    )
 
     slug: Annotated[str, StringConstraints(pattern=SLUG)] | None = None
     model_alias: Alias

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import orjson
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator
@@ -28,10 +29,17 @@ from app.runs.api import HeldRun, PeekedRun
 from app.web import SessionDep, SettingsDep, stream
 
 router = APIRouter(tags=["prompts"])
-# What an import takes is JSON lines, read as they come; the framework must not read the body first.
-NDJSON_BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}
-}
+
+
+def json_lines(*records: Mapping[str, Any]) -> dict[str, Any]:
+    """How the document describes an import: JSON lines such as these. They are read as they come, so that the framework
+    must not read the body first.
+    """
+    example = "".join(orjson.dumps(record).decode() + "\n" for record in records)
+    content = {MEDIA_TYPE: {"schema": {"type": "string"}, "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 Partial = Annotated[bool, Query(description="Take the good lines where others are refused.")]
 DryRun = Annotated[bool, Query(description="Store nothing; say what would be taken.")]
 FileFormat = Annotated[
@@ -80,13 +88,23 @@ def sent_file(
 SentFile = Annotated[ImportedFile, Depends(sent_file)]
 
 
-@router.post("/projects/{project_id}/prompts:import", openapi_extra=NDJSON_BODY)
+@router.post(
+    "/projects/{project_id}/prompts:import",
+    openapi_extra=json_lines(
+        {"prompt": "Where is the Louvre?", "lang": "en"}, {"prompt": "卢浮宫在哪里？", "lang": "zh"}
+    ),
+)
 async def import_prompts(file: SentFile) -> ImportReport:
     """Take prompts: JSON lines of `{"messages": [...]}` or `{"prompt": "..."}`, or any format of docs/data.md."""
     return await file.take("prompts", service.import_prompts)
 
 
-@router.post("/projects/{project_id}/completions:import", openapi_extra=NDJSON_BODY)
+@router.post(
+    "/projects/{project_id}/completions:import",
+    openapi_extra=json_lines(
+        {"prompt": "Who wrote Faust?", "completions": [{"text": "Goethe."}, {"text": "Schiller."}, {"text": "Nobody."}]}
+    ),
+)
 async def import_completions(file: SentFile) -> ImportReport:
     """Take ready answers: JSON lines of a prompt and its `completions`, or any format of docs/data.md."""
     return await file.take("completions", service.import_completions)

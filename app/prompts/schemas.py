@@ -8,11 +8,26 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.examples import example_id, shown
 from app.prompts.lines import CompletionIn, Strict
 
 
 class CompletionsIn(Strict):
     """A batch of answers."""
+
+    model_config = ConfigDict(
+        json_schema_extra=shown(
+            completions=[
+                {
+                    "prompt_id": example_id("prompt"),
+                    "index": 0,
+                    "text": "In Paris.",
+                    "seed": 17,
+                    "finish_reason": "stop",
+                }
+            ]
+        )
+    )
 
     completions: Annotated[list[CompletionIn], Field(min_length=1, max_length=1000)]
 

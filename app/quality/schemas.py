@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.examples import shown
 from app.quality.agreement import Agreement
 from app.quality.bias import PositionTest, Report, rows_of
 from app.quality.detectors import flags_of
@@ -31,7 +32,7 @@ class SettleForm(BaseModel):
 class DecisionIn(BaseModel):
     """What an admin decides about an annotator."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=shown(decision="let_in"))
 
     decision: Literal["let_in", "retry", "exclude"]
 

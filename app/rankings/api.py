@@ -16,7 +16,7 @@ from app.accounts.guards import AnnotateCaller, ReadCaller
 from app.db import SessionMaker
 from app.errors import BadRequest
 from app.projects.guards import ApiProject, find_project
-from app.prompts.api import NDJSON_BODY, SentFile
+from app.prompts.api import SentFile, json_lines
 from app.prompts.lines import ImportReport
 from app.rankings import changes, service
 from app.rankings.changes import Change
@@ -195,7 +195,13 @@ async def get_ranking(ranking_id: uuid.UUID, caller: ReadCaller, session: Sessio
 
 @router.post(
     "/projects/{project_id}/rankings:import",
-    openapi_extra=NDJSON_BODY,
+    openapi_extra=json_lines(
+        {
+            "prompt": "What is 2 + 2?",
+            "completions": [{"id": "a", "text": "4"}, {"id": "b", "text": "22"}],
+            "annotations": [{"annotator": "ann", "ranks": {"a": 1, "b": 2}}],
+        }
+    ),
 )
 async def import_made_elsewhere(file: SentFile) -> ImportReport:
     """Take rankings that were made elsewhere: JSON lines of a prompt with answers and orders of them, or any format of

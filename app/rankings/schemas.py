@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.examples import A, B, C, shown
 from app.rankings.answers import (
     MAX_CONFIDENCE,
     MAX_RATING,
@@ -30,9 +31,18 @@ Key = Annotated[str, StringConstraints(max_length=60)]
 class RankingIn(BaseModel):
     """An answer: cells of completion ids, best first; two or more in a cell are tied."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=shown(
+            order=[[B], [A, C]],
+            ratings={B: 6},
+            labels={A: ["rude"]},
+            rationale="B is right; A and C are not.",
+            confidence=3,
+        ),
+    )
 
-    order: Annotated[list[Cell], Field(max_length=9, examples=[[["<id of the best>"], ["<tied>", "<tied>"]]])]
+    order: Annotated[list[Cell], Field(max_length=9)]
     ratings: dict[uuid.UUID, Annotated[int, Field(strict=True, ge=MIN_RATING, le=MAX_RATING)]] = Field(
         default_factory=dict
     )

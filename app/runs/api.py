@@ -13,6 +13,7 @@ from starlette import status
 
 from app.accounts.guards import ReadCaller, ReadOrWorkerCaller, WorkerCaller, WriteCaller
 from app.errors import BadRequest, NotFound
+from app.examples import FILE
 from app.projects.guards import find_project
 from app.runs import service
 from app.runs.artifacts import Upload, artifact_path, receive_chunk
@@ -35,6 +36,7 @@ from app.web import SessionDep, SettingsDep
 
 # Not a tuple: its schema has `prefixItems`, which many readers of OpenAPI 3.1 still stumble over.
 PointOut = Annotated[list[int | float], Field(min_length=2, max_length=2)]
+OCTETS = "application/octet-stream"
 router = APIRouter(tags=["runs"])
 Fence = Annotated[int, Header(alias="Rankloop-Fence", description="The lease number that came with the claim.")]
 
@@ -92,7 +94,15 @@ async def add_log(run: HeldRun, body: LogIn, session: SessionDep) -> None:
     await service.add_log(session, run_id=run.id, lines=[(line.level, line.text) for line in body.lines])
 
 
-@router.put("/runs/{run_id}/artifacts/{name:path}")
+@router.put(
+    "/runs/{run_id}/artifacts/{name:path}",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {OCTETS: {"schema": {"type": "string", "format": "binary"}, "example": FILE.decode()}},
+        }
+    },
+)
 async def put_artifact(
     run: PeekedRun,
     name: str,
@@ -132,7 +142,7 @@ async def get_artifact(
     for item in await service.list_artifacts(session, run_id):
         if item.name == name:
             path = artifact_path(settings.artifacts_dir, run_id, item.fence, name)
-            return FileResponse(path, media_type="application/octet-stream")
+            return FileResponse(path, media_type=OCTETS)
     raise NotFound(f"The run has not delivered {name}.")
 
 

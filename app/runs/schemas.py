@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
+from app.examples import shown
 from app.runs.models import Run, RunKind
 
 ShortText = Annotated[str, StringConstraints(max_length=200)]
@@ -24,6 +25,8 @@ class Strict(BaseModel):
 
 class ClaimIn(Strict):
     """A worker asks for work."""
+
+    model_config = ConfigDict(json_schema_extra=shown(worker="gpu-1", kinds=["sample", "sft", "reward", "ppo"]))
 
     worker: ShortText
     kinds: list[RunKind] = Field(min_length=1)
@@ -59,6 +62,10 @@ class Progress(Strict):
 class HeartbeatIn(Strict):
     """A sign of life."""
 
+    model_config = ConfigDict(
+        json_schema_extra=shown(progress={"step": 120, "total": 500, "message": "PPO", "eta_seconds": 900})
+    )
+
     progress: Progress | None = None
 
 
@@ -80,6 +87,10 @@ class MetricPoint(Strict):
 class MetricsIn(Strict):
     """Points of curves."""
 
+    model_config = ConfigDict(
+        json_schema_extra=shown(points=[{"step": 120, "name": "objective/reward", "value": 1.42}])
+    )
+
     points: list[MetricPoint] = Field(max_length=10_000)
 
 
@@ -93,11 +104,15 @@ class LogLine(Strict):
 class LogIn(Strict):
     """Lines of the log."""
 
+    model_config = ConfigDict(json_schema_extra=shown(lines=[{"level": "info", "text": "checkpoint written"}]))
+
     lines: list[LogLine] = Field(max_length=1_000)
 
 
 class FinishIn(Strict):
     """How a run ended."""
+
+    model_config = ConfigDict(json_schema_extra=shown(state="failed", error="CUDA out of memory"))
 
     state: Literal["finished", "failed", "cancelled"]
     result: dict[str, Any] | None = None

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.accounts.guards import MAX_KEY
+from app.examples import PROJECT, A, B, shown
 from app.tasks.lists import TaskRow
 from app.tasks.models import Lease, SkipKind
 from app.tasks.service import MAX_REASON_LENGTH, Sheet
@@ -19,7 +20,7 @@ Key = Annotated[str, StringConstraints(max_length=60)]
 class NextTaskIn(BaseModel):
     """Which project to take a task from."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=shown(project_id=PROJECT))
 
     project_id: Annotated[
         str, StringConstraints(min_length=1, max_length=MAX_KEY), Field(description="Its id or short name")
@@ -73,7 +74,7 @@ class LeaseOut(BaseModel):
 class ReleaseIn(BaseModel):
     """Why a task is skipped."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=shown(kind="other", reason="I know no law."))
 
     kind: SkipKind | None = None
     reason: Annotated[str, StringConstraints(max_length=MAX_REASON_LENGTH)] | None = None
@@ -82,7 +83,10 @@ class ReleaseIn(BaseModel):
 class DraftIn(BaseModel):
     """What was placed so far. Ids are those of the task's completions."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=shown(places={A: 1, B: 2}, labels={B: ["rude"]}, rationale="A says where, too."),
+    )
 
     places: dict[uuid.UUID, Annotated[int, Field(ge=1, le=9)] | None] = Field(default_factory=dict)
     ratings: dict[uuid.UUID, Annotated[int, Field(ge=1, le=7)] | None] = Field(default_factory=dict)

@@ -8,19 +8,23 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.examples import shown
 from app.webhooks.models import HookEvent
 
 
 class WebhookIn(BaseModel):
     """An address that is told of events from now on."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    url: Annotated[str, StringConstraints(max_length=2000)] = Field(examples=["https://trainer.example.org/hooks"])
-    events: list[HookEvent] = Field(min_length=1, max_length=3, examples=[["rankings.milestone", "run.ended"]])
-    every: int | None = Field(
-        None, ge=1, le=1_000_000, description="A milestone is every so many rankings", examples=[500]
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=shown(
+            url="https://trainer.example.org/hooks", events=["rankings.milestone", "run.ended"], every=500
+        ),
     )
+
+    url: Annotated[str, StringConstraints(max_length=2000)]
+    events: list[HookEvent] = Field(min_length=1, max_length=3)
+    every: int | None = Field(None, ge=1, le=1_000_000, description="A milestone is every so many rankings")
 
 
 class WebhookOut(BaseModel):
