@@ -32,6 +32,7 @@ from app.datasets import api as datasets_api
 from app.datasets import pages as datasets_pages
 from app.db import SessionMaker, make_engine, make_late_sessionmaker, make_sessionmaker
 from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable, refusal
+from app.etags import ETags
 from app.logs import RequestIds, named, request_id
 from app.loop import api as loop_api
 from app.loop import clock, comparison_pages, cost_pages, subscriptions, watch_pages
@@ -151,6 +152,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_exception_handler(DataError, handle_unstorable_text)
     app.add_exception_handler(OperationalError, handle_database_trouble)
     app.add_exception_handler(OSError, handle_full_disk)
+    app.add_middleware(ETags, path=API)
     app.add_middleware(GZipMiddleware, compresslevel=6, exclude_content_types=NOT_COMPRESSED)
     if settings.api_requests_per_minute:
         app.add_middleware(RateLimits, path=API, per_minute=settings.api_requests_per_minute)

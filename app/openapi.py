@@ -92,9 +92,16 @@ def with_refusals(schema: dict[str, Any]) -> dict[str, Any]:
     for path, item in schema["paths"].items():
         for operation in item.values():
             document_refusals(operation["responses"])
+            document_conditions(operation["responses"])
             document_gaps(path, operation)
             show_parameters(operation["parameters"])
     return schema
+
+
+def document_conditions(responses: dict[str, Any]) -> None:
+    """What a route says of a change that was too late gets the shape of all refusals."""
+    if "412" in responses:
+        responses["412"]["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 
 def show_parameters(parameters: list[dict[str, Any]]) -> None:

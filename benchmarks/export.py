@@ -362,6 +362,7 @@ def run(num_rankings: int, formats: list[str], *, num_imported: int) -> dict[str
                 give_work(bench, min(num_rankings // 5, 20_000))
                 with annotators_at_work(bench, tokens, during="freeze"):
                     dataset_id = measure_freezing(bench)
+                print(f"frozen in {bench.figures['freeze']['seconds']:.0f} s", file=sys.stderr)
                 measure_exports(bench, dataset_id, formats)
                 with annotators_at_work(bench, tokens, during="export"):
                     download(bench, dataset_id, "format=pairs")

@@ -329,7 +329,7 @@ def main() -> None:
         with EmbeddedPostgres(Path(folder), durable=False) as server:
             upgrade(server.url("postgres"))
             answers = asyncio.run(record(server.url("postgres"), Path(folder) / "data"))
-    ANSWERS.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    ANSWERS.write_text(json.dumps(dict(sorted(answers.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,15 @@ async def get_rows(
     return await download(request, dataset, await get_project(session, dataset.project_id), ExportChoices())
 
 
-@router.get("/datasets/{dataset_id}/export", response_class=StreamingResponse)
+@router.get(
+    "/datasets/{dataset_id}/export",
+    response_class=StreamingResponse,
+    responses={
+        206: {"description": "The bytes that `Range` asked for."},
+        304: {"description": "You have it: `If-None-Match` names its `ETag`."},
+        416: {"description": "The file has no such bytes."},
+    },
+)
 async def export_dataset(
     dataset_id: uuid.UUID,
     caller: ReadCaller,
