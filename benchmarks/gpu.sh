@@ -3,9 +3,9 @@
 #
 #     benchmarks/gpu.sh [OUT]        results as JSON in OUT (default: benchmarks/results/DATE-GPU)
 #
-# PYTHON=… is the Python with Rankloop (default: .venv/bin/python). TRL_PYTHON=… and TRL_PPO_PYTHON=… are those of the
-# environments with TRL; a comparison whose environment is not named, or whose script is not here, is left out, and
-# said. ARGS=--quick tries the scripts themselves.
+# PYTHON=… is the Python with Rankloop (default: .venv/bin/python). TRL_PYTHON=… and TRL_PPO_PYTHON=… are those of
+# environments with TRL; where they are not named, the scripts make their own, and say where they
+# can't. ARGS=--quick tries the scripts themselves.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -26,14 +26,6 @@ measure() {
 }
 
 measure throughput
-if [ -f benchmarks/reward_vs_trl.py ] && [ -n "${TRL_PYTHON:-}" ]; then
-    measure reward_vs_trl --trl-python "$TRL_PYTHON"
-else
-    echo "reward_vs_trl is left out: TRL_PYTHON is not set, or the script is not here." >&2
-fi
-if [ -f benchmarks/ppo.py ] && [ -n "${TRL_PPO_PYTHON:-}" ]; then
-    measure ppo --trl "$TRL_PPO_PYTHON"
-else
-    echo "ppo beside TRL is left out: TRL_PPO_PYTHON is not set, or the script is not here." >&2
-fi
+measure reward_vs_trl ${TRL_PYTHON:+--trl-python "$TRL_PYTHON"}
+measure ppo ${TRL_PPO_PYTHON:+--trl "$TRL_PPO_PYTHON"}
 echo "Results are in $out."

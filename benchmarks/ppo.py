@@ -1,12 +1,12 @@
 """How many samples a CPU second does PPO learn from, beside TRL's?
 
-    python -m venv .trl && .trl/bin/pip install -r benchmarks/ppo-requirements.txt
-    python benchmarks/ppo.py --trl .trl/bin/python [--quick] [--json FILE]
+    python benchmarks/ppo.py [--trl PYTHON] [--quick] [--json FILE]
 
-TRL 1.12.0 is the last one with PPO and wants an environment of its own; without --trl, only ours is measured. Both
-train the same tiny Llamas of random weights on the same prompts, in turns, each in a process of its own with one
-thread: equal lengths (hardly an answer ends before the limit), equal batches, minibatches and epochs. TRL is given a
-prompt four times where four samples share it.
+TRL 1.12.0 is the last with PPO. Its environment (benchmarks/ppo-requirements.txt) is made in the data folder, unless
+--trl names one; where it can't be made, that is said, and only ours is measured. Both train the same tiny Llamas of
+random weights on the same prompts, in turns, each in a process of its own with one thread: equal lengths (hardly an
+answer ends before the limit), equal batches, minibatches and epochs. TRL is given a prompt four times where four
+samples share it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from compared import python_of
+
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY, EOS, PAD = 8_192, 1, 0
 EPISODES_PER_BATCH, MINIBATCH_SIZE = 16, 8
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     sizes = {"num_prompt": 64, "num_new": 24} if options.quick else {"num_prompt": 192, "num_new": 64}
     sizes |= {"num_batches": 2 if options.quick else 3, "hidden_size": 128 if options.quick else 256}
+    options.trl = python_of("ppo-requirements.txt", options.trl)
     rows = [_compare(samples, sizes, options) for samples in (1, 4)]
     print(_table(rows))
     if options.json:

@@ -1,6 +1,6 @@
 """How well does a reward model that was trained on real rankings predict rankings that it has not seen?
 
-    python benchmarks/reward_people.py FILE [--folds 5] [--quick] [--json FILE] [--model FOLDER_OR_ALIAS]
+    python benchmarks/reward_people.py [FILE] [--folds 5] [--quick] [--json FILE] [--model FOLDER_OR_ALIAS]
         [--states FILE]
 
 FILE holds rankings as JSON lines (a dataset's export, or the interchange shape that `rankloop import` takes). Every
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,13 +23,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainer.config import RewardConfig
+from trainer.console import find_source
 from trainer.cross_validation import CrossValidation, cross_validate
 from trainer.preferences import Accuracy, Ranking, pairwise_accuracy, read_rankings
 from trainer.reporting import SilentReporter, TerminalReporter
 from trainer.reward_report import people_agree
 from trainer.scorer import StateCache
-from trainer.weights import ModelSource
 
+PANDALM = Path(__file__).resolve().parents[2] / "shared/data/pairs_pandalm_3annotators.jsonl"
 QUICK_RANKINGS = 16
 QUICK_CHARACTERS = 1_200
 
@@ -40,13 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    if not options.file.is_file():
+        print(f"not measured: {options.file} is not here; name a file of rankings")
+        return
     rankings = read_rankings(options.file)
     config = RewardConfig.from_overrides(json.loads(options.training))
     folds = options.folds
     if options.quick:
         rankings = _shortest(rankings)
         folds, config = 2, dataclasses.replace(config, epochs=1)
-    source = ModelSource(_model_folder(options.model))
+    source = find_source(options.model)
     report = SilentReporter() if options.silent else TerminalReporter(sys.stderr)
     states = _load_states(options.states)
     found = cross_validate(rankings, source=source, config=config, folds=folds, report=report, cache=states)
@@ -61,27 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("file", type=Path, help="rankings as JSON lines")
+    parser.add_argument("file", type=Path, nargs="?", default=PANDALM, help="rankings as JSON lines")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a few short rankings, two folds: under a minute")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument(
-        "--model", default="smollm2-135m", help="folder of the SFT model, or its name in the data folder"
+        "--model", default="smollm2-135m", help="folder of the SFT model, or an alias, fetched at first"
     )
     parser.add_argument("--training", default="{}", help="overrides of the training settings, as JSON")
     parser.add_argument("--states", type=Path, help="keep what the frozen blocks say here, for this model and settings")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--silent", action="store_true", help="the table only")
     return parser.parse_args(arguments)
-
-
-def _model_folder(name: str) -> Path:
-    """A folder as it is; else a model of the data folder."""
-    data = Path(os.environ.get("RANKLOOP_DATA_DIR", ".data"))
-    for folder in (Path(name), data / "models" / name):
-        if (folder / "config.json").is_file():
-            return folder
-    sys.exit(f"There is no model {name}: run `rankloop model fetch {name}`, or give a folder with --model.")
 
 
 def _load_states(path: Path | None) -> StateCache:

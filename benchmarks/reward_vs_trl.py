@@ -1,7 +1,8 @@
 """The same reward model from the same rankings, by TRL's RewardTrainer and by ours: time, memory, loss.
 
-    python -m venv .venv-trl && .venv-trl/bin/pip install -r benchmarks/requirements-trl.txt
-    python benchmarks/reward_vs_trl.py --trl-python .venv-trl/bin/python [--quick] [--json FILE]
+    python benchmarks/reward_vs_trl.py [--trl-python PYTHON] [--quick] [--json FILE]
+
+TRL's environment (benchmarks/requirements-trl.txt) is made in the data folder, unless --trl-python names one.
 
 A tiny Llama of random weights, generated rankings of K answers, everything in fp32 on one thread. Both begin with the
 same weights and head, take the same rankings in the same steps, with Adam at the same constant rate: the losses of
@@ -29,6 +30,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from compared import python_of
 
 LEARNING_RATE, SEED = 1e-4, 17
 WAYS = {"ours": "Rankloop", "trl": "TRL", "trl-checkpointing": "TRL, gradient checkpointing (its default)"}
@@ -60,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         side = _train_ours if options.side == "ours" else _train_trl
         print(json.dumps(side(options.folder, checkpointing=options.side == "trl-checkpointing")))
         return
+    trl_python = python_of("requirements-trl.txt", options.trl_python)
+    if trl_python is None:
+        return
     turns = 1 if options.quick else options.turns
     ways = [way for way in WAYS if not options.quick or way != "trl-checkpointing"]
     rows: list[dict[str, Any]] = []
@@ -69,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
             for _ in range(turns):
                 for way in ways:
-                    found[way].append(_measure(way, Path(folder), options.trl_python))
+                    found[way].append(_measure(way, Path(folder), trl_python))
             rows.append(_row(case, found))
         print(_table(rows[-1], case), flush=True)
     if options.json:
@@ -85,10 +91,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--side", choices=list(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if not options.side and (options.trl_python is None or not options.trl_python.is_file()):
-        parser.error("--trl-python must name the Python of an environment with TRL; the first lines say how to make it")
-    return options
+    return parser.parse_args(arguments)
 
 
 def _measure(way: str, folder: Path, trl_python: Path) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Does TRL train on our exports as they are? One step of its DPOTrainer and RewardTrainer, on a real export.
 
-    python -m venv trl && trl/bin/pip install torch==2.13.0 && trl/bin/pip install -r benchmarks/requirements-trl.txt
-    python benchmarks/trl_exports.py --trl-python trl/bin/python [--quick] [--json FILE]
+    python benchmarks/trl_exports.py [--trl-python PYTHON] [--quick] [--json FILE]
 
 Rankings are imported, frozen and exported by the app: `pairs` as a folder that `load_dataset` opens, and as one file.
-TRL, in an environment of its own, then loads both and takes one step on a tiny model with random weights.
-Without `--trl-python` nothing is run, and that is said.
+TRL, in an environment of its own (made in the data folder, unless --trl-python names one), then loads both and takes
+one step on a tiny model with random weights.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from compared import python_of
+
 CHATML = "{% for turn in messages %}<{{ turn['role'] }}> {{ turn['content'] }} <end> {% endfor %}"
 
 
@@ -36,13 +37,13 @@ def main() -> None:
     if options.folder is not None:
         print(json.dumps(train(options.folder)))
         return
-    if options.trl_python is None:
-        print("not run: --trl-python must name the Python of an environment with TRL")
+    trl_python = python_of("requirements-trl.txt", options.trl_python)
+    if trl_python is None:
         return
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         asyncio.run(export(Path(name)))
-        found = in_other_python(options.trl_python, Path(name))
+        found = in_other_python(trl_python, Path(name))
     print(json.dumps(found, indent=2))
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
