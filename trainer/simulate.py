@@ -1,7 +1,7 @@
 """Annotators with a known utility rank through the REST API, so that the loop can be run and measured without people.
 
-`rank_waiting` plays annotators on any server. `run_loop` turns whole rounds of the pocket model and compares the first
-policy's answers to held-out prompts with the last one's, by the true utility, which no part of the loop ever sees.
+`rank_waiting` plays annotators on any server. `run_loop` turns whole rounds of the pocket model; what became of it,
+`simulate_exam` asks the true utility, which no part of the loop ever sees.
 """
 
 from __future__ import annotations
@@ -12,22 +12,29 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.client import Client
 from trainer.pocket.utility import rank, utility
 from trainer.pocket.world import held_out_requests
+from trainer.simulate_exam import Exam, FindModel, Marks, RewardMarks, reward_marks
+
+if TYPE_CHECKING:
+    from trainer.weights import ModelSource
 
 Say = Callable[[str], None]
-Utilities = dict[str, list[float]]
 
 POLL_SECONDS = 0.5
-NUM_PROMPTS = 400
+NUM_PROMPTS = 640
 PROMPT_SEED = 2026
-NUM_RESAMPLES = 10_000
-# A third of the prompts is held out from sampling, ranking and training; they measure.
-SHARES = {"validation_share": 0.1, "test_share": 0.34}
-SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 128}
+K = 8
+SHARES = {"validation_share": 0.1, "test_share": 0.2}
+"""A fifth of the prompts is held out from sampling, ranking and training, and measures the policies; a tenth measures
+the reward models."""
+TEMPERATURE = 0.7
+"""As many products sample; PPO takes the project's. At 1, a model this small slips in every other long answer, and what
+it learns from noisy people is hardly better than the slips."""
+SAMPLING = {"temperature": TEMPERATURE, "top_p": 1.0, "max_new_tokens": 128}
 
 
 class RunFailed(ValueError):
@@ -45,37 +52,6 @@ class Annotators:
     noise: float = 0.5
     tie_margin: float = 0.1
     seed: int = 17
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % interval, by bootstrap over prompts."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class LoopResult:
-    """What rounds of the loop did, on held-out prompts. Utilities are the world's own; `kl` is in nats an answer."""
-
-    rounds: int
-    seeds: int
-    num_prompts: int
-    num_rankings: int
-    utility: dict[str, Interval]
-    win_rate: Interval
-    kl: float
-    by_round: list[float]
-    accuracy: list[float | None]
-    seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`; the last three are the final figures."""
-        figures = asdict(self)
-        final = {name: figures.pop(name) for name in ("win_rate", "utility", "kl")}
-        return figures | final
 
 
 # Annotators
@@ -134,97 +110,99 @@ def rank_one(client: Client, project_id: str, rng: random.Random, annotators: An
 # Rounds
 
 
-def run_loop(
-    client: Client, url: str, *, rounds: int, seeds: int, annotators: Annotators, training: Mapping[str, Any], say: Say
-) -> LoopResult:
+@dataclass(frozen=True)
+class Loop:
+    """What all seeds of a simulation share."""
+
+    client: Client
+    url: str
+    tokens: Sequence[str]
+    annotators: Annotators
+    training: Mapping[str, Any]
+    find_model: FindModel
+    say: Say
+    num_prompts: int = NUM_PROMPTS
+
+
+@dataclass(frozen=True)
+class SeedMarks:
+    """What the truth says of one seed's loop: of the SFT policy, and of each round's policy and reward model."""
+
+    sft: Marks
+    ceiling: Marks
+    best_of_16: Marks
+    """By the last reward model."""
+    rounds: Sequence[Marks]
+    rewards: Sequence[RewardMarks]
+    kl: Sequence[float]
+    """Nats an answer, after each round."""
+    num_rankings: int
+
+
+def run_loop(loop: Loop, *, rounds: int, seeds: int) -> list[SeedMarks]:
     """Turn the loop `rounds` times in a project of its own for each seed; all on the same prompts.
 
     Raises:
         RunFailed: a run ended otherwise than finished.
     """
-    started = time.monotonic()
-    tokens = hire(client, annotators)
-    stories = [Story(client, url, tokens, seed, annotators, training, say).turn(rounds) for seed in range(1, seeds + 1)]
-    first = pooled([story.utilities[0] for story in stories])
-    last = pooled([story.utilities[-1] for story in stories])
-    rng = random.Random(PROMPT_SEED)
-    gains = [mean(last[prompt]) - mean(first[prompt]) for prompt in sorted(first)]
-    wins = [share_of_wins(last[prompt], first[prompt]) for prompt in sorted(first)]
-    means = {"sft": bootstrap([mean(first[prompt]) for prompt in sorted(first)], rng)}
-    means |= {"final": bootstrap([mean(last[prompt]) for prompt in sorted(last)], rng), "gain": bootstrap(gains, rng)}
-    return LoopResult(
-        rounds=rounds,
-        seeds=seeds,
-        num_prompts=len(first),
-        num_rankings=sum(story.num_rankings for story in stories),
-        utility=means,
-        win_rate=bootstrap(wins, rng),
-        kl=round(mean([story.kl for story in stories]), 3),
-        by_round=[round(mean_utility([story.utilities[turn] for story in stories]), 4) for turn in range(rounds + 1)],
-        accuracy=[story.accuracies[turn] for story in stories for turn in range(rounds)],
-        seconds=round(time.monotonic() - started, 1),
-    )
+    return [Story(loop, seed).turn(rounds) for seed in range(1, seeds + 1)]
 
 
 class Story:
-    """The loop of one seed: its project, and what was measured before the first round and after each."""
+    """The loop of one seed: its project, and the exams that its policies sat."""
 
-    def __init__(
-        self,
-        client: Client,
-        url: str,
-        tokens: Sequence[str],
-        seed: int,
-        annotators: Annotators,
-        training: Mapping[str, Any],
-        say: Say,
-    ) -> None:
-        self._client = client
-        self._url = url
-        self._tokens = tokens
+    def __init__(self, loop: Loop, seed: int) -> None:
+        self._loop = loop
+        self._client = loop.client
         self._seed = seed
-        self._annotators = annotators
-        self._training = training
-        self._say = say
         self._project = ""
-        self.utilities: list[Utilities] = []
-        self.accuracies: list[float | None] = []
-        self.num_rankings = 0
-        self.kl = 0.0
 
-    def turn(self, rounds: int) -> Story:
-        """Make the project, measure the SFT policy, then sample, rank, train and measure again."""
+    def turn(self, rounds: int) -> SeedMarks:
+        """Make the project; then sample, rank, train and examine, `rounds` times."""
         self._project = self._make_project()
-        self._measure("SFT")
         sampling = self._client.start_sampling(self._project)
+        self._finished(sampling["id"])
+        exam = self._make_exam(self._loop.find_model(sampling["config"]["policy"]))
+        self._say(f"SFT: utility {exam.sft.utility:.3f}; ceiling of the win rate {exam.ceiling.win_rate:.1%}")
+        turned: list[tuple[Marks, RewardMarks, float]] = []
+        num_rankings = 0
         for number in range(1, rounds + 1):
-            self._finished(sampling["id"])
-            people = Annotators(**asdict(self._annotators) | {"seed": 1000 * self._seed + number})
-            self.num_rankings += rank_waiting(self._url, self._tokens, self._project, people)
-            self._client.start_training(self._project)
-            reward = self._finished(self._newest("reward"))
-            ppo = self._finished(self._newest("ppo"))
-            accuracy = reward["result"]["accuracy"]
-            self.accuracies.append(accuracy["value"] if accuracy else None)
-            self.kl = ppo["result"]["kl"]
-            sampling = {"id": self._newest("sample")}
-            self._measure(f"round {number}, KL {self.kl:.2f}")
-        return self
+            people = Annotators(**asdict(self._loop.annotators) | {"seed": 1000 * self._seed + number})
+            num_rankings += rank_waiting(self._loop.url, self._loop.tokens, self._project, people)
+            turned.append(self._train(exam, number))
+            self._finished(self._newest("sample")["id"])
+        best = exam.best_of_16(self._loop.find_model(self._newest("ppo")["config"]["reward"]))
+        marks, rewards, kl = zip(*turned, strict=True)
+        return SeedMarks(exam.sft, exam.ceiling, best, marks, rewards, kl, num_rankings)
+
+    def _train(self, exam: Exam, number: int) -> tuple[Marks, RewardMarks, float]:
+        """A round's two trainings, and what the truth says of what came out."""
+        self._client.start_training(self._project)
+        reward = self._finished(self._newest("reward")["id"])
+        rows = self._client.dataset_rows(reward["config"]["dataset"]["id"])
+        judged = reward_marks(rows, reward["result"]["accuracy"]["value"])
+        ppo = self._finished(self._newest("ppo")["id"])
+        kl = ppo["result"]["kl"]
+        marks = exam.sit(self._loop.find_model(self._newest("sample")["config"]["policy"]))
+        self._say(
+            f"round {number}: utility {marks.utility:.3f}, win rate {marks.win_rate:.1%}, KL {kl:.2f}; "
+            f"the reward model is right on {judged.reward:.1%}, the truth on {judged.truth:.1%} of held-out pairs"
+        )
+        return marks, judged, kl
 
     def _make_project(self) -> str:
-        sampling = SAMPLING | {"seed": 1000 * self._seed}
-        training = {kind: {"seed": self._seed, **self._training.get(kind, {})} for kind in ("reward", "ppo")}
+        training = {kind: {"seed": self._seed, **self._loop.training.get(kind, {})} for kind in ("reward", "ppo")}
         project = self._client.create_project(
             name=f"Simulated loop {self._seed} {secrets.token_hex(3)}",
             model_alias="pocket",
-            k=4,
-            sampling=sampling,
+            k=K,
+            sampling=SAMPLING | {"seed": 1000 * self._seed},
             training=training,
             # What the loop does by itself is measured, not what its gates keep back.
             reward_gate="off",
             **SHARES,
         )
-        requests = held_out_requests(NUM_PROMPTS, PROMPT_SEED)
+        requests = held_out_requests(self._loop.num_prompts, PROMPT_SEED)
         lines = [
             json.dumps({"prompt": request.prompt, "language": request.language, "source": "pocket world"})
             for request in requests
@@ -232,20 +210,19 @@ class Story:
         self._client.import_prompts(project["id"], lines)
         return str(project["id"])
 
-    def _measure(self, when: str) -> None:
-        """The live policy answers the test prompts; the true utility of each answer, by prompt."""
-        run = self._finished(self._client.start_evaluation(self._project)["id"])
-        version_id = run["config"]["policy"]["version_id"]
-        found: Utilities = {}
-        for answer in self._client.completions(self._project, version_id=version_id, split="test"):
-            prompt = answer["messages"][-1]["content"]
-            found.setdefault(prompt, []).append(utility(prompt, answer["text"]))
-        self.utilities.append(found)
-        self._say(f"seed {self._seed}, {when}: utility {mean_utility([found]):.3f}")
+    def _make_exam(self, sft: ModelSource) -> Exam:
+        """Of the test prompts: nothing is sampled for annotators, or trained, on those."""
+        rows = self._client.list_prompts(self._project, split="test")
+        prompts = [row["messages"][-1]["content"] for row in rows]
+        margin = self._loop.annotators.tie_margin
+        return Exam(prompts, sft, sampling=SAMPLING, tie_margin=margin, seed=1000 * self._seed)
 
-    def _newest(self, kind: str) -> str:
+    def _say(self, text: str) -> None:
+        self._loop.say(f"seed {self._seed}, {text}")
+
+    def _newest(self, kind: str) -> dict[str, Any]:
         """The newest run of a kind. What follows from a run is queued in the transaction that ends it."""
-        return str(next(run["id"] for run in self._client.list_runs(self._project) if run["kind"] == kind))
+        return next(run for run in self._client.list_runs(self._project) if run["kind"] == kind)
 
     def _finished(self, run_id: str) -> dict[str, Any]:
         """Wait for a run's good end."""
@@ -256,38 +233,3 @@ class Story:
             if run["state"] in {"failed", "cancelled"}:
                 raise RunFailed(f"The {run['kind']} run {run_id} {run['state']}: {run['error']}")
             time.sleep(POLL_SECONDS)
-
-
-# Figures
-
-
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)
-
-
-def mean_utility(measured: Sequence[Utilities]) -> float:
-    """The mean over prompts of the mean over answers."""
-    return mean([mean(values) for utilities in measured for values in utilities.values()])
-
-
-def pooled(measured: Sequence[Utilities]) -> Utilities:
-    """The answers of all seeds to the same prompt together: prompts are what the interval resamples."""
-    together: Utilities = {}
-    for utilities in measured:
-        for prompt, values in utilities.items():
-            together.setdefault(prompt, []).extend(values)
-    return together
-
-
-def share_of_wins(after: Sequence[float], before: Sequence[float]) -> float:
-    """How often an answer of `after` beats one of `before`, over all pairs; a tie is half a win."""
-    points = [1.0 if new > old else 0.5 if new == old else 0.0 for new in after for old in before]
-    return mean(points)
-
-
-def bootstrap(values: Sequence[float], rng: random.Random) -> Interval:
-    """The mean of one value a prompt, with a 95 % percentile interval over resampled prompts."""
-    means = sorted(mean(rng.choices(values, k=len(values))) for _ in range(NUM_RESAMPLES))
-    low, high = means[int(0.025 * NUM_RESAMPLES)], means[int(0.975 * NUM_RESAMPLES) - 1]
-    return Interval(round(mean(values), 4), round(low, 4), round(high, 4))

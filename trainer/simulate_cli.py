@@ -4,36 +4,50 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.client import Client
+from trainer.client import Client, ModelReference
 from trainer.console import JsonOption, TokenOption, UrlOption, one_line_errors, parse_settings, settings_with, show
 from trainer.settings import WorkerSettings
-from trainer.simulate import Annotators, LoopResult, RunFailed, hire, rank_waiting, run_loop
+from trainer.simulate import NUM_PROMPTS, Annotators, Loop, RunFailed, hire, rank_waiting, run_loop
+from trainer.simulate_figures import Interval, LoopFigures, figures_of
+
+if TYPE_CHECKING:
+    from trainer.weights import ModelSource
 
 # What is trained in a simulated loop: a small model with all its weights, on a few hundred rankings a round.
 TRAINING: dict[str, dict[str, Any]] = {
-    "reward": {},
-    "ppo": {"num_episodes": 1024, "learning_rate": 1e-4, "num_epochs": 2},
+    "reward": {"learning_rate": 3e-3},
+    "ppo": {
+        "num_episodes": 1536,
+        "episodes_per_batch": 128,
+        "minibatch_size": 32,
+        "learning_rate": 4e-4,
+        "num_epochs": 2,
+        "beta": 0.05,
+    },
 }
 ALL_SCOPES = ("admin", "read", "write")
 
 
 @dataclass(frozen=True)
 class OwnServer:
-    """A Rankloop that was started for this simulation, with an admin's token."""
+    """A Rankloop that was started for this simulation, with an admin's token and its folder."""
 
     url: str
     token: str
+    data_dir: Path
 
 
 def register(cli: typer.Typer) -> None:
@@ -45,8 +59,11 @@ def simulate(
     project: Annotated[
         str | None, typer.Option(help="Only rank what waits in this project of a running server.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the pocket model, on a server of its own.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the pocket model, on a server of its own.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="How often, each time with another seed.")] = 3,
+    prompts: Annotated[
+        int, typer.Option(min=20, help="On so many prompts; a fifth of them only measures.")
+    ] = NUM_PROMPTS,
     annotators: Annotated[int, typer.Option(min=1, help="How many people.")] = 5,
     noise: Annotated[float, typer.Option(min=0, help="How noisy they are: 0 sees the true order.")] = 0.5,
     settings: Annotated[
@@ -66,17 +83,20 @@ def simulate(
             given = settings_with(url, token)
             show({"num_ranked": rank_project(given, project, people)}, json_file)
             return
+        started = time.monotonic()
         with own_server() as server, Client(server.url, server.token) as client:
-            result = run_loop(
-                client,
-                server.url,
-                rounds=rounds,
-                seeds=seeds,
+            loop = Loop(
+                client=client,
+                url=server.url,
+                tokens=hire(client, people),
                 annotators=people,
                 training=training,
+                find_model=lambda reference: find_model(reference, client, server.data_dir),
                 say=lambda line: typer.echo(line, err=True),
+                num_prompts=prompts,
             )
-    report(result, json_file)
+            stories = run_loop(loop, rounds=rounds, seeds=seeds)
+    report(figures_of(stories, seconds=time.monotonic() - started), json_file)
 
 
 def rank_project(settings: WorkerSettings, project: str, people: Annotators) -> int:
@@ -108,6 +128,8 @@ def own_server() -> Iterator[OwnServer]:
         for name in ("DATABASE_URL", "RANKLOOP_DATABASE_URL"):
             environment.pop(name, None)
         command = [*program(), "up", "--no-demo", "--json", "--port", "0", "--data-dir", folder]
+        # Who ends this command ends its server, too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         with (data / "up.log").open("wb") as log:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
         try:
@@ -115,7 +137,7 @@ def own_server() -> Iterator[OwnServer]:
             line = process.stdout.readline()
             if not line:
                 raise RunFailed(f"Rankloop did not start: {(data / 'up.log').read_text(errors='replace')[-2000:]}")
-            yield OwnServer(json.loads(line)["address"], make_token(folder, environment))
+            yield OwnServer(json.loads(line)["address"], make_token(folder, environment), data)
         finally:
             process.terminate()
             process.wait()
@@ -143,19 +165,39 @@ def program() -> list[str]:
     return [sys.executable, "-m", "rankloop"]
 
 
-def report(result: LoopResult, json_file: Path | None) -> None:
+def find_model(reference: ModelReference, client: Client, data_dir: Path) -> ModelSource:
+    """A version's weights, where the own server's worker keeps them; the pocket model from the usual data folder."""
+    from trainer.artifacts import base_folder, version_folder
+    from trainer.weights import ModelSource
+
+    settings = WorkerSettings()
+    version = version_folder(reference, client, settings.model_copy(update={"data_dir": data_dir}))
+    return ModelSource(base_folder("pocket", settings, lambda *_: None), version, reference["alias"])
+
+
+def report(figures: LoopFigures, json_file: Path | None) -> None:
     """The figures as a table, and as JSON where that is asked for."""
     if json_file is not None:
-        show(result.as_json(), json_file)
+        show(figures.as_json(), json_file)
     if str(json_file) == "-":
         return
-    names = ["SFT", *(f"round {number}" for number in range(1, result.rounds + 1))]
-    for name, value in zip(names, result.by_round, strict=True):
-        typer.echo(f"{name:<10} utility {value:7.3f}")
-    gain, wins = result.utility["gain"], result.win_rate
-    typer.echo(f"gain       {gain.mean:+.3f}  95 % interval {gain.low:+.3f} to {gain.high:+.3f}")
-    typer.echo(f"win rate   {wins.mean:.1%}  95 % interval {wins.low:.1%} to {wins.high:.1%}, against the SFT policy")
-    typer.echo(
-        f"KL {result.kl:.2f} nats an answer; {result.num_prompts} held-out prompts, {result.seeds} seeds, "
-        f"{result.num_rankings} rankings, {result.seconds:.0f} s"
-    )
+    for line in lines_of(figures):
+        typer.echo(line)
+
+
+def lines_of(figures: LoopFigures) -> Iterator[str]:
+    """The table: a line a round, the three win rates, and what they come to."""
+    yield "          utility  win rate     KL   reward model   truth   (right on held-out pairs)"
+    yield f"SFT       {figures.sft_utility:7.3f}     50.0%   0.00"
+    for number, found in enumerate(figures.rounds, start=1):
+        learned = f"{found.reward_accuracy:12.1%}  {found.true_accuracy:6.1%}"
+        yield f"round {number:<4}{found.utility:7.3f}  {found.win_rate:8.1%}  {found.kl:5.2f}   {learned}"
+    for name in ("win_rate", "ceiling", "best_of_16"):
+        share: Interval = getattr(figures, name)
+        interval = f"95 % interval {share.low:.1%} to {share.high:.1%}"
+        exact = f"{figures.exact[name]:.1%} where any difference counts"
+        yield f"{name.replace('_', ' '):<11}{share.mean:6.1%}  {interval}; {exact}"
+    yield f"{figures.room:.1%} of the room to the ceiling, at {figures.rounds[-1].kl:.2f} nats an answer"
+    yield f"the last reward model has {figures.reward_share:.1%} of the accuracy of the true utilities"
+    counts = f"{figures.num_prompts} held-out prompts, {figures.seeds} seeds, {figures.num_rankings} rankings"
+    yield f"{counts}, {figures.seconds:.0f} s"

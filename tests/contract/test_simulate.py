@@ -12,7 +12,8 @@ import pytest
 from tests.contract.conftest import House, house, run_rankloop, tiny_folder, work_off
 from trainer.pocket.utility import utility
 from trainer.pocket.world import Quality, answer_of_quality, held_out_requests
-from trainer.simulate import Annotators, RunFailed, Story, hire, rank_waiting
+from trainer.simulate import Annotators, Loop, RunFailed, Story, hire, rank_waiting
+from trainer.weights import ModelSource
 
 __all__ = ["house", "tiny_folder"]
 
@@ -65,8 +66,16 @@ def test_the_command_ranks_a_project_by_its_name(house: House, tmp_path: Path) -
 
 
 def test_a_run_that_fails_ends_the_simulation_with_its_cause(house: House) -> None:
-    people = Annotators(num=1)
-    story = Story(house.admin, house.server.url, [], 1, people, {}, print)
+    loop = Loop(
+        client=house.admin,
+        url=house.server.url,
+        tokens=[],
+        annotators=Annotators(num=1),
+        training={},
+        find_model=lambda _: ModelSource(Path()),
+        say=print,
+    )
+    story = Story(loop, seed=1)
     project = house.make_project(model_alias="missing")
     house.import_prompts(project, 1)
     run = house.admin.start_sampling(project["id"])

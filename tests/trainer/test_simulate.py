@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 
 import pytest
 from typer.testing import CliRunner
 
 from rankloop.cli import build
 from trainer import simulate_cli
-from trainer.simulate import Interval, LoopResult, bootstrap, mean_utility, pooled, share_of_wins
-from trainer.simulate_cli import TRAINING, report, training_with
-
-
-def test_wins_are_counted_over_all_pairs_and_a_tie_is_half_a_win() -> None:
-    assert share_of_wins(after=[3.0, 1.0], before=[1.0, 2.0]) == (1 + 1 + 0.5 + 0) / 4
+from trainer.simulate import SeedMarks
+from trainer.simulate_cli import TRAINING, lines_of, training_with
+from trainer.simulate_exam import Marks, RewardMarks
+from trainer.simulate_figures import Interval, LoopFigures, bootstrap, figures_of, pooled
 
 
 def test_the_interval_resamples_prompts() -> None:
@@ -30,36 +29,68 @@ def test_an_interval_of_equal_values_has_no_width() -> None:
     assert bootstrap([2.0] * 9, random.Random(17)) == Interval(2.0, 2.0, 2.0)
 
 
-def test_answers_of_all_seeds_to_one_prompt_are_one_unit() -> None:
-    together = pooled([{"p": [1.0, 2.0], "q": [0.0]}, {"p": [6.0]}])
-    assert together == {"p": [1.0, 2.0, 6.0], "q": [0.0]}
-    assert mean_utility([{"p": [1.0, 2.0], "q": [0.0]}]) == 0.75
+def test_what_all_seeds_say_of_one_prompt_is_one_value() -> None:
+    assert pooled([{"p": 1.0, "q": 0.0}, {"p": 0.5}]) == [0.75, 0.0]
+
+
+def marks(*wins: float) -> Marks:
+    """An exam with one answer a prompt, each worth twice the share that it wins."""
+    by_prompt = {str(number): share for number, share in enumerate(wins)}
+    return Marks({prompt: [2 * share] for prompt, share in by_prompt.items()}, by_prompt, by_prompt)
+
+
+def story(rounds: Sequence[Marks]) -> SeedMarks:
+    """One seed: the ceiling is 0.9, the last reward model is right on 0.76 where the truth is right on 0.8."""
+    return SeedMarks(
+        sft=marks(0.5, 0.5),
+        ceiling=marks(0.8, 1.0),
+        best_of_16=marks(0.6, 0.8),
+        rounds=rounds,
+        rewards=[RewardMarks(0.7, 0.8), RewardMarks(0.76, 0.8)],
+        kl=[2.0, 3.0],
+        num_rankings=10,
+    )
+
+
+def two_seeds() -> LoopFigures:
+    seeds = [story([marks(0.5, 0.6), marks(0.8, 0.8)]), story([marks(0.6, 0.7), marks(0.8, 0.96)])]
+    return figures_of(seeds, seconds=12.0)
+
+
+def test_the_room_is_that_between_one_half_and_the_ceiling() -> None:
+    figures = two_seeds()
+    assert figures.win_rate.mean == pytest.approx(0.84)
+    assert figures.room == pytest.approx(0.34 / 0.4)
+    assert figures.reward_share == pytest.approx(0.95)
+    assert [found.win_rate for found in figures.rounds] == [0.6, 0.84]
+    assert (figures.seeds, figures.num_prompts, figures.num_rankings) == (2, 2, 20)
+
+
+def test_json_begins_with_the_final_figures_as_plain_numbers() -> None:
+    found = json.loads(json.dumps(two_seeds().as_json()))
+    assert list(found)[:6] == ["win_rate", "ceiling", "best_of_16", "kl", "room", "reward_share"]
+    assert [found[name] for name in ("ceiling", "best_of_16", "kl", "room")] == [0.9, 0.7, 3.0, 0.85]
+    assert found["intervals"]["ceiling"] == [0.8, 1.0]
+    assert found["rounds"][0]["true_accuracy"] == 0.8
+
+
+def test_the_table_has_a_line_a_round() -> None:
+    printed = list(lines_of(two_seeds()))
+    assert printed[3].split() == ["round", "2", "1.680", "84.0%", "3.00", "76.0%", "80.0%"]
+    assert "85.0% of the room to the ceiling, at 3.00 nats an answer" in printed
 
 
 def test_settings_reach_the_training_that_they_name() -> None:
-    changed = training_with(["ppo.beta=0.05", "reward.num_epochs=2"])
-    assert changed["ppo"] == TRAINING["ppo"] | {"beta": 0.05}
-    assert changed["reward"] == {"num_epochs": 2}
-    assert "beta" not in TRAINING["ppo"], "a run's wishes don't stay for the next"
+    changed = training_with(["ppo.target_kl=5", "reward.num_heads=2"])
+    assert changed["ppo"] == TRAINING["ppo"] | {"target_kl": 5}
+    assert changed["reward"] == TRAINING["reward"] | {"num_heads": 2}
+    assert "target_kl" not in TRAINING["ppo"], "a run's wishes don't stay for the next"
 
 
 @pytest.mark.parametrize("pair", ["beta=0.05", "sample.k=4", "ppo.=1"])
 def test_a_setting_without_a_training_is_refused_by_name(pair: str) -> None:
     with pytest.raises(ValueError, match=f"--set {pair.split('=', maxsplit=1)[0]}: begin with reward. or ppo."):
         training_with([pair])
-
-
-def test_json_ends_with_the_final_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    interval = Interval(1.0, 0.5, 1.5)
-    utility = {"sft": Interval(0.5, 0.0, 1.0), "final": Interval(1.5, 1.0, 2.0), "gain": interval}
-    result = LoopResult(1, 1, 10, 20, utility, Interval(0.75, 0.7, 0.8), 2.5, [0.5, 1.5], [0.8], 12.0)
-    assert list(result.as_json())[-3:] == ["win_rate", "utility", "kl"]
-    assert json.loads(json.dumps(result.as_json()))["utility"]["gain"] == {"mean": 1.0, "low": 0.5, "high": 1.5}
-    report(result, None)
-    printed = capsys.readouterr().out
-    assert "round 1" in printed
-    assert "+1.000" in printed
-    assert "75.0%" in printed
 
 
 @pytest.mark.parametrize(

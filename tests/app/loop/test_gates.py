@@ -6,11 +6,15 @@ import random
 import uuid
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from app.loop import arrivals, sampling, service, training
+from app.loop.comparisons import DEFAULT_PROMPTS
 from app.loop.gates import Judged, Reason, judge_policy, judge_reward
+from app.loop.outcomes import Outcome, figures_of, outcome
 from app.projects.models import PolicyGate
+from app.quality.sequences import excludes
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs.models import RunKind
@@ -18,10 +22,18 @@ from tests.app.loop.conftest import Loop
 from tests.app.loop.test_comparisons import answer_both, likes, rank_by, two_each
 from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT
 from tests.factories import make_prompt
-from trainer.pocket.utility import rank
+from trainer.pocket.utility import rank, utility
+from trainer.pocket.world import (
+    QUALITY_SHARES,
+    Quality,
+    Request,
+    answer_of_quality,
+    held_out_requests,
+)
 
 NUM_PROMPTS, NUM_ROUNDS = 150, 3
 Model = Callable[[float, random.Random], float]
+Speaker = Callable[[Request, random.Random], str]
 
 
 def noisy(noise: float) -> Model:
@@ -88,6 +100,57 @@ def test_an_equal_model_has_nothing_to_go_live_for() -> None:
 )
 def test_a_policy_must_win(state: str, verdict: str) -> None:
     assert judge_policy(state).state == verdict
+
+
+# Policies that are planted, and people who compare them
+
+
+def as_the_text(request: Request, rng: random.Random) -> str:
+    """A policy that answers as the world's text does: three in five are good."""
+    return answer_of_quality(request, rng.choices(list(QUALITY_SHARES), list(QUALITY_SHARES.values()))[0], rng)
+
+
+def polite(good_share: float) -> Speaker:
+    """A policy that is polite, fluent and whole, and speaks of another thing than was asked but for this share. With
+    few good answers it is what exploiting a reward model for manners leads to."""
+
+    def speak(request: Request, rng: random.Random) -> str:
+        quality = Quality.GOOD if rng.random() < good_share else Quality.OFF_TOPIC
+        before, after = rng.choice(request.book.courtesies_before), rng.choice(request.book.courtesies_after)
+        return f"{before} {answer_of_quality(request, quality, rng)} {after}"
+
+    return speak
+
+
+def one_comparison(new: Speaker, live: Speaker, request: Request, rng: random.Random) -> Outcome:
+    """Two answers of either, ranked by somebody who is right on about three pairs in four."""
+    keys = [uuid.UUID(int=number) for number in range(4)]
+    answers = [speaker(request, rng) for speaker in (new, new, live, live)]
+    worths = [utility(request.prompt, answer) for answer in answers]
+    cells = rank(worths, rng, noise=0.5, tie_margin=0.1)
+    places = {keys[answer]: place for place, cell in enumerate(cells) for answer in cell}
+    found = outcome(places, {}, of_version=keys[:2], of_against=keys[2:])
+    assert found is not None
+    return found
+
+
+def gate_of(new: Speaker, live: Speaker, seed: int) -> str:
+    """What becomes of a new policy: people compare until the confidence sequence leaves one half out, or to the end."""
+    rng = random.Random(seed)
+    found: list[Outcome] = []
+    for request in held_out_requests(DEFAULT_PROMPTS, seed):
+        found.append(one_comparison(new, live, request, rng))
+        if np.isfinite(excludes(np.array([[item.win_share for item in found]])))[0]:
+            break
+    figures = figures_of(found, num_prompts=DEFAULT_PROMPTS)
+    state = "better" if figures.low > 0.5 else "worse" if figures.high < 0.5 else "undecided"
+    return judge_policy(state).state
+
+
+def test_a_policy_that_exploits_its_reward_model_is_refused_and_a_better_one_goes_live() -> None:
+    """20 of 20, and 18 of 20 or more. What either says is planted, not trained."""
+    assert [gate_of(polite(0.2), as_the_text, seed) for seed in range(20)] == ["refused"] * 20
+    assert sum(gate_of(polite(1.0), as_the_text, seed) == "passed" for seed in range(20)) >= 18
 
 
 # The road
