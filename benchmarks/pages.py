@@ -90,10 +90,18 @@ SECOND = {
         from rankings r join task_completions c on c.task_id = r.task_id
         where not exists (select from ranking_places p where p.ranking_id = r.id)""",
     "tasks": """
-        update tasks set num_taken = 2 where number > (select max(number) from tasks) - %(num)s""",
+        update tasks set round = 1,
+            num_taken = 1 + (number > (select max(number) from tasks) - %(num)s)::int""",
     "ranking_changes": """
         insert into ranking_changes (project_id, ranking_id, kind)
         select project_id, id, 'stored' from rankings where created_at > now() - interval '2 hours'""",
+    # What triggers would have counted.
+    "tallies": """
+        insert into tallies (project_id, round, split, num_prompts, num_tasks, num_places, num_ranked, num_rankings,
+            num_learnable)
+        select project_id, round, split, count(*), count(*), sum(num_places), sum(num_ranked), sum(num_rankings),
+            sum(num_learnable)
+        from task_tallies group by project_id, round, split""",
 }
 
 

@@ -162,7 +162,7 @@ async def figures(session: AsyncSession, *, project: Project, words: Words) -> l
         figure(
             words["_"]("Rankings"),
             words["number"](held.num_rankings),
-            note=words["_"]("{n} since the last training", n=num_new),
+            note=words["_"]("{n} since the last training", n=words["number"](num_new)),
         )
     )
     reward = await registry.live_version(session, project_id=project.id, kind=VersionKind.REWARD)

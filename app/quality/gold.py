@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from sqlalchemy import select
+from sqlalchemy import Select, func, literal, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
@@ -25,13 +26,16 @@ from app.quality.models import GoldOrder
 from app.quality.orders import Judgement
 from app.quality.people import Gold, Portrait, with_gold
 from app.rankings.answers import RankingAnswer, Rules, order_of
-from app.rankings.service import get_ranking, require_fine
+from app.rankings.models import Ranking, RankingPlace
+from app.rankings.service import get_ranking, is_current, require_fine
 from app.tasks import service as tasks
-from app.tasks.models import Task
+from app.tasks.models import Purpose, Task, TaskCompletion
 from app.tasks.service import LETTERS
 
 MAX_WHY_LENGTH = 2000
 LISTED = 200
+MOST_TAKEN = 200
+"""So many of one's own orders become gold at once."""
 TOLD_EVERY = 5
 """One's own page moves with every fifth gold task only: a figure that moved with each would tell which one it was."""
 
@@ -102,6 +106,46 @@ async def places_of_ranking(session: AsyncSession, task_id: uuid.UUID, ranking_i
     if view.ranking.task_id != task_id:
         return []
     return [view.places[item].place for item in await tasks.completion_ids(session, task_id)]
+
+
+async def take_over(session: AsyncSession, project: Project, *, actor: User) -> int:
+    """Make gold of the tasks that somebody ranked themselves: their orders become the known ones. Returns how many.
+
+    At most `MOST_TAKEN` at once, the oldest first. Left out is what nobody could be wrong about (all answers share a
+    place), an order with gaps, and what is withdrawn or compares versions.
+    """
+    orders = own_orders(project, actor).order_by(func.min(Ranking.number)).limit(MOST_TAKEN).subquery()
+    # In one order everywhere, so that two who mark at once do not wait for each other in a circle.
+    chosen = select(orders, literal(actor.id)).order_by(orders.c.task_id)
+    statement = insert(GoldOrder).from_select(["task_id", "places", "marked_by"], chosen).on_conflict_do_nothing()
+    taken = (await session.scalars(statement.returning(GoldOrder.task_id))).all()
+    if taken:
+        await audit(session, actor_id=actor.id, action="gold.take_over", subject=str(project.id), num=len(taken))
+    return len(taken)
+
+
+async def count_own(session: AsyncSession, project: Project, user: User) -> int:
+    """How many tasks `take_over` would make gold now."""
+    orders = own_orders(project, user).limit(MOST_TAKEN).subquery()
+    return await session.scalar(select(func.count()).select_from(orders)) or 0
+
+
+def own_orders(project: Project, user: User) -> Select[uuid.UUID, Sequence[int | None]]:
+    """Somebody's whole orders of tasks that may become gold: rows (task, places in the order of the task)."""
+    place = aggregate_order_by(RankingPlace.place, TaskCompletion.position)
+    return (
+        select(Ranking.task_id, func.array_agg(place).label("places"))
+        .join(Task, Task.id == Ranking.task_id)
+        .join(RankingPlace, RankingPlace.ranking_id == Ranking.id)
+        .join(
+            TaskCompletion,
+            (TaskCompletion.task_id == Ranking.task_id) & (TaskCompletion.completion_id == RankingPlace.completion_id),
+        )
+        .where(Ranking.project_id == project.id, Ranking.annotator_id == user.id, is_current())
+        .where(~Task.is_gold, Task.purpose == Purpose.LEARN, Task.withdrawn_at.is_(None))
+        .group_by(Ranking.task_id)
+        .having(func.count(RankingPlace.place) == func.count(), func.max(RankingPlace.place) > 1)
+    )
 
 
 # How well people do

@@ -32,8 +32,16 @@ async def list_gold(request: Request, project: PageProject, user: Admin, session
         project=project,
         rows=rows,
         most=gold.LISTED,
+        num_own=await gold.count_own(session, project, user),
         num_tests=await qualification.count_tests(session, project),
     )
+
+
+@router.post("/projects/{slug}/quality/gold")
+async def take_over(project: PageProject, user: Admin, session: SessionDep) -> RedirectResponse:
+    """Make gold of what the admin ranked themselves."""
+    await gold.take_over(session, project, actor=user)
+    return see_other(f"/projects/{project.slug}/quality/gold")
 
 
 @router.get("/projects/{slug}/tasks/{task_id}/gold")

@@ -107,6 +107,7 @@ PAGE_MATRIX = {
     "GET /projects/{slug}/quality/reviews/{review_id}": "reviewer",
     "POST /projects/{slug}/quality/reviews/{review_id}": "reviewer",
     "GET /projects/{slug}/quality/gold": "admin",
+    "POST /projects/{slug}/quality/gold": "admin",
     "GET /projects/{slug}/tasks/{task_id}/gold": "admin",
     "POST /projects/{slug}/tasks/{task_id}/gold": "admin",
     "GET /projects/{slug}/quality/bias": "admin",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from httpx2 import AsyncClient
@@ -28,7 +29,7 @@ from app.rankings.answers import RankingAnswer
 from app.rankings.service import AnswerRefused
 from app.tasks import ahead, waiting
 from app.tasks import service as tasks
-from app.tasks.models import Lease, LeaseState, Task
+from app.tasks.models import Lease, LeaseState, Purpose, Task
 from tests.factories import completion_ids_of, make_project, make_prompt, make_ranking, make_task, make_user, sign_in
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -292,3 +293,46 @@ async def test_no_page_of_an_annotator_tells_gold(client: AsyncClient, session: 
 def strip(page: str) -> str:
     """A page without its clock."""
     return re.sub(r"expires[^,>]*|\d+ minutes?|data-seconds=\"[^\"]*\"", "", page)
+
+
+# Taking over one's own orders
+
+
+async def test_an_admin_makes_gold_of_what_they_ranked(client: AsyncClient, session: AsyncSession) -> None:
+    project = await make_project(session, slug="own", ties_allowed=True, partial_allowed=True)
+    admin = await sign_in(client, session)
+
+    async def ranked(places: list[int | None], *, annotator: User = admin, **values: Any) -> Task:
+        task = await make_task(session, await make_prompt(session, project), k=3, **values)
+        await make_ranking(session, task, annotator=annotator, places=places)
+        return task
+
+    whole, tied = await ranked([2, 3, 1]), await ranked([1, 2, 1])
+    left = [
+        await ranked([1, None, 2]),
+        await ranked([1, 1, 1]),
+        await ranked([1, 2, 3], withdrawn_at=NOW),
+        await ranked([1, 2, 3], annotator=await make_user(session)),
+        await ranked([1, 2, 3], purpose=Purpose.COMPARE),
+    ]
+    other = await make_task(session, await make_prompt(session), k=3)
+    await make_ranking(session, other, annotator=admin, places=[1, 2, 3])
+    assert "You ranked 2 tasks yourself" in (await client.get("/projects/own/quality/gold")).text
+    assert (await client.post("/projects/own/quality/gold")).status_code == 303
+    assert await gold.known_orders(session, project) == {whole.id: [2, 3, 1], tied.id: [1, 2, 1]}
+    assert not any([(await session.get_one(Task, task.id, populate_existing=True)).is_gold for task in [*left, other]])
+    entry = await session.scalar(select(AuditEntry).where(AuditEntry.action == "gold.take_over"))
+    assert entry is not None
+    assert (entry.actor_id, entry.detail) == (admin.id, {"num": 2})
+    assert await gold.take_over(session, project, actor=admin) == 0
+    assert "yourself" not in (await client.get("/projects/own/quality/gold")).text
+
+
+async def test_a_change_of_mind_is_what_is_taken_over(session: AsyncSession) -> None:
+    project, admin = await make_project(session), await make_user(session, role=Role.ADMIN)
+    task = await make_task(session, await make_prompt(session, project), k=2)
+    first = await make_ranking(session, task, annotator=admin, places=[1, 2])
+    same = {"annotator": admin, "lease_id": first.lease_id, "supersedes_id": first.id}
+    await make_ranking(session, task, places=[2, 1], **same)
+    assert await gold.take_over(session, project, actor=admin) == 1
+    assert await gold.known_orders(session, project) == {task.id: [2, 1]}
