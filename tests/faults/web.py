@@ -67,7 +67,12 @@ class Web:
     @property
     def url(self) -> str:
         """Where it answers."""
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """The port of that address."""
+        return int(self._listener.getsockname()[1])
 
     def start(self) -> None:
         """Begin to answer."""
