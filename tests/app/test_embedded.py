@@ -48,7 +48,7 @@ def is_alive(process: int) -> bool:
         return False
 
 
-def wait_until_gone(process: int, seconds: float = 15) -> bool:
+def wait_until_gone(process: int, seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while is_alive(process) and time.monotonic() < deadline:
         time.sleep(0.05)

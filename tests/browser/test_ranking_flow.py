@@ -216,7 +216,7 @@ async def test_a_closed_page_gives_the_next_task_back(open_page: OpenPage, site:
     await open_rank(page, site)
     await page.goto("/")
     expected = {"active": "open", "preloaded": "expired"}
-    for _ in range(100):
+    for _ in range(400):
         async with site.server.sessions() as session:
             states = {kind: state for kind, state in await session.execute(select(Lease.kind, Lease.state))}
         if states == expected:
@@ -282,7 +282,7 @@ async def test_20_rankings_made_offline_arrive_exactly_once(open_page: OpenPage,
 
 async def kept(page: Page, address: str, is_kept: bool) -> None:
     """Wait until a page is kept on the device, or no more."""
-    for _ in range(100):
+    for _ in range(400):
         if await page.evaluate("async (address) => !!(await caches.match(address))", address) == is_kept:
             return
         await asyncio.sleep(0.05)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,6 +171,22 @@ def work_off(house: House) -> int:
         while worker.run_once():
             num_runs += 1
     return num_runs
+
+
+@contextmanager
+def held_back(house: House, table: str, once: str) -> Iterator[None]:
+    """Once something is so, nobody stores a row of this table until the block ends: a run stands still there.
+
+    However slow the machine, what the test does then comes before the run's next step.
+    """
+    with psycopg.connect(house.database_url, autocommit=True) as connection:
+        connection.execute("select pg_advisory_lock(17)")
+        connection.execute(
+            f"create function hold_back() returns trigger language plpgsql as $$ begin if {once} then"
+            " perform pg_advisory_xact_lock_shared(17); end if; return new; end $$"
+        )
+        connection.execute(f"create trigger hold_back before insert on {table} execute function hold_back()")
+        yield
 
 
 def environment_of(house: House) -> dict[str, str]:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.contract.conftest import LEASE_SECONDS, House, start_worker, wait_for, work_off
+from tests.contract.conftest import LEASE_SECONDS, House, held_back, start_worker, wait_for, work_off
 from trainer import artifacts
 from trainer.artifacts import BadCheckpoint, CheckpointStore
 from trainer.client import ApiError, Claim, Client, FenceLost, Json
@@ -151,8 +151,9 @@ def test_sigterm_ends_a_worker_in_good_order(house: House, tmp_path: Path) -> No
 
 def test_a_killed_worker_s_sampling_is_finished_by_another(house: House, tmp_path: Path) -> None:
     project, run = sampling_run(house, num_prompts=60)
-    with start_worker(house, tmp_path / "worker.log") as worker:
-        wait_for(lambda: house.admin.completions(project["id"]))
+    is_begun = "(select count(*) from completions) >= 30"
+    with held_back(house, "completions", is_begun), start_worker(house, tmp_path / "worker.log") as worker:
+        wait_for(lambda: len(house.admin.completions(project["id"])) >= 30)
         worker.kill()
     num_before = len(house.admin.completions(project["id"]))
     assert 0 < num_before < 180

@@ -111,18 +111,19 @@ def test_a_text_that_always_repeats_is_kept_and_counted(server: Server) -> None:
 
 def test_there_are_never_more_requests_at_a_time_than_allowed(server: Server) -> None:
     lock, now, most = threading.Lock(), [0], [0]
+    together = threading.Barrier(3)
 
     def slow(request: Received) -> Answer:
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        time.sleep(0.02)
+        together.wait(30)  # nobody is answered before three are there
         with lock:
             now[0] -= 1
         return said(f"answer {json.loads(request.body)['seed']}")
 
     server.handle = slow
-    sample(sampler_of(server, concurrent=3), 8)
+    sample(sampler_of(server, concurrent=3), 9)
     assert most[0] == 3
 
 

@@ -149,7 +149,7 @@ async def test_who_follows_hears_of_what_happens_next(committed: SessionMaker, m
     assert not waiting.done()
     async with committed.begin() as session:
         after = await make_ranking(session, tasks[1])
-    second = await asyncio.wait_for(waiting, 10)
+    second = await asyncio.wait_for(waiting, 30)
     assert [event_of(first)["ranking"]["id"], event_of(second)["ranking"]["id"]] == [str(before.id), str(after.id)]
     assert first.startswith(b"event: stored\n")
     assert f"id: {event_of(first)['cursor']}".encode() in first
@@ -162,7 +162,7 @@ async def test_silence_is_broken_by_a_comment(committed: SessionMaker, monkeypat
     async with committed.begin() as session:
         project = await make_project(session, slug="silent")
     events = change_events(changes.follow(committed, project.id, None))
-    assert await asyncio.wait_for(anext(events), 10) == b": still here\n\n"
+    assert await asyncio.wait_for(anext(events), 30) == b": still here\n\n"
 
 
 def event_of(raw: bytes) -> dict[str, dict[str, str]]:
