@@ -25,7 +25,7 @@ from app.rankings.service import is_current
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs import service as runs
-from app.tasks.models import Task
+from app.tasks.models import Lease, Task
 
 Series = dict[str, list[Point]]
 Reported = Mapping[str, Sequence[tuple[int, float]]]
@@ -180,6 +180,8 @@ async def choices(session: AsyncSession, project: Project) -> list[Choice]:
         select(Task.chosen_by, Task.prompt_id, Task.judged_order, *ordered)
         .join(Ranking, Ranking.task_id == Task.id)
         .join(RankingPlace, RankingPlace.ranking_id == Ranking.id)
+        # Whoever was shown the model's order may have followed it.
+        .join(Lease, (Lease.id == Ranking.lease_id) & ~Lease.is_assisted)
         .where(
             Ranking.id.in_(newest.limit(at_most(SCANNED))), Task.judged_order.is_not(None), is_current(), ~Task.is_gold
         )

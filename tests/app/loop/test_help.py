@@ -9,6 +9,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from app.datasets import service as datasets
+from app.loop import watch
 from app.projects.models import Help, RankNext
 from app.quality import service as quality
 from app.rankings import service as rankings
@@ -72,6 +73,12 @@ async def test_what_was_ranked_with_help_is_marked_everywhere(turned: Loop) -> N
     assert (without.num_rankings, assisted.num_rankings) == (26 - len(helped), len(helped))
     assert assisted.as_judged is not None
     assert assisted.as_judged.value == 1.0
+
+
+async def test_who_saw_the_model_s_order_does_not_say_how_good_the_model_is(turned: Loop) -> None:
+    leases = await rank_with_help(turned)
+    (choice,) = await watch.choices(turned.session, turned.project)
+    assert choice.num_rankings == sum(not lease.is_assisted for lease in leases) < 26
 
 
 async def test_nobody_is_told_a_score_but_everybody_that_there_is_help(turned: Loop) -> None:
