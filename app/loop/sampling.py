@@ -7,6 +7,7 @@ import uuid
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.db import at_most
 from app.errors import Conflict, Invalid
 from app.loop import service
 from app.loop.choosing import priority_at, random_place
@@ -18,13 +19,15 @@ from app.prompts.service import CompletionsStored
 from app.registry import service as registry
 from app.registry.models import Version
 from app.runs import service as runs
-from app.runs.models import Run, RunKind
+from app.runs.models import Run, RunKind, RunState
 from app.tasks import making
 from app.tasks.models import Task, TaskCompletion
 
 RANKED_SPLITS = (Split.TRAIN, Split.VALIDATION)
 # Answers of a later round are drawn with other seeds than those of an earlier one.
 SEED_STRIDE = 100_003
+# Prompts that are counted of a run whose worker has not said yet how far it is.
+MOST_UNTOLD = 1000
 
 
 class SamplingUnderWay(Conflict):
@@ -175,9 +178,16 @@ async def make_task(
 
 
 async def num_sampled_prompts(session: AsyncSession, run_id: uuid.UUID) -> tuple[int, int]:
-    """How many of a sampling run's prompts have answers, and how many it has."""
-    total = await session.scalar(select(func.count()).where(RunPrompt.run_id == run_id))
-    done = await session.scalar(
-        select(func.count(func.distinct(Completion.prompt_id))).where(Completion.run_id == run_id)
-    )
-    return done or 0, total or 0
+    """How many of a sampling run's prompts have answers, and how many it has.
+
+    Its worker says so while it works; what it has not said yet is counted, which is little.
+    """
+    total = await session.scalar(select(func.max(RunPrompt.position) + 1).where(RunPrompt.run_id == run_id)) or 0
+    run = await runs.get_run(session, run_id)
+    if run.state == RunState.FINISHED:
+        return total, total
+    if run.progress:
+        return int(run.progress["step"]), total
+    answered = select(Completion.prompt_id).where(Completion.run_id == run_id).distinct()
+    limited = answered.limit(at_most(MOST_UNTOLD)).subquery()
+    return await session.scalar(select(func.count()).select_from(limited)) or 0, total

@@ -216,6 +216,20 @@ async def test_a_later_round_draws_with_other_seeds(turned: Loop) -> None:
     assert first.config["sampling"]["seed"] != second.config["sampling"]["seed"]
 
 
+async def test_how_far_sampling_is_without_counting_its_answers(turned: Loop) -> None:
+    run = await sampling.start_sampling(turned.session, project=turned.project)
+    assert await sampling.num_sampled_prompts(turned.session, run.id) == (0, 6)
+    await turned.claim()
+    ids = (await turned.session.scalars(select(RunPrompt.prompt_id).where(RunPrompt.run_id == run.id))).all()
+    for prompt_id in ids[:2]:
+        await turned.answer(run, prompt_id, ["one", "two", "three"])
+    assert await sampling.num_sampled_prompts(turned.session, run.id) == (2, 6)
+    run.progress = {"step": 3, "total": 6}
+    assert await sampling.num_sampled_prompts(turned.session, run.id) == (3, 6)
+    await turned.finish(run, {"tokens_per_second": 50.0})
+    assert await sampling.num_sampled_prompts(turned.session, run.id) == (6, 6)
+
+
 async def test_the_threshold_starts_one_training(turned: Loop) -> None:
     turned.project.train_threshold = 7
     await turned.sample()
