@@ -23,6 +23,7 @@ read_raw = msgspec.json.Decoder(RawRow).decode
 
 # What can't be held, in sentences for a person; the pages translate them.
 NO_MARKS = "Labels, ratings, rationales and display orders are not in it."
+NO_WORDS = "Rationales, denied labels, confidence, strength and what was said of all answers are not in it."
 NO_TIES = "Ties are left out."
 NO_MISSING = "Answers that nobody placed are left out."
 NO_PEOPLE = "Who ranked, and when, is not in it unless you ask for ids."
@@ -175,7 +176,7 @@ def nothing(_: Options) -> list[str]:
 
 def table_loses(_: Options) -> list[str]:
     """What the table of answers loses."""
-    return [LONG_PROMPTS]
+    return [NO_WORDS, LONG_PROMPTS, MARKERS]
 
 
 EXPORTS: dict[Format, ExportFormat] = {

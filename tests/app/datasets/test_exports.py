@@ -105,6 +105,15 @@ async def test_a_file_is_the_same_twice_and_goes_on_where_it_broke(get: Get, nam
 
 
 @pytest.mark.parametrize("name", EXPORTS)
+async def test_what_a_row_says_is_in_the_file_or_in_its_report(get: Get, name: str) -> None:
+    """What only some formats hold, each by a word of the sentence that says it is lost."""
+    columns = set(EXPORTS[name].columns(Options()))  # type: ignore[index]
+    lost = " ".join((await get(path="report", format=name)).json()["not_held"]).lower()
+    for column, word in {"rationale": "rationales", "labels": "labels", "annotator": "who ranked"}.items():
+        assert (column in columns) != (word in lost.replace("denied labels", "")), (column, lost)
+
+
+@pytest.mark.parametrize("name", EXPORTS)
 async def test_every_kind_of_file_holds_the_same_records(get: Get, name: str) -> None:
     expected = lines(await get(format=name))
     columns = EXPORTS[name].columns(Options())  # type: ignore[index]
