@@ -175,7 +175,9 @@ def one_line_errors() -> Iterator[None]:
 
     try:
         yield
-    except (SettingsError, ClientError, ValueError, OSError) as error:
+    except OSError as error:
+        refuse(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except (SettingsError, ClientError, ValueError) as error:
         refuse(str(error))
     except Exception as error:
         if not type(error).__module__.startswith("trainer."):

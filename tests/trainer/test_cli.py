@@ -143,6 +143,12 @@ def test_training_needs_something_to_do(tiny: Path, rankings: Path) -> None:
     assert "--out FOLDER" in result.stderr
 
 
+def test_a_missing_file_is_named(tiny: Path, tmp_path: Path) -> None:
+    result = run("train", "sft", "--data", tmp_path / "none.jsonl", "--model", tiny, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr == f"{tmp_path / 'none.jsonl'}: No such file or directory\n"
+
+
 @pytest.mark.parametrize("kind", ["reward", "ppo", "sft", "dpo", "best-of-n", "star"])
 def test_what_is_learned_from_is_named_once(kind: str, tiny: Path, rankings: Path, tmp_path: Path) -> None:
     rest = ["--model", tiny, "--out", tmp_path / "out"]
