@@ -29,6 +29,8 @@ MANIFEST = "manifest.json"
 ARTIFACTS = "artifacts"
 SET_ASIDE = "before_restore"
 """The schema in which the replaced tables wait until the restored ones are verified."""
+FEED_GAP = 10**9
+"""The old database may have run on for so many transactions after the backup: no cursor of that time is ahead."""
 Tell = Callable[[str], None]
 
 TABLES = "select tablename from pg_tables where schemaname = 'public' order by tablename"
@@ -225,6 +227,7 @@ def restore(folder: Path, *, url: str, artifacts: Path, replace: bool, tell: Tel
             arguments = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", "--schema=public"]
             programs.run("pg_restore", [*arguments, folder / DUMP], url=url, major=major)
             check_restored(connection, backup)
+            move_feeds_on(connection)
         swap(fresh, artifacts)
     return backup
 
@@ -272,6 +275,13 @@ def check_restored(connection: psycopg.Connection[Any], backup: Backup) -> None:
     wrong = sorted(table for table in found | backup.tables if found.get(table) != backup.tables.get(table))
     if wrong:
         raise BackupRefused(f"What was restored differs from what was kept, in {', '.join(wrong)}.")
+
+
+def move_feeds_on(connection: psycopg.Connection[Any]) -> None:
+    """Whoever followed the feeds of rankings goes on with their cursor, whatever this cluster has counted to."""
+    # An older backup has no offset yet: the migration that brings it sets it.
+    if connection.execute("select to_regprocedure('public.move_feeds_on(bigint)')").fetchone() != (None,):
+        connection.execute("select public.move_feeds_on(%s)", [FEED_GAP])
 
 
 def swap(fresh: Path, artifacts: Path) -> None:

@@ -22,6 +22,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, Created, FalseByDefault, ProjectId, UserId, UuidKey
 
+FEED_PLACE = "(pg_current_xact_id()::text)::bigint + feed_offset()"
+"""Where a row stands in its feed: its transaction's number, and what a restore added to those of its cluster."""
+
 
 class Ranking(Base):
     """An ordered partition of a task's completions. Never edited: a change is a new row that supersedes the old one."""
@@ -52,7 +55,7 @@ class Ranking(Base):
     id: Mapped[UuidKey]
     # The order in which rankings came in, and the transaction that brought them: together a cursor that skips nothing.
     number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
-    transaction_id: Mapped[int] = mapped_column(BigInteger, server_default=text("(pg_current_xact_id()::text)::bigint"))
+    transaction_id: Mapped[int] = mapped_column(BigInteger, server_default=text(FEED_PLACE))
     project_id: Mapped[ProjectId]
     task_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
     lease_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("leases.id"))
@@ -125,7 +128,7 @@ class RankingChange(Base):
     )
 
     number: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
-    transaction_id: Mapped[int] = mapped_column(BigInteger, server_default=text("(pg_current_xact_id()::text)::bigint"))
+    transaction_id: Mapped[int] = mapped_column(BigInteger, server_default=text(FEED_PLACE))
     project_id: Mapped[ProjectId]
     ranking_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("rankings.id", ondelete="CASCADE"))
     kind: Mapped[str]

@@ -409,11 +409,12 @@ def is_settled(transaction_id: InstrumentedAttribute[int]) -> ColumnElement[bool
     """Rows older than every open transaction, and those of one's own.
 
     A transaction that commits late has an older number than others that were read already. What is not settled is held
-    back, and the next page begins with it: a cursor of (transaction, number) never skips anything.
+    back, and the next page begins with it: a cursor of (transaction, number) never skips anything. `feed_offset` is a
+    constant that a restore sets: what it brought has another cluster's numbers, and is settled.
     """
     return or_(
-        transaction_id < text("(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint"),
-        transaction_id == text("(pg_current_xact_id_if_assigned()::text)::bigint"),
+        transaction_id < text("(pg_snapshot_xmin(pg_current_snapshot())::text)::bigint + feed_offset()"),
+        transaction_id == text("(pg_current_xact_id_if_assigned()::text)::bigint + feed_offset()"),
     )
 
 

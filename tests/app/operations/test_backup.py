@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from alembic import command
 from psycopg import sql
+from sqlalchemy import select
 
-from app.db import make_engine, make_sessionmaker
+from app.db import SessionMaker, make_engine, make_sessionmaker
+from app.migrate import alembic_config, upgrade
 from app.operations import backup, programs
 from app.operations.backup import BackupRefused, back_up, read, restore
 from app.operations.programs import ProgramFailed, without_password
+from app.prompts.models import Prompt
+from app.rankings.changes import list_changes
+from app.rankings.models import Ranking
+from app.rankings.service import follow_rankings
 from app.runs.artifacts import artifact_path
 from app.runs.models import Artifact
+from app.tasks.models import Task
 from tests.app.test_migrations import everything
 from tests.conftest import DatabaseServer
 from tests.factories import add, make_ranking, make_run, make_task
@@ -54,9 +65,22 @@ async def site(fresh_database_url: str, tmp_path: Path) -> tuple[str, Path]:
 @pytest.fixture
 def elsewhere(database_server: DatabaseServer) -> Iterator[str]:
     """The address of another, empty database."""
+    with another(database_server) as url:
+        yield url
+
+
+@contextmanager
+def another(database_server: DatabaseServer) -> Iterator[str]:
     name = database_server.create()
     yield database_server.url(name)
     database_server.drop(name)
+
+
+@pytest.fixture
+def further(database_server: DatabaseServer) -> Iterator[str]:
+    """The address of a third one."""
+    with another(database_server) as url:
+        yield url
 
 
 def rows(url: str) -> dict[str, Any]:
@@ -84,11 +108,105 @@ def test_what_was_destroyed_comes_back_row_by_row_and_rule_by_rule(
     new = tmp_path / "new" / "artifacts"
     restore(target, url=elsewhere, artifacts=new, replace=False, tell=quiet)
     assert rows(elsewhere) == before
-    assert everything(elsewhere) == rules
+    assert without_offset(everything(elsewhere)) == without_offset(rules)
     assert {name: data for name, data in files(artifacts).items() if not name.endswith(".part")} == files(new)
     with psycopg.connect(elsewhere) as connection, pytest.raises(psycopg.errors.RestrictViolation):
         # A trigger of ours: rankings are never edited.
         connection.execute("update rankings set rationale = 'better'")
+
+
+def without_offset(rules: list[str]) -> list[str]:
+    """All but the number that a restore sets, for the feeds of rankings to go on."""
+    found = [rule for rule in rules if not rule.startswith("function feed_offset ")]
+    assert len(found) == len(rules) - 1
+    return found
+
+
+async def test_who_follows_the_feeds_goes_on_after_a_restore_into_another_cluster(
+    site: tuple[str, Path], elsewhere: str, further: str, tmp_path: Path, database_server: DatabaseServer
+) -> None:
+    """The old cluster had counted far beyond the new one. So it is again with a backup of what was restored."""
+    url, artifacts = site
+    count_far_ahead(url)
+    known: list[uuid.UUID] = []
+    for number, (source, target) in enumerate([(url, elsewhere), (elsewhere, further)]):
+        folder = tmp_path / f"kept {number}"
+        # Another database's transaction, which runs all the while, holds nothing back of what was restored.
+        with psycopg.connect(database_server.url("postgres")) as busy:
+            busy.execute("select pg_current_xact_id()")
+            back_up(source, artifacts=artifacts, target=folder, tell=quiet)
+            artifacts = tmp_path / f"restored {number}"
+            restore(folder, url=target, artifacts=artifacts, replace=False, tell=quiet)
+            async with opened(target) as sessions:
+                before = await both_feeds(sessions)
+        assert len(before) == 3 + number
+        assert [ranking for _, ranking in before][: len(known)] == known
+        async with opened(target) as sessions:
+            new = await rank_again(sessions)
+            # A cursor of the day when the old cluster was lost, later than the backup's.
+            late = (before[-1][0][0] + 10**6, 1)
+            for cursor in (before[-1][0], late):
+                assert [ranking for _, ranking in await both_feeds(sessions, after=cursor, at_least=1)] == [new]
+            known = [ranking for _, ranking in await both_feeds(sessions)]
+
+
+async def test_a_database_that_was_restored_before_feeds_had_an_offset_gets_it_by_migrating(
+    site: tuple[str, Path],
+) -> None:
+    url, _ = site
+    command.downgrade(alembic_config(url), "0033")
+    count_far_ahead(url)
+    upgrade(url)
+    async with opened(url) as sessions:
+        before = await both_feeds(sessions, at_least=3)
+        new = await rank_again(sessions)
+        assert [ranking for _, ranking in await both_feeds(sessions, after=before[-1][0], at_least=1)] == [new]
+
+
+def count_far_ahead(url: str) -> None:
+    """As if the cluster had counted its transactions to a million millions."""
+    with psycopg.connect(url) as connection:
+        connection.execute("set session_replication_role to replica")  # rankings are never edited: no triggers
+        for table in ("rankings", "ranking_changes"):
+            connection.execute(sql.SQL("update {} set transaction_id = 10^12 + number").format(sql.Identifier(table)))
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[SessionMaker]:
+    engine = make_engine(url)
+    yield make_sessionmaker(engine)
+    await engine.dispose()
+
+
+async def both_feeds(
+    sessions: SessionMaker, after: tuple[int, int] | None = None, at_least: int = 0
+) -> list[tuple[tuple[int, int], uuid.UUID]]:
+    """The cursor and the ranking of each change, as both feeds tell them. The newest is served when every older
+    transaction of the server has ended, other tests' too.
+    """
+    for _ in range(400):
+        async with sessions() as session:
+            project = await session.scalar(select(Ranking.project_id).limit(1))
+            assert project is not None
+            rankings = await follow_rankings(session, project_id=project, after=after)
+            changed = await list_changes(session, project_id=project, after=after)
+        found = [((change.transaction_id, change.number), change.view.ranking.id) for change in changed]
+        if len(found) >= at_least:
+            assert [view.ranking.id for view in rankings] == [ranking for _, ranking in found]
+            return found
+        await asyncio.sleep(0.05)
+    raise AssertionError("What is new is never served.")
+
+
+async def rank_again(sessions: SessionMaker) -> uuid.UUID:
+    """One more ranking, which its own transaction sees at once."""
+    async with sessions.begin() as session:
+        first = (await session.scalars(select(Ranking).order_by(Ranking.number).limit(1))).one()
+        task = await session.get_one(Task, first.task_id)
+        ranking = await make_ranking(session, await make_task(session, await session.get_one(Prompt, task.prompt_id)))
+        seen = await follow_rankings(session, project_id=first.project_id)
+        assert seen[-1].ranking.id == ranking.id
+        return ranking.id
 
 
 def test_nothing_is_overwritten_unasked_and_nothing_is_lost_by_a_failure(
