@@ -56,6 +56,7 @@ mutants: $(VENV)/.for-test ## plant errors in a copy of the trainer, and show wh
 messages: $(VENV)/.for-test ## bring the catalogue of Chinese sentences in step with the pages
 	@$(BIN)/python -m tests.messages
 
+soak: export OMP_NUM_THREADS := 1
 soak: $(VENV)/.for-test ## prove the trainer in full size: long, with kill -9 at random moments (an hour or two)
 	@$(BIN)/python -m tests.soak --json benchmarks/results/soak.json $(ARGS)
 

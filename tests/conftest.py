@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from httpx2 import ASGITransport, AsyncClient
@@ -32,6 +33,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 for name in [name for name in os.environ if name == "DATABASE_URL" or name.startswith("RANKLOOP_")]:
     del os.environ[name]
 
+# No limit of time, which a busy machine breaks, and the same examples in every run.
+hypothesis.settings.register_profile(
+    "rankloop", deadline=None, suppress_health_check=list(hypothesis.HealthCheck), derandomize=True
+)
+hypothesis.settings.load_profile("rankloop")
 
 # Their files take a minute each; those of tests/app, which take seconds, fill what is left at the end on every core.
 LONG_FIRST = ("tests/story/", "tests/contract/", "tests/browser/", "tests/trainer/")

@@ -126,9 +126,17 @@ def to_rankings(rows: Iterable[Mapping[str, Any] | Ranking]) -> list[Ranking]:
         try:
             rankings += _parse_row(row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            said = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"Row {number}: {said}") from error
+            raise ValueError(f"Row {number}: {_said(error)}") from error
     return rankings
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with a row, for the person who wrote it."""
+    if isinstance(error, KeyError):
+        return f"the field {error} is missing"
+    if isinstance(error, (TypeError, AttributeError)):
+        return f"{error} (docs/data.md has the shape of a row)"
+    return str(error)
 
 
 def read_rankings(path: Path) -> list[Ranking]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.formats.exports import EXPORTS, to_json_lines, to_records
@@ -110,7 +110,7 @@ def in_texts(row: dict[str, Any]) -> list[list[str]]:
     return [sorted(texts[key] for key in cell) for cell in row["order"]]
 
 
-SOME = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+SOME = settings(max_examples=25)
 
 
 @pytest.mark.parametrize("file", ["jsonl", "csv", "parquet"])
