@@ -198,14 +198,19 @@ async def ranked_things(session: AsyncSession, project: Project, owner: User, pe
     return ids | {f"own answer {letter}": key for letter, key in zip("ABC", own_shown, strict=True)}
 
 
+def made(ago: int) -> dict[str, datetime]:
+    """When a run was made, in minutes before now: those of one moment would come in another order each time."""
+    return {"created_at": datetime.now(UTC) - timedelta(minutes=ago)}
+
+
 async def trained_things(session: AsyncSession, project: Project, token_id: uuid.UUID) -> dict[str, Any]:
     """Runs that wait, run and failed; versions, two of which are compared."""
     base = await get_version_by_number(session, project_id=project.id, number=1)
     prompt = await make_prompt(session, project, split="test")
     held = await sampling.start_evaluation(session, project=project, policy=base)
     await hold(session, held, worker="gpu-1", token_id=token_id, lease=timedelta(hours=1))
-    await make_run(session, project, kind=RunKind.SFT)
-    failed = await make_run(session, project, kind=RunKind.DPO, state=RunState.FAILED, error="out of memory")
+    await make_run(session, project, kind=RunKind.SFT, **made(5))
+    failed = await make_run(session, project, kind=RunKind.DPO, state=RunState.FAILED, error="out of memory", **made(4))
     newer, newest = [
         await register(
             session,
@@ -216,9 +221,11 @@ async def trained_things(session: AsyncSession, project: Project, token_id: uuid
             dataset_id=None,
             metrics={"win_rate": 0.58},
         )
-        for run in (held, await make_run(session, project, kind=RunKind.SFT, state=RunState.FINISHED))
+        for run in (held, await make_run(session, project, kind=RunKind.SFT, state=RunState.FINISHED, **made(3)))
     ]
-    sampled = [await make_run(session, project, kind=RunKind.EVALUATE, state=RunState.FINISHED) for _ in range(2)]
+    sampled = [
+        await make_run(session, project, kind=RunKind.EVALUATE, state=RunState.FINISHED, **made(ago)) for ago in (2, 1)
+    ]
     await add(
         session,
         Comparison(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.async_api import Page
+from playwright.async_api import Page, expect
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope, User
@@ -53,13 +53,13 @@ async def told(page: Page, address: str) -> list[str]:
     """What the browser is told while a task is ranked and the next is fetched: addresses, pages, headers."""
     texts: list[str] = []
     page.on("request", lambda request: texts.append(request.url))
-    for _ in range(2):
+    for number in (1, 2):
         answer = await page.request.get(address)
         texts += [await answer.text(), str(answer.headers)]
         await page.goto(address)
         for key in ("1", "2", "3", "Enter"):
             await page.keyboard.press(key)
-        await page.wait_for_function("document.querySelector('.bar').textContent.includes(' done today')")
+        await expect(page.locator(".bar")).to_contain_text(f"{number} done today")
         texts += [page.url, await page.content()]
     return texts
 
