@@ -10,14 +10,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -29,7 +25,7 @@ from tests.chromium import find_chromium
 from trainer.client import Client
 from trainer.pocket.world import held_out_requests
 from trainer.simulate import Annotators, rank_one
-from trainer.simulate_cli import list_pocket, make_token, program
+from trainer.simulate_cli import OwnServer, program, server_in
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "tour"
 SLUG = "helpful"
@@ -74,41 +70,17 @@ PICTURES = {
 }
 
 
-@dataclass(frozen=True)
-class Running:
-    """An app that runs: where, an admin's token, and a link that signs in once."""
-
-    url: str
-    token: str
-    link: str
-
-
-@contextmanager
-def running(folder: Path) -> Iterator[Running]:
-    """`rankloop up` in a folder, with the pocket model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o755)
-    environment = os.environ | {"RANKLOOP_MODELS": str(list_pocket(folder))}
-    for name in ("DATABASE_URL", "RANKLOOP_DATABASE_URL"):
-        environment.pop(name, None)
-    command = [*program(), "up", "--no-demo", "--json", "--port", "0", "--data-dir", str(folder)]
-    with (folder / "up.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
-    try:
-        assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["address"]
-        asked = [*program(), "user", "link", "admin@localhost", "--data-dir", str(folder)]
-        link = subprocess.run(asked, env=environment, check=True, capture_output=True, text=True).stdout.strip()
-        yield Running(url, make_token(str(folder), environment), url + link[link.index("/sign-in") :])
-    finally:
-        process.terminate()
-        process.wait()
+def sign_in_link(app: OwnServer) -> str:
+    """A link that signs the admin in, once."""
+    command = [*program(), "user", "link", "admin@localhost", "--data-dir", str(app.data_dir)]
+    link = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return app.url + link[link.index("/sign-in") :]
 
 
 # The rounds
 
 
-def turn_rounds(app: Running) -> None:
+def turn_rounds(app: OwnServer) -> None:
     """Make the project and its people, and turn the rounds; where the project is there already, nothing."""
     with Client(app.url, app.token) as client:
         if client.list_projects():
@@ -181,14 +153,14 @@ def rank_first_card(client: Client, project: str, rng: random.Random) -> bool:
 # The pictures
 
 
-async def take_pictures(app: Running, out: Path, names: list[str]) -> None:
+async def take_pictures(app: OwnServer, link: str, out: Path, names: list[str]) -> None:
     """Sign in once, then every page in both languages."""
     with Client(app.url, app.token) as client:
         ppo = newest(client, client.get_project(SLUG)["id"], "ppo")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         page = await browser.new_page(viewport=DESKTOP)
-        await page.goto(app.link)
+        await page.goto(link)
         await page.locator("main").get_by_role("button").click()
         for name in names:
             for language in ("en", "zh"):
@@ -212,13 +184,14 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="keep the app's folder here")
     parser.add_argument("--pages", nargs="+", choices=PICTURES, default=list(PICTURES))
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (asked.out, asked.data_dir)):
+        folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="rankloop-tour-", ignore_cleanup_errors=True) as folder,
-        running(asked.data_dir or Path(folder)) as app,
+        server_in(asked.data_dir or Path(folder)) as app,
     ):
         turn_rounds(app)
-        asyncio.run(take_pictures(app, asked.out, asked.pages))
+        asyncio.run(take_pictures(app, sign_in_link(app), asked.out, asked.pages))
 
 
 if __name__ == "__main__":

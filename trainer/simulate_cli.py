@@ -119,28 +119,38 @@ def training_with(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def own_server() -> Iterator[OwnServer]:
-    """`rankloop up` in a folder of its own, which goes with the simulation; models come from the usual data folder."""
+    """`server_in` a folder of its own, which goes with the simulation."""
     with tempfile.TemporaryDirectory(prefix="rankloop-simulate-", ignore_cleanup_errors=True) as folder:
-        data = Path(folder)
-        # The database's own user has to reach its folder when root starts this.
-        data.chmod(0o755)
-        environment = os.environ | {"RANKLOOP_MODELS": str(list_pocket(data))}
-        for name in ("DATABASE_URL", "RANKLOOP_DATABASE_URL"):
-            environment.pop(name, None)
-        command = [*program(), "up", "--no-demo", "--json", "--port", "0", "--data-dir", folder]
         # Who ends this command ends its server, too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        with (data / "up.log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise RunFailed(f"Rankloop did not start: {(data / 'up.log').read_text(errors='replace')[-2000:]}")
-            yield OwnServer(json.loads(line)["address"], make_token(folder, environment), data)
-        finally:
-            process.terminate()
-            process.wait()
+        with server_in(Path(folder)) as server:
+            yield server
+
+
+@contextmanager
+def server_in(folder: Path) -> Iterator[OwnServer]:
+    """`rankloop up` in a folder; the pocket model comes from the usual data folder.
+
+    Raises:
+        RunFailed: it did not start.
+    """
+    # The database's own user has to reach its folder when root starts this.
+    folder.chmod(0o755)
+    environment = os.environ | {"RANKLOOP_MODELS": str(list_pocket(folder))}
+    for name in ("DATABASE_URL", "RANKLOOP_DATABASE_URL"):
+        environment.pop(name, None)
+    command = [*program(), "up", "--no-demo", "--json", "--port", "0", "--data-dir", str(folder)]
+    with (folder / "up.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise RunFailed(f"Rankloop did not start: {(folder / 'up.log').read_text(errors='replace')[-2000:]}")
+        yield OwnServer(json.loads(line)["address"], make_token(str(folder), environment), folder)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def list_pocket(data: Path) -> Path:

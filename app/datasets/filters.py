@@ -17,6 +17,7 @@ from app.prompts.lines import Label, Language
 from app.prompts.models import Completion, Prompt, Split
 from app.quality.models import Rejection
 from app.rankings.models import Ranking, RankingPlace
+from app.rankings.service import is_current
 from app.registry.models import Version
 from app.tasks.models import Task, TaskCompletion
 from app.validation import explain
@@ -144,7 +145,7 @@ def of_agreement(least: float, _: uuid.UUID) -> ColumnElement[bool]:
     # Two answers of the task, as the one ranking and as the other places them.
     (one_a, one_b), (other_a, other_b) = [(aliased(RankingPlace), aliased(RankingPlace)) for _ in range(2)]
     is_same = func.sign(one_a.place - one_b.place) == func.sign(other_a.place - other_b.place)
-    counted = (is_counted(ranking) for ranking in (one, other))
+    counted = (is_accepted(ranking) for ranking in (one, other))
     share = (
         select(func.avg(cast(is_same, Integer)))
         .select_from(one)
@@ -158,14 +159,9 @@ def of_agreement(least: float, _: uuid.UUID) -> ColumnElement[bool]:
     return share.correlate(Ranking).scalar_subquery() >= least
 
 
-def is_counted(ranking: type[Ranking]) -> ColumnElement[bool]:
-    """Rankings that a dataset may hold."""
-    newer = aliased(Ranking)
-    return and_(
-        ~ranking.is_surplus,
-        ~select(newer.id).where(newer.supersedes_id == ranking.id).exists(),
-        ~select(Rejection.ranking_id).where(Rejection.ranking_id == ranking.id).exists(),
-    )
+def is_accepted(ranking: type[Ranking]) -> ColumnElement[bool]:
+    """Current rankings that no reviewer rejected."""
+    return and_(is_current(ranking), ~select(Rejection.ranking_id).where(Rejection.ranking_id == ranking.id).exists())
 
 
 CONDITIONS: dict[str, Callable[[Any, uuid.UUID], ColumnElement[bool]]] = {

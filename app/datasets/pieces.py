@@ -1,7 +1,7 @@
 """The lines of a dataset as they are stored: one file in pieces of whole lines, compressed, which never change.
 
 A piece knows at which byte and at which row of the file it begins. So an export costs the database little more than
-handing out the pieces, a broken download goes on without reading what came before, and the file takes a tenth of the
+handing out the pieces, a broken download goes on without reading what came before, and the file takes a fifth of the
 space that its lines would take as rows.
 """
 

@@ -18,7 +18,7 @@ from app.accounts.models import User
 from app.accounts.service import audit
 from app.datasets import pieces, snapshots
 from app.datasets.cards import task_of, without_names
-from app.datasets.filters import LEARNED_FROM, DatasetFilter, is_counted
+from app.datasets.filters import LEARNED_FROM, DatasetFilter, is_accepted
 from app.datasets.models import Dataset, DatasetRow
 from app.db import at_most
 from app.errors import Conflict, NotFound
@@ -110,7 +110,7 @@ def current_rankings(project_id: uuid.UUID, chosen: DatasetFilter | None = None)
         .outerjoin(Lease, Lease.id == Ranking.lease_id)
         .where(
             Ranking.project_id == project_id,
-            is_counted(Ranking),
+            is_accepted(Ranking),
             Task.withdrawn_at.is_(None),
             ~Task.is_gold,
             Task.purpose == Purpose.LEARN,

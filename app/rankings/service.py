@@ -357,10 +357,10 @@ class RankingView:
         return f"{self.ranking.transaction_id}.{self.ranking.number}"
 
 
-def is_current() -> ColumnElement[bool]:
+def is_current(ranking: type[Ranking] = Ranking) -> ColumnElement[bool]:
     """Rankings that count: nothing supersedes them, and they are not surplus."""
     newer = aliased(Ranking)
-    return and_(~Ranking.is_surplus, ~exists().where(newer.supersedes_id == Ranking.id))
+    return and_(~ranking.is_surplus, ~exists().where(newer.supersedes_id == ranking.id))
 
 
 def is_counted() -> ColumnElement[bool]:

@@ -66,9 +66,12 @@ def test_every_answer_that_is_shown_fits_its_schema(document: dict[str, Any]) ->
 
 
 def test_every_body_that_is_shown_fits_its_schema(document: dict[str, Any]) -> None:
+    shown = 0
     for operation in operations(document).values():
         for media_type, content in operation.described.get("requestBody", {}).get("content", {}).items():
             if media_type == "application/json":
                 schema = content["schema"] | {"components": document["components"]}
                 request = operation.request(document)
                 Draft202012Validator(schema).validate(json.loads(request["content"]))
+                shown += 1
+    assert shown > 20

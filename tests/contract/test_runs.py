@@ -123,11 +123,13 @@ def test_a_worker_that_was_given_up_can_not_write(house: House) -> None:
 
 
 def test_finishing_twice_is_harmless(house: House) -> None:
-    sampling_run(house)
+    _, waiting = sampling_run(house)
     with house.worker_client() as client:
         run = client.claimed(claim(client))
         run.finish("failed", error="no reason")
         run.finish("failed", error="no reason")
+    ended = house.admin.get_run(waiting["id"])
+    assert (ended["state"], ended["error"], ended["attempt"]) == ("failed", "no reason", 1)
 
 
 def test_a_worker_that_shuts_down_gives_its_run_back(house: House) -> None:

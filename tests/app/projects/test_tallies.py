@@ -207,6 +207,8 @@ async def test_a_ranking_is_stored_while_its_task_is_withdrawn(
             await until_one_waits(sessions)
             await one.commit()
             await waiting
+    async with sessions() as session:
+        assert await session.scalar(select(func.count()).select_from(Ranking)) == 1
     await require_exact(sessions, task)
 
 
