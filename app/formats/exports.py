@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 import msgspec
 import orjson
 
+from app.formats.hh import hh_pairs
 from app.formats.oasst import trees
 from app.formats.preferences import are_plain, demonstrations, groups, pair_lines, pairs, unpaired
 from app.formats.rows import Options, RankedRow, RawRow, json_fragment
 from app.formats.tables import answers, ranking_columns
-from app.formats.transcripts import hh_pairs
 
 Format = Literal["rankings", "pairs", "groups", "kto", "sft", "hh", "oasst", "answers"]
 Kind = Literal["text", "texts", "messages", "turns", "int", "ints", "float", "bool", "json"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import orjson
 
-from app.formats import chats, oasst, preferences, tools, transcripts
+from app.formats import chats, hh, oasst, preferences, tools
 from app.formats.items import Item, Record
 
 Kind = Literal["prompts", "completions", "rankings", "corpus"]
@@ -138,7 +138,7 @@ IMPORTS: dict[str, ImportFormat] = {
             "preferred_output",
             "non_preferred_output",
         ),
-        entry("hh", "Transcripts (Anthropic HH)", is_hh, transcripts.from_hh, "chosen", "rejected"),
+        entry("hh", "Transcripts (Anthropic HH)", is_hh, hh.from_hh, "chosen", "rejected"),
         entry(
             "pairs",
             "Pairs (TRL, DPO, reward models)",

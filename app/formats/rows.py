@@ -10,6 +10,8 @@ import msgspec
 import orjson
 from pydantic import BaseModel, ConfigDict
 
+from app.formats.transcripts import transcript
+
 Style = Literal["conversational", "standard"]
 Which = Literal["all", "adjacent", "best"]
 Ties = Literal["drop", "both", "keep"]
@@ -122,6 +124,4 @@ def as_text(messages: list[dict[str, str]]) -> str:
     """A conversation as plain text: a single question as it is, a longer one as a transcript."""
     if len(messages) == 1:
         return messages[0]["content"]
-    from app.formats.transcripts import transcript
-
     return transcript(messages)
