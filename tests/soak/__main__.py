@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
@@ -40,47 +41,76 @@ TESTS = (
 
 
 class Record:
-    """A plugin of pytest that remembers how every test went, and what the soak's own tests said besides."""
+    """A plugin of pytest that remembers how every test went, and what the soak's own tests said besides.
 
-    def __init__(self) -> None:
+    It is written after every test, so that a soak that somebody ends keeps what it found; the files that did not run
+    keep what an earlier soak found of them.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.earlier: dict[str, Any] = read_files(path)
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.tests: dict[str, dict[str, Any]] = {}
+        self.tests: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called for set-up, test and tear-down."""
+        file, _, name = report.nodeid.partition("::")
         self.seconds[report.nodeid] += report.duration
         if report.when == "call" or report.outcome != "passed":
-            self.tests[report.nodeid] = {"outcome": report.outcome, **dict(report.user_properties)}
+            self.tests[file][name] = {"outcome": report.outcome, **dict(report.user_properties)}
 
-    def as_json(self) -> dict[str, Any]:
-        """Counts of all, and each of the soak's own tests."""
-        own = {
-            name.partition("::")[2]: {**test, "seconds": round(self.seconds[name], 1)}
-            for name, test in self.tests.items()
-            if name.startswith("tests/soak/")
-        }
-        return {
+    def pytest_runtest_logfinish(self) -> None:
+        """Called after every test."""
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            files = self.earlier | {file: self.of_file(file) for file in self.tests}
+            self.path.write_text(json.dumps({"files": dict(sorted(files.items()))}, indent=2) + "\n", encoding="utf-8")
+
+    def of_file(self, file: str) -> dict[str, Any]:
+        """How its tests went; of the soak's own files, each test with what it said."""
+        tests = self.tests[file]
+        found = {
             "date": datetime.now(UTC).date().isoformat(),
+            "commit": COMMIT,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
             "python": platform.python_version(),
-            "seconds": round(sum(self.seconds.values())),
-            "tests": dict(Counter(test["outcome"] for test in self.tests.values())),
-            "red": sorted(name for name, test in self.tests.items() if test["outcome"] == "failed"),
-            "soak": own,
+            "seconds": round(sum(self.seconds[f"{file}::{name}"] for name in tests)),
+            "tests": dict(Counter(test["outcome"] for test in tests.values())),
+            "red": sorted(name for name, test in tests.items() if test["outcome"] == "failed"),
         }
+        if not file.startswith("tests/soak/"):
+            return found
+        took = {name: test | {"seconds": round(self.seconds[f"{file}::{name}"], 1)} for name, test in tests.items()}
+        return found | {"each": took}
+
+
+def read_files(path: Path | None) -> dict[str, Any]:
+    """What earlier soaks found, by file."""
+    if path is None or not path.exists():
+        return {}
+    files: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["files"]
+    return files
+
+
+def commit() -> str:
+    """The commit that is checked out, marked where files differ from it; empty without git."""
+    asked = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
+COMMIT = commit()
 
 
 def main() -> int:
     """Read the command line; the exit status is pytest's."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write what was found to this file")
+    parser.add_argument(
+        "--json", type=Path, help="write what was found to this file, beside what it says of other files"
+    )
     parser.add_argument("tests", nargs="*", default=TESTS, help="only these files")
     asked = parser.parse_args()
-    record = Record()
-    status = pytest.main(["-m", "soak or not soak", "-o", "timeout=0", *asked.tests], plugins=[record])
-    if asked.json:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps(record.as_json(), indent=2) + "\n", encoding="utf-8")
+    status = pytest.main(["-m", "soak or not soak", "-o", "timeout=0", *asked.tests], plugins=[Record(asked.json)])
     return int(status)
 
 
