@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.datasets import service as datasets
 from app.datasets.models import DatasetRow
 from app.errors import Invalid
-from app.loop import choosing, comparisons, judging, sampling, service, training
+from app.loop import asking, choosing, comparisons, judging, sampling, service, training
 from app.loop.comparisons import ComparisonEnded
 from app.loop.gates import GateState, Judged, Reason, Verdict, judge_policy, judge_reward
 from app.loop.models import Round
@@ -137,6 +137,9 @@ async def train_policy(session: AsyncSession, reward: Version) -> None:
     if now is None:
         lines = [("info", "A later training took this one's place; no PPO run follows.")]
         await runs.add_log(session, run_id=run.id, lines=lines)
+    elif now.stopped:
+        lines = [("info", "People stopped this round; no PPO run follows.")]
+        await runs.add_log(session, run_id=run.id, lines=lines)
     elif now.policy_run_id is None:
         now.policy_run_id = (await training.enqueue_ppo(session, now=now, reward=reward, reward_run=run)).id
         await session.flush()
@@ -166,6 +169,10 @@ async def policy_finished(session: AsyncSession, run: Run) -> None:
 
 async def ask_others(session: AsyncSession, project: Project, version: Version) -> None:
     """Begin a comparison with the live policy, where the project wants one and has prompts for it, and a judge."""
+    refusal = await came_too_late(session, version)
+    if refusal is not None:
+        await keep_verdict(session, version, Verdict(GateState.REFUSED, refusal))
+        return
     live = await registry.live_version(session, project_id=project.id, kind=VersionKind.POLICY)
     if project.policy_gate == PolicyGate.OFF or live is None:
         await settle_policy(session, version, Verdict(GateState.OPEN, Reason.OFF))
@@ -198,11 +205,25 @@ async def comparison_ended(session: AsyncSession, event: ComparisonEnded) -> Non
 
 async def settle_policy(session: AsyncSession, version: Version, verdict: Verdict) -> None:
     """A policy goes live and the next round is sampled at once; or it waits."""
+    refusal = await came_too_late(session, version)
+    if verdict.state != GateState.REFUSED and refusal is not None:
+        verdict = Verdict(GateState.REFUSED, refusal)
     await keep_verdict(session, version, verdict)
     if verdict.state == GateState.REFUSED:
         return
     await registry.promote(session, version=version, reason="improved against the newest reward model")
     await next_round(session, version)
+
+
+async def came_too_late(session: AsyncSession, version: Version) -> Reason | None:
+    """Why a policy may not go live by itself any more, whatever its gate says: meanwhile people stopped its round, or
+    an admin began another one, or trained again. Only a person undoes what people decided.
+    """
+    assert version.run_id is not None
+    now = await service.round_of_run(session, Round.policy_run_id, await runs.get_run(session, version.run_id))
+    if now is None:
+        return Reason.ROUND_OVER
+    return Reason.ROUND_STOPPED if now.stopped else None
 
 
 async def next_round(session: AsyncSession, version: Version) -> None:
@@ -223,6 +244,9 @@ async def next_round(session: AsyncSession, version: Version) -> None:
             await sampling.start_sampling(
                 session, project=project, is_triggered=run.is_triggered, actor_id=run.created_by
             )
+    await asking.ask_about(
+        session, project, version, previous=await registry.get_version(session, now.policy_version_id)
+    )
 
 
 # By hand

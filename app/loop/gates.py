@@ -42,6 +42,8 @@ class Reason(StrEnum):
     JUDGED_BETTER = "judged_better"
     JUDGED_WORSE = "judged_worse"
     JUDGED_UNDECIDED = "judged_undecided"
+    ROUND_STOPPED = "round_stopped"
+    ROUND_OVER = "round_over"
     BY_HAND = "by_hand"
 
 

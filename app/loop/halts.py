@@ -55,10 +55,21 @@ def best_liked(versions: list[Version]) -> Version | None:
 
 
 async def stop(session: AsyncSession, now: Round, reason: dict[str, Any]) -> None:
-    """Stop a round and what runs in it; the reason stays with it."""
+    """Stop a round and what runs in it; the reason stays with it. One that ended meanwhile stays as it is."""
+    # Runs before their round: so a worker that finishes one locks them, too.
+    await cancel_runs(session, now)
+    await session.refresh(now, with_for_update=True)
+    if now.closed_at is not None:
+        return
+    # What began while we waited. A worker that ends it all the same finds the round stopped.
+    await cancel_runs(session, now)
     now.stopped = reason
+    await session.flush()
+    await audit(session, actor_id=None, action="round.stop", subject=str(now.id), **reason)
+
+
+async def cancel_runs(session: AsyncSession, now: Round) -> None:
+    """Nothing of this round waits or goes on."""
     for run_id in (now.sample_run_id, now.reward_run_id, now.policy_run_id):
         if run_id is not None:
             await runs.cancel(session, run_id=run_id)
-    await session.flush()
-    await audit(session, actor_id=None, action="round.stop", subject=str(now.id), **reason)

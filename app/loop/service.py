@@ -81,8 +81,9 @@ async def open_run(session: AsyncSession, project_id: uuid.UUID, *, kinds: Seque
 
 
 async def round_of_run(session: AsyncSession, column: Any, run: Run) -> Round | None:
-    """The open round whose run this is, locked; none when a later run took its place."""
-    return await session.scalar(select(Round).where(column == run.id, Round.closed_at.is_(None)).with_for_update())
+    """The open round whose run this is, locked and as it is now; none when a later run took its place."""
+    query = select(Round).where(column == run.id, Round.closed_at.is_(None)).with_for_update()
+    return await session.scalar(query.execution_options(populate_existing=True))
 
 
 async def promote(

@@ -21,6 +21,14 @@ class Asked(StrEnum):
     REQUIRED = "required"
 
 
+class CompareNew(StrEnum):
+    """With which policies people compare every new one, without knowing it."""
+
+    OFF = "off"
+    BASE = "base"  # with version 1
+    BOTH = "both"  # and with the one before
+
+
 class RewardGate(StrEnum):
     """What a new reward model must show before it goes live."""
 
@@ -70,6 +78,8 @@ class Project(Base):
         CheckConstraint("overlap_share between 0 and 1", name="overlap_share"),
         CheckConstraint("gold_share between 0 and 0.5", name="gold_share"),
         CheckConstraint("compare_share between 0 and 1", name="compare_share"),
+        CheckConstraint("compare_new in ('off', 'base', 'both')", name="compare_new"),
+        CheckConstraint("compare_prompts between 1 and 2000", name="compare_prompts"),
         CheckConstraint("qualify_tasks between 0 and 25", name="qualify_tasks"),
         CheckConstraint("qualify_mark between 0 and 1", name="qualify_mark"),
         CheckConstraint("review_above between 0 and 1", name="review_above"),
@@ -124,6 +134,9 @@ class Project(Base):
     gold_share: Mapped[float] = mapped_column(server_default="0", default=0.0)
     # While versions are compared: how many of the tasks that a person gets are for that.
     compare_share: Mapped[float] = mapped_column(server_default="0.25", default=0.25)
+    # Which comparisons begin by themselves with each new policy, and on how many held-out prompts each.
+    compare_new: Mapped[str] = mapped_column(server_default=CompareNew.OFF, default=CompareNew.OFF)
+    compare_prompts: Mapped[int] = mapped_column(server_default="200", default=200)
     # The tasks of a qualification (0: none is asked), the agreement with their known orders that passes it, and how
     # often somebody may try. The same mark holds during work, over so many of the newest gold tasks (0: nobody looks).
     qualify_tasks: Mapped[ZeroByDefault]

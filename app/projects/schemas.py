@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from app.errors import Invalid
 from app.examples import shown
-from app.projects.models import Asked, Help, Layout, PolicyGate, Project, RankNext, RewardGate
+from app.projects.models import Asked, CompareNew, Help, Layout, PolicyGate, Project, RankNext, RewardGate
 from app.validation import ALIAS, LABEL_KEY, SLUG, explain
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -107,6 +107,8 @@ class ProjectSettings(BaseModel):
     overlap_share: float = Field(1, ge=0, le=1)
     gold_share: float = Field(0, ge=0, le=0.5)
     compare_share: float = Field(0.25, ge=0, le=1)
+    compare_new: CompareNew = CompareNew.OFF
+    compare_prompts: int = Field(200, ge=1, le=2000)
     qualify_tasks: int = Field(0, ge=0, le=25)
     qualify_mark: float = Field(0.7, ge=0, le=1)
     qualify_tries: int = Field(2, ge=1, le=10)
@@ -177,6 +179,8 @@ class ProjectOut(BaseModel):
     overlap_share: float
     gold_share: float
     compare_share: float
+    compare_new: CompareNew
+    compare_prompts: int
     qualify_tasks: int
     qualify_mark: float
     qualify_tries: int

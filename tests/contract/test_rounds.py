@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import LEASE_SECONDS, House, run_rankloop, start_worker, wait_for, work_off
+from tests.contract.conftest import LEASE_SECONDS, House, held_back, run_rankloop, start_worker, wait_for, work_off
 from trainer.client import Json
 
 pytestmark = pytest.mark.real_commits
@@ -101,7 +101,12 @@ def test_a_killed_worker_s_training_goes_on_from_its_checkpoint(
         delivered = house.admin.run_artifacts(runs[0]["id"]) if runs else []
         return "checkpoint/manifest.json" in {file["name"] for file in delivered}
 
-    with start_worker(house, tmp_path / "worker.log") as worker:
+    # What it delivers after its first checkpoint waits: the run can not end before it is killed.
+    is_kept = (
+        "exists (select from artifacts a join runs r on r.id = a.run_id where r.id = new.run_id"
+        f" and r.kind = '{kind}' and a.name = 'checkpoint/manifest.json')"
+    )
+    with held_back(house, "artifacts", is_kept), start_worker(house, tmp_path / "worker.log") as worker:
         wait_for(has_checkpoint, 120)
         worker.kill()
     run = runs_of(house, project, kind)[0]

@@ -13,7 +13,7 @@ from app.loop.service import RoundStopped
 from app.projects.models import PolicyGate
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
-from app.runs.models import RunKind, RunState
+from app.runs.models import Run, RunKind, RunState
 from tests.app.loop.conftest import Loop
 from tests.app.loop.test_comparisons import answer_both, likes, rank_by, two_each
 from tests.app.loop.test_gates import second_reward
@@ -102,6 +102,89 @@ async def test_a_win_rate_surely_below_the_best_one_s_stops_a_round(turned: Loop
     assert reason is not None
     assert (reason["why"], reason["number"], reason["best"]) == ("fell", 5, 3)
     assert best_liked([old, new]) is old
+
+
+# What comes too late
+
+
+async def stopped_while_training(turned: Loop) -> Run:
+    """The second round's PPO run is under way when people turn away from the policy that answers."""
+    await first_policy(turned)
+    await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.score(new=3, live=2)
+    run = await turned.claim()
+    assert run.kind == RunKind.PPO
+    await compared(turned, await version(turned, 3), liked=1)
+    assert run.cancel_requested_at is not None
+    return run
+
+
+async def live_policy(turned: Loop) -> Version | None:
+    return await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.POLICY)
+
+
+async def test_a_policy_of_a_round_that_stopped_waits_for_a_person(turned: Loop) -> None:
+    run = await stopped_while_training(turned)
+    await turned.finish(run, PPO_RESULT)
+    late = await version(turned, 5)
+    assert (late.gate["state"], late.gate["reason"], late.is_live) == ("refused", "round_stopped", False)
+    now = await service.current_round(turned.session, turned.project)
+    assert (now.number, now.stopped["why"], now.closed_at) == (2, "worse", None)
+    assert await service.open_run(turned.session, turned.project.id, kinds=tuple(RunKind)) is None
+    await arrivals.promote(turned.session, project=turned.project, version=late, reason="I read its answers")
+    now = await service.current_round(turned.session, turned.project)
+    assert (now.number, now.policy_version_id, now.stopped) == (3, late.id, {})
+
+
+async def test_a_policy_does_not_undo_a_rollback_that_was_made_while_it_learned(turned: Loop) -> None:
+    run = await stopped_while_training(turned)
+    base = await version(turned, 1)
+    await arrivals.promote(turned.session, project=turned.project, version=base, reason="people like it better")
+    await turned.finish(run, PPO_RESULT)
+    late = await version(turned, 5)
+    assert (late.gate["state"], late.gate["reason"], late.is_live) == ("refused", "round_over", False)
+    assert await live_policy(turned) is base
+    now = await service.current_round(turned.session, turned.project)
+    assert (now.number, now.policy_version_id) == (3, base.id)
+
+
+async def test_no_policy_is_trained_after_a_reward_model_whose_round_stopped(turned: Loop) -> None:
+    policy = await first_policy(turned)
+    await training.start_training(turned.session, project=turned.project)
+    run = await turned.claim()
+    await compared(turned, policy, liked=1)
+    await turned.finish(run, REWARD_RESULT)
+    await turned.score(new=3, live=2)
+    reward = await version(turned, 4)
+    assert reward.is_live, "it learned from people, who are not at fault"
+    assert await service.open_run(turned.session, turned.project.id, kinds=tuple(RunKind)) is None
+
+
+async def test_what_people_prefer_to_a_policy_that_they_dislike_waits_too(turned: Loop) -> None:
+    """Version 5 waits at its gate, to be compared with version 3; meanwhile version 1 beats version 3."""
+    await first_policy(turned)
+    await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.score(new=3, live=2)
+    turned.project.policy_gate = PolicyGate.PEOPLE
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    new = await version(turned, 5)
+    assert new.gate["state"] == "waiting"
+    now = await service.current_round(turned.session, turned.project)
+    await halts.stop(turned.session, now, {"why": "worse"})
+    await answer_both(turned, two_each)
+    await rank_by(turned, likes(5))
+    (view,) = await comparisons.list_comparisons(turned.session, turned.project.id)
+    assert view.comparison.state == ComparisonState.BETTER
+    assert (new.gate["state"], new.gate["reason"], new.is_live) == ("refused", "round_stopped", False)
+
+
+async def test_a_round_that_ended_before_it_could_be_stopped_stays_as_it_is(turned: Loop) -> None:
+    await first_policy(turned)
+    ended = (await service.list_rounds(turned.session, turned.project.id))[-1]
+    await halts.stop(turned.session, ended, {"why": "worse"})
+    assert (ended.number, ended.stopped) == (1, {})
 
 
 # A second reward model
