@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
@@ -23,9 +24,10 @@ from app import assets, openapi
 from app.accounts import api as accounts_api
 from app.accounts import own_pages, people_pages, provider_pages
 from app.accounts import pages as accounts_pages
-from app.accounts.guards import SignInFirst
+from app.accounts.guards import SignInFirst, is_known
 from app.accounts.refusals import note_refusal
 from app.background import Job, repeat
+from app.bodies import WholeBodies
 from app.config import Settings
 from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
@@ -151,7 +153,9 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_exception_handler(IntegrityError, handle_integrity_error)
     app.add_exception_handler(DataError, handle_unstorable_text)
     app.add_exception_handler(OperationalError, handle_database_trouble)
+    app.add_exception_handler(NoConnectionFree, handle_database_trouble)
     app.add_exception_handler(OSError, handle_full_disk)
+    app.add_middleware(WholeBodies, is_known=is_known, refuse=handle_unread_body)
     app.add_middleware(ETags, path=API)
     app.add_middleware(GZipMiddleware, compresslevel=6, exclude_content_types=NOT_COMPRESSED)
     if settings.api_requests_per_minute:
@@ -318,6 +322,14 @@ async def handle_full_disk(request: Request, error: Exception) -> Response:
         raise error
     log.error("the disk is full: %s", named(error))
     return answer(request, Unavailable("The server's disk is full. Nothing was stored; try again when there is room."))
+
+
+async def handle_unread_body(request: Request, error: Exception) -> Response:
+    """A body that was not taken, before anything of the app has seen it."""
+    if isinstance(error, RankloopError):
+        return await handle_refusal(request, error)
+    handler = handle_http_exception if isinstance(error, HTTPException) else handle_full_disk
+    return await handler(request, error)
 
 
 async def handle_bug(request: Request, error: Exception) -> Response:

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette import status
 
 from app import assets, i18n, markdown
+from app.bodies import read_ahead
 from app.config import Settings
 from app.db import SessionMaker
 from app.errors import FieldError, RankloopError
@@ -117,7 +118,9 @@ def see_other(url: str) -> RedirectResponse:
 def stream(
     request: Request, chunks: Callable[[AsyncSession], AsyncIterator[bytes]], **headers: str
 ) -> StreamingResponse:
-    """JSON lines, from a session of their own: that of the request ends before the first chunk is sent."""
+    """JSON lines, from a session of their own: that of the request ends before the first chunk is sent, and this one as
+    soon as all was read, however slowly it is sent.
+    """
     sessionmaker: SessionMaker = request.app.state.sessionmaker
 
     async def body() -> AsyncIterator[bytes]:
@@ -126,7 +129,7 @@ def stream(
                 yield chunk
 
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return StreamingResponse(body(), media_type=MEDIA_TYPE, headers=names)
+    return StreamingResponse(read_ahead(body()), media_type=MEDIA_TYPE, headers=names)
 
 
 def local_path(url: str | None, default: str = "/") -> str:

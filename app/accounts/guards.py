@@ -304,6 +304,17 @@ async def caller_of(
     return ApiCaller(owner.user, owner.roles, token), owner
 
 
+async def is_known(request: Request) -> bool:
+    """Whether a request bears a session or a token of ours, whatever it asks for. It holds no connection afterwards."""
+    async with request.app.state.sessionmaker.begin() as session:
+        try:
+            person = await signed_in_person(request, session)
+            await caller_of(request, session, person, await bearer(request))
+        except Unauthorized:
+            return False
+    return True
+
+
 def require_scope(*scopes: Scope) -> Callable[..., Awaitable[ApiCaller]]:
     """A dependency that asks for one of these scopes."""
     wanted = frozenset[str](scopes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Password, User
-from app.errors import Invalid
+from app.errors import Invalid, Unavailable
 
 Result = TypeVar("Result")
 # OWASP's second choice of parameters for argon2id: 19 MiB, two passes, one lane; about 25 ms.
@@ -26,13 +28,54 @@ MIN_LENGTH = 12
 # Beyond this nobody types; hashing takes as long as it must, and no longer.
 MAX_LENGTH = 256
 MIN_LETTERS = 5
-# A flood of sign-ins queues up here, and never takes more than half of the machine from those who work.
-HASHING = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), thread_name_prefix="hashing")
+# In one process, half of the cores hash; so many may be at it or wait, which is a second's work of one core.
+NUM_THREADS = max(1, (os.cpu_count() or 1) // 2)
+MOST_AT_ONCE = 40
 
 
-async def off_the_loop(work: Callable[..., Result], *values: str) -> Result:
-    """Do a piece of hashing in a thread, when it is this one's turn."""
-    return await asyncio.get_running_loop().run_in_executor(HASHING, work, *values)
+class Crowded(Unavailable):
+    """Too many people sign in at this moment. Try again in a few seconds."""
+
+
+class Hashing:
+    """Threads that hash, and a queue with an end: a flood of sign-ins takes neither the machine from those who work nor
+    the time of whoever waits behind it.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="hashing", initializer=step_back)
+        self._num = 0
+
+    def require_room(self) -> None:
+        """Refuse at once what would wait for long.
+
+        Raises:
+            Crowded: the queue is full.
+        """
+        if self._num >= MOST_AT_ONCE:
+            raise Crowded
+
+    async def do(self, work: Callable[..., Result], *values: str) -> Result:
+        """Do a piece of hashing beside the request loop, when it is this one's turn.
+
+        Raises:
+            Crowded: the queue is full.
+        """
+        self.require_room()
+        self._num += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *values)
+        finally:
+            self._num -= 1
+
+
+def step_back() -> None:
+    """Have this thread hash where nobody else wants the core; on Linux, where a thread has a priority of its own."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+HASHING = Hashing()
 
 
 @cache
@@ -45,8 +88,8 @@ async def verify(password: str, stored: str | None) -> bool:
     """Whether this is the password. Without a stored hash the answer is no, after the same time."""
     if len(password) > MAX_LENGTH:
         return False
-    known = await off_the_loop(hash_of_nobody) if stored is None else stored
-    return await off_the_loop(HASHER.verify, password, known) and stored is not None
+    known = await HASHING.do(hash_of_nobody) if stored is None else stored
+    return await HASHING.do(HASHER.verify, password, known) and stored is not None
 
 
 def check(password: str, *, name: str, email: str | None) -> None:
@@ -79,7 +122,7 @@ async def store(session: AsyncSession, user: User, password: str) -> None:
         Invalid: it is guessed soon.
     """
     check(password, name=user.name, email=user.email)
-    made = await off_the_loop(HASHER.hash, password)
+    made = await HASHING.do(HASHER.hash, password)
     row = insert(Password).values(user_id=user.id, hash=made)
     await session.execute(
         row.on_conflict_do_update(index_elements=["user_id"], set_={"hash": made, "changed_at": func.now()})

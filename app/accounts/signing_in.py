@@ -43,9 +43,11 @@ async def sign_in(
     """Sign in with a password; returns the secret of a new session.
 
     Raises:
+        Crowded: too many do so at this moment; nothing was counted.
         TooManyAttempts: for this account, or from this network address.
         WrongPassword: it is wrong, or there is no such account, or it is switched off or has no password.
     """
+    passwords.HASHING.require_room()
     account, address = attempts.account_key(email), attempts.address_key(host)
     async with sessionmaker.begin() as session:
         await attempts.count(session, {account: attempts.PER_ACCOUNT, address: attempts.PER_ADDRESS})

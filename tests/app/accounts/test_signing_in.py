@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from email.message import Message
@@ -85,6 +88,26 @@ async def test_a_wrong_password_takes_a_hash_even_where_there_is_no_account(monk
     monkeypatch.setattr(passwords.HASHER, "verify", counted)
     assert not await passwords.verify("wrong", None)
     assert len(hashed) == 1
+
+
+async def test_a_crowd_at_the_door_is_told_so_at_once(client: AsyncClient, session: AsyncSession) -> None:
+    await with_password(session)
+    opened = threading.Event()
+    crowd = [asyncio.create_task(passwords.HASHING.do(opened.wait)) for _ in range(passwords.MOST_AT_ONCE)]
+    await asyncio.sleep(0)
+    refused = await try_password(client)
+    assert (refused.status_code, "Too many people" in refused.text) == (503, True)
+    assert await session.scalar(select(func.count()).select_from(Attempts)) == 0, "who was not let try has not tried"
+    opened.set()
+    await asyncio.gather(*crowd)
+    assert (await try_password(client)).status_code == 303
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+async def test_hashing_steps_back_behind_all_other_work() -> None:
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    hashing = await passwords.HASHING.do(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert hashing > own
 
 
 async def test_signing_in_rotates_the_session(client: AsyncClient, session: AsyncSession) -> None:

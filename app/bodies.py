@@ -1,0 +1,137 @@
+"""Bodies take as long as somebody's line takes, or as somebody likes: those of requests are here as a whole before
+anything else is done for them, and answers wait in a file for their reader.
+
+Else whoever sends or reads slowly holds one of the few connections to the database for as long; twenty of these, and
+nobody else gets one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from os import SEEK_END
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, cast
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import RankloopError, Unauthorized
+from app.security import SAFE_METHODS
+
+# So much of a body is kept in memory; what is longer lies on the disk, in a file without a name.
+KEPT_BYTES = 1024 * 1024
+PIECE_BYTES = 256 * 1024
+
+
+class TooLargeForStrangers(Unauthorized):
+    """Sign in, or send a token, before you send more than 1 MiB."""
+
+
+class WholeBodies:
+    """Reads a request's body, then lets the app answer. More than KEPT_BYTES only from who `is_known`: strangers fill
+    neither the memory nor the disk.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        is_known: Callable[[Request], Awaitable[bool]],
+        refuse: Callable[[Request, Exception], Awaitable[Response]],
+    ) -> None:
+        self.app = app
+        self._is_known = is_known
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Wait for the body, and answer."""
+        if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
+            await self.app(scope, receive, send)
+            return
+        file = SpooledTemporaryFile(KEPT_BYTES)  # noqa: SIM115 (it is closed below)
+        body = UploadFile(cast("BinaryIO", file), size=0)
+        try:
+            request = Request(scope)
+            try:
+                is_whole = await self._fill(body, request, receive)
+            except (RankloopError, HTTPException, OSError) as error:
+                answer = await self._refuse(request, error)
+                await answer(scope, receive, send)
+                return
+            if is_whole:
+                await self.app(scope, again(body, receive), send)
+        finally:
+            await body.close()
+
+    async def _fill(self, body: UploadFile, request: Request, receive: Receive) -> bool:
+        """Whether all of it came; whoever hangs up wants no answer.
+
+        Raises:
+            TooLargeForStrangers: it is long, and its sender is nobody that we know.
+        """
+        is_known = False
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            await body.write(message.get("body", b""))
+            if not is_known and (body.size or 0) > KEPT_BYTES:
+                is_known = await self._is_known(request)
+                if not is_known:
+                    raise TooLargeForStrangers
+            if not message.get("more_body", False):
+                await body.seek(0)
+                return True
+
+
+def again(body: UploadFile, receive: Receive) -> Receive:
+    """A body that was read, as the messages that it comes in; after its end, what `receive` says."""
+    num_left = body.size or 0
+    has_ended = False
+
+    async def receive_again() -> Message:
+        nonlocal num_left, has_ended
+        if has_ended:
+            return await receive()
+        piece = await body.read(PIECE_BYTES)
+        num_left -= len(piece)
+        has_ended = num_left <= 0
+        return {"type": "http.request", "body": piece, "more_body": not has_ended}
+
+    return receive_again
+
+
+async def read_ahead(source: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
+    """The same bytes. They are taken as fast as their source gives them; what nobody wants yet waits in a file."""
+    with SpooledTemporaryFile(KEPT_BYTES) as file:
+        has_more = asyncio.Event()
+
+        async def fill() -> None:
+            async for chunk in source:
+                file.seek(0, SEEK_END)
+                file.write(chunk)
+                has_more.set()
+
+        filling = asyncio.create_task(fill())
+        filling.add_done_callback(lambda _: has_more.set())
+        try:
+            num_read = 0
+            while True:
+                has_more.clear()
+                is_last = filling.done()
+                file.seek(num_read)
+                if piece := file.read(PIECE_BYTES):
+                    num_read += len(piece)
+                    yield piece
+                elif is_last:
+                    break
+                else:
+                    await has_more.wait()
+            await filling
+        finally:
+            filling.cancel()
+            await asyncio.gather(filling, return_exceptions=True)

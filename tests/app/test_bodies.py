@@ -1,0 +1,126 @@
+"""Bodies are read whole before the app answers; long ones only from who is known."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from httpx2 import ASGITransport, AsyncClient
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.models import Role, Scope
+from app.accounts.service import create_token
+from app.bodies import KEPT_BYTES, read_ahead
+from app.config import Settings
+from app.db import SessionMaker
+from app.prompts.models import Prompt
+from tests.borrowed import borrowed_app
+from tests.factories import make_project, make_user
+from tests.faults.test_full_disk import fill, small_disk
+
+__all__ = ["small_disk"]
+LINE = b'{"prompt": "%d %s"}\n'
+
+
+async def trainer(session: AsyncSession) -> tuple[str, dict[str, str]]:
+    """The address of an import, and who may send there."""
+    user, project = await make_user(session, role=Role.ADMIN), await make_project(session)
+    _, secret = await create_token(session, user_id=user.id, name="t", scopes=[Scope.WRITE])
+    await session.commit()
+    return f"/api/v1/projects/{project.id}/prompts:import", {"authorization": f"Bearer {secret}"}
+
+
+async def pieces(num: int) -> AsyncIterator[bytes]:
+    """Lines of 50 kB, one at a time."""
+    for number in range(num):
+        yield LINE % (number, b"word " * 10_000)
+
+
+async def test_a_long_body_arrives_as_it_was_sent(client: AsyncClient, session: AsyncSession) -> None:
+    address, who = await trainer(session)
+    num = 2 * KEPT_BYTES // 50_000
+    answer = await client.post(address, content=pieces(num), headers=who)
+    assert (answer.status_code, answer.json()["num_lines"]) == (200, num)
+    stored = await session.scalar(select(func.sum(func.length(Prompt.messages[0]["content"].astext))))
+    assert stored == sum(len(b"%d " % number) + 50_000 for number in range(num))
+
+
+@pytest.mark.parametrize("path", ["/sign-in", "/api/v1/tasks:next", "/api/v1/projects/x/prompts:import", "/nowhere"])
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer rl_nobody"}, {"cookie": "rl_session=nobody"}])
+async def test_a_stranger_fills_neither_memory_nor_disk(
+    client: AsyncClient, path: str, headers: dict[str, str]
+) -> None:
+    num_read = 0
+
+    async def without_end() -> AsyncIterator[bytes]:
+        nonlocal num_read
+        while True:
+            num_read += KEPT_BYTES // 4
+            yield b"x" * (KEPT_BYTES // 4)
+
+    own = {"origin": "http://127.0.0.1:8000", "accept": "application/json"}
+    answer = await client.post(path, content=without_end(), headers=own | headers)
+    assert (answer.status_code, answer.json()["title"]) == (401, "TooLargeForStrangers")
+    assert num_read <= 2 * KEPT_BYTES
+
+
+async def test_no_room_for_a_body_is_503_until_there_is(
+    small_disk: Path, sessionmaker: SessionMaker, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, who = await trainer(session)
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with borrowed_app(Settings(data_dir=small_disk), sessionmaker) as app:
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000", headers=who) as client:
+            filler = fill(small_disk)
+            assert (await client.post(address, content=pieces(60))).status_code == 503
+            filler.unlink()
+            assert (await client.post(address, content=pieces(60))).status_code == 200
+
+
+async def test_a_source_does_not_wait_for_its_reader() -> None:
+    given: list[bytes] = []
+
+    async def source() -> AsyncIterator[bytes]:
+        for number in range(30):
+            given.append(bytes([number]) * 100_000)
+            yield given[-1]
+
+    answer = read_ahead(source())
+    read = await anext(answer)
+    await asyncio.sleep(0)
+    assert len(given) == 30, "one piece was read"
+    async for piece in answer:
+        read += piece
+    assert read == b"".join(given)
+
+
+async def test_a_source_that_fails_fails_its_reader_behind_what_it_gave() -> None:
+    async def source() -> AsyncIterator[bytes]:
+        yield b"as far as this"
+        raise ConnectionError
+
+    answer = read_ahead(source())
+    assert await anext(answer) == b"as far as this"
+    with pytest.raises(ConnectionError):
+        await anext(answer)
+
+
+async def test_a_reader_who_leaves_ends_its_source() -> None:
+    has_ended = False
+
+    async def source() -> AsyncIterator[bytes]:
+        nonlocal has_ended
+        try:
+            yield b"first"
+            await asyncio.Event().wait()
+        finally:
+            has_ended = True
+
+    answer = read_ahead(source())
+    assert await anext(answer) == b"first"
+    await answer.aclose()
+    assert has_ended
