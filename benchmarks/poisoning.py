@@ -177,17 +177,20 @@ def num_flagged(caught: dict[Any, list[Check]], world: World, check: Check) -> i
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """All seeds together."""
-    attackers = max(1, sum(row["attackers"] for row in rows))
-    after = [number for row in rows for number in row["after"]] or [math.nan]
+    attackers = sum(row["attackers"] for row in rows)
+    after = [number for row in rows for number in row["after"]]
     return {
         "seeds": len(rows),
         "attackers": attackers,
-        "share_caught": sum(row["caught"] for row in rows) / attackers,
-        "share_named": sum(row["by_name"] for row in rows) / attackers,
+        "caught": sum(row["caught"] for row in rows),
+        "named": sum(row["by_name"] for row in rows),
         "missed": sorted(kind for row in rows for kind in row["missed"]),
         "honest_flagged_a_seed": float(np.mean([row["num_honest_flagged"] for row in rows])),
         "honest_flagged_by": {str(check): sum(row["honest_flagged"][check] for row in rows) for check in Check},
-        "rankings_until_flagged": {"median": float(np.median(after)), "p95": float(np.quantile(after, 0.95))},
+        "rankings_until_flagged": {
+            name: float(np.quantile(after, share)) if after else None
+            for name, share in (("median", 0.5), ("p95", 0.95), ("most", 1.0))
+        },
     }
 
 

@@ -36,12 +36,11 @@ from app.loop.models import Comparison
 from app.migrate import upgrade
 from app.openapi import ANSWERS
 from app.projects.models import Project
-from app.quality.models import GoldOrder
 from app.registry.models import VersionKind
 from app.registry.service import get_version_by_number, register
 from app.runs.models import RunKind, RunState
 from app.runs.service import hold
-from app.tasks.models import Lease, LeaseState
+from app.tasks.models import GoldOrder, Lease, LeaseState
 from app.webhooks.models import Delivery
 from app.webhooks.service import create_webhook
 from tests.borrowed import borrowed_app

@@ -259,7 +259,7 @@ STRUCTURED = {
     "preferred_output", "non_preferred_output",
 }  # fmt: skip
 MAYBE_MESSAGES = {"prompt", "chosen", "rejected", "completion"}
-FLAGS = {"tie", "all_bad", "label"}
+FLAGS = {"tie", "all_bad", "label", "gold"}
 NUMBERS = {"confidence", "strength", "margin", "weight"}
 KEPT_WHEN_EMPTY = {"chosen", "rejected", "completion", "output", "answer", "text", "response"}
 

@@ -15,6 +15,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import ReadCaller, WriteCaller
+from app.accounts.models import Scope
 from app.errors import BadRequest
 from app.formats.imports import Kind
 from app.formats.sources import FORMATS, FileReader, known_format
@@ -58,6 +59,7 @@ class ImportedFile:
     max_bytes: int
     session: AsyncSession
     choices: Mapping[str, Any]
+    by_admin: bool
 
     async def take(self, kind: Kind, importer: Callable[..., Awaitable[ImportReport]], **options: Any) -> ImportReport:
         """Import it as this kind.
@@ -82,7 +84,8 @@ def sent_file(
 ) -> ImportedFile:
     """The body of this request as a file; it is read while it is imported."""
     choices = {"project": project, "partial": partial, "dry_run": dry_run, "actor_id": caller.user.id}
-    return ImportedFile(request.stream(), format, settings.max_body_bytes, session, choices)
+    by_admin = Scope.ADMIN in caller.scopes_in(project.id)
+    return ImportedFile(request.stream(), format, settings.max_body_bytes, session, choices, by_admin)
 
 
 SentFile = Annotated[ImportedFile, Depends(sent_file)]

@@ -80,6 +80,8 @@ Content = Annotated[AnswerText, AfterValidator(not_blank)]
 Label = Annotated[str, AfterValidator(storable), Field(max_length=200)]
 Language = Annotated[str, Field(pattern=LANGUAGE, max_length=35)]
 Meta = Annotated[dict[str, Any], AfterValidator(storable_json)]
+# The order on this line is known to be right; `qualification`: and it is asked before real work only.
+Gold = Literal[True, False, "qualification"] | None
 
 
 class Strict(BaseModel):
@@ -123,6 +125,8 @@ class PromptFields(Strict):
     lang: Language | None = None
     source: Label = ""
     meta: Meta = {}
+    gold: Gold = None
+    why: AnswerText = ""
 
     @model_validator(mode="after")
     def check_conversation(self) -> Self:
@@ -142,6 +146,11 @@ class PromptFields(Strict):
         if self.prompt is None and self.messages is None:
             raise refuse("needs `messages` (an array of {role, content}) or `prompt` (a string)")
 
+    def require_no_gold(self) -> None:
+        """Gold needs an order, and orders are not read here: it would be lost."""
+        if self.gold:
+            raise refuse("says `gold`, which is known by its order: import this file as rankings")
+
 
 class PromptLine(PromptFields):
     """One line of a file of prompts. Answers and rankings that stand beside a prompt are not read here."""
@@ -156,6 +165,7 @@ class PromptLine(PromptFields):
     @model_validator(mode="after")
     def check_prompt(self) -> Self:
         """There is a prompt."""
+        self.require_no_gold()
         self.require_conversation()
         return self
 
@@ -202,6 +212,7 @@ class CompletionsLine(PromptFields):
     @model_validator(mode="after")
     def check_whole(self) -> Self:
         """There are a prompt and at least one answer."""
+        self.require_no_gold()
         if self.prompt_id is None:
             self.require_conversation()
         elif self.prompt is not None or self.messages is not None:
@@ -235,6 +246,8 @@ class ImportReport(BaseModel):
     """Those that were there already, or stood twice in the file."""
     new_prompts: int = 0
     new_completions: int = 0
+    num_gold: int = 0
+    """Tasks whose order is known from now on."""
     num_refused: int = 0
     """Lines that can't be taken."""
     refused: list[RefusedLine] = []

@@ -186,11 +186,16 @@ async def import_completions(
 
 
 async def audit_import(
-    session: AsyncSession, action: str, project: Project, report: ImportReport, actor_id: uuid.UUID | None
+    session: AsyncSession,
+    action: str,
+    project: Project,
+    report: ImportReport,
+    actor_id: uuid.UUID | None,
+    **more: int,
 ) -> None:
-    """Write down what was stored, if anything was."""
+    """Write down what was stored, if anything was; counts that only some imports have as `more`."""
     if report.is_stored:
-        counts = {"taken": report.taken, "duplicates": report.duplicates, "refused": report.num_refused}
+        counts = {"taken": report.taken, "duplicates": report.duplicates, "refused": report.num_refused} | more
         await audit(session, actor_id=actor_id, action=action, subject=str(project.id), **counts)
 
 

@@ -22,17 +22,15 @@ from app.projects.models import Project
 from app.prompts.models import Prompt
 from app.quality import reading, service
 from app.quality.agreement import Estimate
-from app.quality.models import GoldOrder
 from app.quality.orders import Judgement
 from app.quality.people import Gold, Portrait, with_gold
 from app.rankings.answers import RankingAnswer, Rules, order_of
 from app.rankings.models import Ranking, RankingPlace
 from app.rankings.service import get_ranking, is_current, require_fine
 from app.tasks import service as tasks
-from app.tasks.models import Purpose, Task, TaskCompletion
+from app.tasks.models import MAX_WHY_LENGTH, GoldOrder, Purpose, Task, TaskCompletion
 from app.tasks.service import LETTERS
 
-MAX_WHY_LENGTH = 2000
 LISTED = 200
 MOST_TAKEN = 200
 """So many of one's own orders become gold at once."""

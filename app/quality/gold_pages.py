@@ -11,11 +11,11 @@ from app.accounts.guards import Admin
 from app.projects.guards import PageProject
 from app.prompts.models import Prompt
 from app.quality import gold, qualification
-from app.quality.models import GoldOrder
 from app.rankings.forms import read_form
 from app.rankings.service import AnswerRefused
 from app.tasks import lists
 from app.tasks import service as tasks
+from app.tasks.models import GoldOrder
 from app.web import SessionDep, render, see_other
 
 router = APIRouter()

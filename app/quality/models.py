@@ -1,6 +1,4 @@
-"""Tables of quality: what was measured of annotators, flags that checks raised, disagreements that reviewers settle,
-and orders that are known.
-"""
+"""Tables of quality: what was measured of annotators, flags that checks raised, disagreements that reviewers settle."""
 
 from __future__ import annotations
 
@@ -8,10 +6,10 @@ import uuid
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Created, EmptyObject, FalseByDefault, ProjectId, UserId, UuidKey
+from app.db import Base, Created, EmptyObject, ProjectId, UserId, UuidKey
 
 
 class AnnotatorRecord(Base):
@@ -118,19 +116,3 @@ class Rejection(Base):
     rejected_by: Mapped[UserId | None]
     reason: Mapped[str]
     rejected_at: Mapped[Created]
-
-
-class GoldOrder(Base):
-    """The known order of a gold task. Triggers hold it to the answers of its task, and keep `tasks.is_gold` with it."""
-
-    __tablename__ = "gold_orders"
-    __table_args__ = (CheckConstraint("1 <= all (places) and 9 >= all (places)", name="places"),)
-
-    task_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
-    # Of the task's answers, in its order; 1 is best, two with the same place are tied.
-    places: Mapped[list[int]] = mapped_column(ARRAY(Integer))
-    why: Mapped[str] = mapped_column(server_default="", default="")
-    # Asked in the qualification, where the order is shown afterwards, and nowhere else.
-    is_qualifying: Mapped[FalseByDefault]
-    marked_by: Mapped[UserId | None]
-    marked_at: Mapped[Created]

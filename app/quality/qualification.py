@@ -25,13 +25,13 @@ from app.events import events
 from app.projects.models import Project
 from app.prompts.models import Prompt
 from app.quality import reading
-from app.quality.models import GoldOrder, QualityFlag
+from app.quality.models import QualityFlag
 from app.quality.people import Gold, with_gold
 from app.rankings.models import Ranking
 from app.rankings.service import RankingStored, RankingView, is_current, views_of
 from app.tasks import service as tasks
 from app.tasks import standings
-from app.tasks.models import Standing, StandingState, Task
+from app.tasks.models import GoldOrder, Standing, StandingState, Task
 from app.tasks.service import Card
 
 

@@ -200,11 +200,18 @@ async def get_ranking(ranking_id: uuid.UUID, caller: ReadCaller, session: Sessio
             "prompt": "What is 2 + 2?",
             "completions": [{"id": "a", "text": "4"}, {"id": "b", "text": "22"}],
             "annotations": [{"annotator": "ann", "ranks": {"a": 1, "b": 2}}],
-        }
+        },
+        {
+            "prompt": "3 + 3?",
+            "completions": ["33", "6"],
+            "order": [["1"], ["0"]],
+            "gold": True,
+            "why": "A sum.",
+        },
     ),
 )
 async def import_made_elsewhere(file: SentFile) -> ImportReport:
     """Take rankings that were made elsewhere: JSON lines of a prompt with answers and orders of them, or any format of
-    docs/data.md.
+    docs/data.md. With `gold` true the order is known to be right, and measures who ranks (admins only).
     """
-    return await file.take("rankings", import_rankings)
+    return await file.take("rankings", import_rankings, by_admin=file.by_admin)

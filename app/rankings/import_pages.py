@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 from starlette.datastructures import FormData, UploadFile
 
-from app.accounts.guards import Trainer
+from app.accounts.guards import AccessDep, Trainer
+from app.accounts.models import Scope
 from app.corpora.service import import_corpus
 from app.errors import FieldError, RankloopError
 from app.formats.imports import TITLES, Kind
@@ -43,6 +44,7 @@ async def take_import(
     request: Request,
     project: PageProject,
     user: Trainer,
+    access: AccessDep,
     session: SessionDep,
     settings: SettingsDep,
 ) -> HTMLResponse:
@@ -56,6 +58,8 @@ async def take_import(
             return refused(request, project, kind, text, "file", "choose a file, or paste lines below")
         reader = FileReader(kind, format_of(form, uploaded), settings.max_body_bytes)
         choices: dict[str, Any] = {"partial": "partial" in form, "dry_run": "dry_run" in form}
+        if kind == "rankings":
+            choices["by_admin"] = Scope.ADMIN in access.scopes
         if kind == "corpus" and uploaded is not None:
             choices["name"] = (uploaded.filename or "")[:200]
         try:

@@ -24,9 +24,11 @@ from app.projects.models import Project
 from app.prompts.importing import Batch, import_lines
 from app.prompts.lines import ImportReport
 from app.prompts.service import audit_import, ensure_completions, ensure_prompts
+from app.rankings import import_gold
+from app.rankings.import_gold import Key, Known
 from app.rankings.import_lines import AnyLine, Judgement, parse
 from app.rankings.models import Ranking, RankingPlace
-from app.tasks.models import Task, TaskCompletion
+from app.tasks.models import Purpose, Task, TaskCompletion
 
 MAX_OVERLAP = 100
 
@@ -37,6 +39,14 @@ class RankingsImported:
 
     project_id: uuid.UUID
     num_rankings: int
+
+
+@dataclass(frozen=True)
+class Importer:
+    """Who sends a file, and whether they may say which orders are right."""
+
+    id: uuid.UUID | None
+    is_admin: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Drawn:
     whole: Mapping[str, Any]
 
     @property
-    def key(self) -> frozenset[uuid.UUID]:
+    def key(self) -> Key:
         """What its task compares."""
         return frozenset(self.answers)
 
@@ -81,8 +91,11 @@ async def import_rankings(
     partial: bool = False,
     dry_run: bool = False,
     actor_id: uuid.UUID | None = None,
+    by_admin: bool = False,
 ) -> ImportReport:
     """Take rankings that were made elsewhere, with their prompts and answers. The same again is counted, not refused.
+
+    `by_admin`: lines may say `gold`.
 
     Raises:
         ImportRunning: somebody else imports into this project right now.
@@ -90,35 +103,68 @@ async def import_rankings(
     """
 
     async def store(batch: Batch[AnyLine], report: ImportReport) -> None:
-        await store_batch(session, project, batch, report)
+        await store_batch(session, project, batch, report, Importer(actor_id, by_admin))
 
     report = await import_lines(
         session, lines, project_id=project.id, parse=parse, store=store, partial=partial, dry_run=dry_run
     )
-    await audit_import(session, "rankings.import", project, report, actor_id)
+    await audit_import(session, "rankings.import", project, report, actor_id, gold=report.num_gold)
     if report.is_stored and report.taken:
         await events.publish(session, RankingsImported(project.id, report.taken))
     return report
 
 
-async def store_batch(session: AsyncSession, project: Project, batch: Batch[AnyLine], report: ImportReport) -> None:
-    """Store the rankings of some lines, and before them whatever they rest on."""
-    lines = await without_our_own(session, project, batch, report)
-    prompt_ids, num_prompts = await ensure_prompts(session, project, lines)
+async def store_batch(
+    session: AsyncSession, project: Project, batch: Batch[AnyLine], report: ImportReport, importer: Importer
+) -> None:
+    """Store the rankings of some lines, and before them whatever they rest on; make gold of those that say so."""
+    batch = await without_our_own(session, project, without_bad_gold(batch, report, importer), report)
+    drawn = await draw_batch(session, project, batch, report)
+    tasks = await find_tasks(session, {item.prompt_id for items in drawn.values() for item in items})
+    known = [(number, known_order(item, line)) for number, line in batch if line.gold for item in drawn[number]]
+    refused = await import_gold.refuse_others(session, tasks, known, report)
+    taken = [item for number, items in drawn.items() if number not in refused for item in items]
+    num_stored = await store_rankings(session, project, tasks, taken)
+    report.taken += num_stored
+    report.duplicates += len(taken) - num_stored
+    orders = [order for number, order in known if number not in refused]
+    report.num_gold += await import_gold.make_gold(session, tasks, orders, importer.id)
+
+
+def without_bad_gold(batch: Batch[AnyLine], report: ImportReport, importer: Importer) -> Batch[AnyLine]:
+    """The lines that are rankings, or can become gold; the report names the others."""
+    good = []
+    for number, line in batch:
+        problem = import_gold.rule_against(line, by_admin=importer.is_admin)
+        if problem:
+            report.refuse(number, [problem])
+        else:
+            good.append((number, line))
+    return good
+
+
+async def draw_batch(
+    session: AsyncSession, project: Project, batch: Batch[AnyLine], report: ImportReport
+) -> dict[int, list[Drawn]]:
+    """What each line says, in the ids of its answers, which are stored with their prompt where they are new."""
+    prompt_ids, num_prompts = await ensure_prompts(session, project, [line for _, line in batch])
     answers = [
-        (prompt_id, answer) for prompt_id, line in zip(prompt_ids, lines, strict=True) for answer in line.answers()
+        (prompt_id, answer) for prompt_id, (_, line) in zip(prompt_ids, batch, strict=True) for answer in line.answers()
     ]
     completion_ids, new_completions = await ensure_completions(session, answers)
     report.new_prompts += num_prompts
     report.new_completions += len(new_completions)
     following = iter(completion_ids)
-    drawn = []
-    for prompt_id, line in zip(prompt_ids, lines, strict=True):
+    drawn = {}
+    for prompt_id, (number, line) in zip(prompt_ids, batch, strict=True):
         ids = {answer.id or "": next(following) for answer in line.answers()}
-        drawn += [draw(prompt_id, judgement, ids) for judgement in line.judgements()]
-    num_stored = await store_rankings(session, project, drawn)
-    report.taken += num_stored
-    report.duplicates += len(drawn) - num_stored
+        drawn[number] = [draw(prompt_id, judgement, ids) for judgement in line.judgements()]
+    return drawn
+
+
+def known_order(item: Drawn, line: AnyLine) -> Known:
+    """The order of a judgement as a known one."""
+    return Known(item.places, is_qualifying=line.gold == "qualification", why=line.why)
 
 
 def draw(prompt_id: uuid.UUID, judgement: Judgement, ids: Mapping[str, uuid.UUID]) -> Drawn:
@@ -137,21 +183,28 @@ def draw(prompt_id: uuid.UUID, judgement: Judgement, ids: Mapping[str, uuid.UUID
 
 async def without_our_own(
     session: AsyncSession, project: Project, batch: Batch[AnyLine], report: ImportReport
-) -> list[AnyLine]:
+) -> Batch[AnyLine]:
     """The lines of a batch, without the rankings of this project that come back to it in one of its own exports."""
     named = [key for _, line in batch if (key := line.known_as()) is not None]
     ours = set(await session.scalars(select(Ranking.id).where(Ranking.project_id == project.id, Ranking.id.in_(named))))
-    report.duplicates += sum(line.known_as() in ours for _, line in batch)
-    for _, line in batch:
+    for number, line in batch:
         report.note_unread_of(line, line.UNREAD)
-    return [line for _, line in batch if line.known_as() not in ours]
+        if line.known_as() in ours and line.gold:
+            report.refuse(number, [("gold", "is a ranking of this project: take its order over on its task's page")])
+        elif line.known_as() in ours:
+            report.duplicates += 1
+    return [(number, line) for number, line in batch if line.known_as() not in ours]
 
 
-async def store_rankings(session: AsyncSession, project: Project, drawn: Sequence[Drawn]) -> int:
-    """Add the rankings that are not there, on tasks of exactly the answers that they compared; returns how many."""
-    tasks = await find_tasks(session, {item.prompt_id for item in drawn})
+async def store_rankings(
+    session: AsyncSession, project: Project, tasks: dict[Key, uuid.UUID], drawn: Sequence[Drawn]
+) -> int:
+    """Add the rankings that are not there, on tasks of exactly the answers that they compared; returns how many.
+
+    New tasks are added to `tasks`.
+    """
     seen = await known_hashes(session, tasks, drawn)
-    fresh: defaultdict[frozenset[uuid.UUID], list[Drawn]] = defaultdict(list)
+    fresh: defaultdict[Key, list[Drawn]] = defaultdict(list)
     for item in drawn:
         mark = (item.key, item.body_hash())
         if mark not in seen:
@@ -171,26 +224,26 @@ async def store_rankings(session: AsyncSession, project: Project, drawn: Sequenc
     return len(rankings)
 
 
-async def find_tasks(session: AsyncSession, prompt_ids: set[uuid.UUID]) -> dict[frozenset[uuid.UUID], uuid.UUID]:
-    """The tasks of these prompts, by what they compare; the oldest where several compare the same."""
+async def find_tasks(session: AsyncSession, prompt_ids: set[uuid.UUID]) -> dict[Key, uuid.UUID]:
+    """The tasks to learn from of these prompts, by what they compare; the oldest where several compare the same."""
     rows = await session.execute(
         select(Task.id, TaskCompletion.completion_id)
         .join(TaskCompletion, TaskCompletion.task_id == Task.id)
-        .where(Task.prompt_id.in_(prompt_ids), Task.withdrawn_at.is_(None))
+        .where(Task.prompt_id.in_(prompt_ids), Task.withdrawn_at.is_(None), Task.purpose == Purpose.LEARN)
         .order_by(Task.number)
     )
     compared: defaultdict[uuid.UUID, set[uuid.UUID]] = defaultdict(set)
     for task_id, completion_id in rows:
         compared[task_id].add(completion_id)
-    tasks: dict[frozenset[uuid.UUID], uuid.UUID] = {}
+    tasks: dict[Key, uuid.UUID] = {}
     for task_id, answers in compared.items():
         tasks.setdefault(frozenset(answers), task_id)
     return tasks
 
 
 async def known_hashes(
-    session: AsyncSession, tasks: Mapping[frozenset[uuid.UUID], uuid.UUID], drawn: Sequence[Drawn]
-) -> set[tuple[frozenset[uuid.UUID], bytes]]:
+    session: AsyncSession, tasks: Mapping[Key, uuid.UUID], drawn: Sequence[Drawn]
+) -> set[tuple[Key, bytes]]:
     """What was imported onto these tasks before."""
     keys = {tasks[item.key]: item.key for item in drawn if item.key in tasks}
     rows = await session.execute(
@@ -202,8 +255,8 @@ async def known_hashes(
 async def make_room(
     session: AsyncSession,
     project: Project,
-    tasks: dict[frozenset[uuid.UUID], uuid.UUID],
-    fresh: Mapping[frozenset[uuid.UUID], Sequence[Drawn]],
+    tasks: dict[Key, uuid.UUID],
+    fresh: Mapping[Key, Sequence[Drawn]],
 ) -> None:
     """A task for every set of answers, with a free place for each of its new rankings. Adds the new ones to `tasks`.
 

@@ -10,11 +10,21 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Created, FalseByDefault, ProjectId, UuidKey, ZeroByDefault
+from app.db import Base, Created, FalseByDefault, ProjectId, UserId, UuidKey, ZeroByDefault
 
 
 class LeaseState(StrEnum):
@@ -237,3 +247,26 @@ class Lease(Base):
     report_closed_at: Mapped[datetime | None]
     draft: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     draft_saved_at: Mapped[datetime | None]
+
+
+MAX_WHY_LENGTH = 2000
+"""Of the reason for a known order."""
+
+
+class GoldOrder(Base):
+    """The known order of a gold task, written by quality or by an import of rankings.
+
+    Triggers hold it to the answers of its task, and keep `tasks.is_gold` with it.
+    """
+
+    __tablename__ = "gold_orders"
+    __table_args__ = (CheckConstraint("1 <= all (places) and 9 >= all (places)", name="places"),)
+
+    task_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
+    # Of the task's answers, in its order; 1 is best, two with the same place are tied.
+    places: Mapped[list[int]] = mapped_column(ARRAY(Integer))
+    why: Mapped[str] = mapped_column(server_default="", default="")
+    # Asked in the qualification, where the order is shown afterwards, and nowhere else.
+    is_qualifying: Mapped[FalseByDefault]
+    marked_by: Mapped[UserId | None]
+    marked_at: Mapped[Created]

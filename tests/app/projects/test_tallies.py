@@ -18,9 +18,9 @@ from app.projects import tallies
 from app.projects.models import Project
 from app.projects.tallies import COUNTS, Tally
 from app.prompts.models import Prompt
-from app.quality.models import GoldOrder, Rejection, Review, ReviewState
+from app.quality.models import Rejection, Review, ReviewState
 from app.rankings.models import Ranking
-from app.tasks.models import Lease, Purpose, Task
+from app.tasks.models import GoldOrder, Lease, Purpose, Task
 from tests.factories import add, make_project, make_prompt, make_ranking, make_task, make_user
 
 WITH_COMMITS = pytest.mark.real_commits

@@ -11,22 +11,8 @@ import numpy as np
 import pytest
 
 from app.quality import bias
-from app.quality.orders import Floats, Judgement
-
-NUM_RANKINGS, K = 2_000, 4
-
-
-def planted(seed: int, first_rate: float) -> tuple[Floats, Floats]:
-    """Shares of the first place and places on the page: the first card wins with this rate, else any other alike."""
-    rng = np.random.default_rng(seed)
-    seats = rng.permuted(np.tile(np.arange(K), (NUM_RANKINGS, 1)), axis=1)
-    winner = np.where(rng.random(NUM_RANKINGS) < first_rate, 0, rng.integers(1, K, size=NUM_RANKINGS))
-    return (seats == winner[:, None]).astype(float), seats.astype(float)
-
-
-def num_reported(first_rate: float) -> int:
-    tests = [bias.position_test(*planted(seed, first_rate)) for seed in range(200)]
-    return sum(test is not None and test.is_biased for test in tests)
+from app.quality.orders import Judgement
+from benchmarks.position_bias import num_reported, planted
 
 
 def test_a_planted_position_bias_is_reported() -> None:

@@ -23,13 +23,12 @@ from app.loop.overview import num_ranked_places
 from app.projects import tallies
 from app.projects.models import Project
 from app.quality import gold, reading, service
-from app.quality.models import GoldOrder
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
 from app.rankings.service import AnswerRefused
 from app.tasks import ahead, waiting
 from app.tasks import service as tasks
-from app.tasks.models import Lease, LeaseState, Purpose, Task
+from app.tasks.models import GoldOrder, Lease, LeaseState, Purpose, Task
 from tests.factories import completion_ids_of, make_project, make_prompt, make_ranking, make_task, make_user, sign_in
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

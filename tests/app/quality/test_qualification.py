@@ -13,14 +13,14 @@ from app.accounts.models import AuditEntry, Role, User
 from app.errors import Conflict, NotFound
 from app.projects.models import Project
 from app.quality import qualification
-from app.quality.models import GoldOrder, QualityFlag
+from app.quality.models import QualityFlag
 from app.quality.qualification import LeftOut, NothingToPass, TooFewTests
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
 from app.rankings.service import QualificationOver
 from app.tasks import ahead
 from app.tasks import service as tasks
-from app.tasks.models import Lease, Task
+from app.tasks.models import GoldOrder, Lease, Task
 from app.tasks.standings import Unqualified
 from tests.factories import completion_ids_of, make_project, make_prompt, make_task, make_user, sign_in
 

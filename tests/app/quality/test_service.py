@@ -15,11 +15,11 @@ from app.accounts.models import User
 from app.projects.models import Project
 from app.quality import reading, service
 from app.quality.detectors import Check
-from app.quality.models import AnnotatorRecord, GoldOrder, QualityFlag
+from app.quality.models import AnnotatorRecord, QualityFlag
 from app.quality.orders import Judgement
 from app.quality.remembering import Remembered
 from app.rankings.models import Ranking
-from app.tasks.models import Task
+from app.tasks.models import GoldOrder, Task
 from tests.app.rankings.test_costs import counted
 from tests.factories import completion_ids_of, make_project, make_prompt, make_ranking, make_task, make_user
 

@@ -14,10 +14,9 @@ from app.accounts import abilities
 from app.accounts.models import Role, User
 from app.errors import Invalid
 from app.projects.models import Project
-from app.quality.models import GoldOrder
 from app.tasks import audiences, waiting
 from app.tasks import service as tasks
-from app.tasks.models import Audience, Task
+from app.tasks.models import Audience, GoldOrder, Task
 from tests.factories import make_project, make_prompt, make_task, make_user, sign_in
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)

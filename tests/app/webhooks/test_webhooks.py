@@ -22,9 +22,9 @@ from standardwebhooks import Webhook as Receipt
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Invalid
 from app.projects.models import Project
-from app.quality.models import GoldOrder
 from app.runs.models import RunState
 from app.runs.service import end
+from app.tasks.models import GoldOrder
 from app.webhooks import delivery, guarded, service
 from app.webhooks.models import Delivery, HookEvent
 from tests.factories import make_project, make_prompt, make_ranking, make_run, make_task, sign_in
