@@ -329,9 +329,16 @@ class Client:
         """Queue a run that draws K answers of the round's policy to every prompt without any in this round."""
         return self._create(f"/projects/{project_id}/sample", {})
 
-    def start_training(self, project_id: str) -> Json:
-        """Press *Train*: freeze the rankings and queue the reward run; the PPO run follows from it."""
-        return self._create(f"/projects/{project_id}/train", {})
+    def start_training(
+        self, project_id: str, *, reward_start: str | None = None, policy_start: str | None = None
+    ) -> Json:
+        """Press *Train*: freeze the rankings and queue the reward run; the PPO run follows from it.
+
+        Where they begin, is the project's to say unless it is said here: the reward model `sft` or `live`, the policy
+        `round` or `sft`.
+        """
+        wishes = _given(reward_start=reward_start, policy_start=policy_start)
+        return self._create(f"/projects/{project_id}/train", wishes)
 
     def start_evaluation(self, project_id: str, version_id: str | None = None) -> Json:
         """Queue a run that answers the held-out test prompts, by the live policy or by another version."""

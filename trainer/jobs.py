@@ -114,7 +114,7 @@ def sample(job: Job) -> Outcome:
 
 
 def reward(job: Job) -> Outcome:
-    """A reward model from a frozen dataset, starting from the SFT version."""
+    """A reward model from a frozen dataset, starting from the SFT version or from an earlier reward model."""
     from trainer.config import RewardConfig
     from trainer.reward import train_reward
 
@@ -123,6 +123,7 @@ def reward(job: Job) -> Outcome:
         train_reward,
         dataset_rows(job),
         source=find_model(job, job.config["sft"]),
+        start=find_model(job, job.config["start"]) if job.config.get("start") else None,
         config=RewardConfig.from_overrides(job.config["training"]),
         dataset_sha256=job.config["dataset"]["sha256"],
     )

@@ -264,6 +264,7 @@ class RewardModel(_ScalarModel):
         self.tie_theta = nn.Parameter(torch.zeros(()), requires_grad=False)
         # An ensemble: heads that learn apart, of which `head` is the mean. None: `head` learns by itself.
         self.members: nn.Linear | None = None
+        self.has_learned = False
 
     def add_members(self, num_members: int, seed: int) -> None:
         """Let so many fresh heads learn in place of the one, each from a start of its own."""
@@ -277,6 +278,32 @@ class RewardModel(_ScalarModel):
         self.head.weight.requires_grad_(False)
         self.members = members.to(device)
         self.average_members()
+
+    def have_members(self, num_members: int, seed: int) -> None:
+        """As many heads as are asked for. A fresh model's begin apart; one that has learned (`load`) goes on from its
+        own where they are as many, else from their mean, and then its heads part by learning from other rankings."""
+        if num_members == self.num_members:
+            return
+        learned = copy.deepcopy(self.head)
+        self.members = None
+        self.head.weight.requires_grad_(True)
+        if num_members > 1:
+            self.add_members(num_members, seed)
+            if self.has_learned:
+                self._all_begin_as(learned)
+
+    @torch.no_grad()
+    def _all_begin_as(self, learned: nn.Linear) -> None:
+        """Each member is the same head at first."""
+        assert self.members is not None
+        self.members.weight.copy_(learned.weight.expand_as(self.members.weight))
+        self.members.bias.copy_(learned.bias.expand_as(self.members.bias))
+        self.average_members()
+
+    @property
+    def num_members(self) -> int:
+        """How many heads it has: 1 where there is no ensemble."""
+        return self.members.out_features if self.members is not None else 1
 
     @torch.no_grad()
     def average_members(self) -> None:
@@ -321,14 +348,27 @@ class RewardModel(_ScalarModel):
         return model.to(device).eval()
 
     @classmethod
-    def load(cls, source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> RewardModel:
-        """A reward version, as `save` wrote it. ValueError when the version is none."""
+    def load(
+        cls,
+        source: ModelSource,
+        *,
+        lora: LoraConfig | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> RewardModel:
+        """A reward version, as `save` wrote it; to go on learning, with `lora`, full weights get adapters, and an
+        adapter stays the one that it is. ValueError when the version is none.
+        """
         if source.version is None or not (source.version / REWARD_HEAD).is_file():
             raise ValueError(f"This version of “{source.name}” is no reward model: it has no {REWARD_HEAD}.")
         trunk = without_dropout(from_pretrained(AutoModel, source, dtype))
         if source.adapter:
             trunk = load_adapter(trunk, source.adapter)
+        elif lora is not None:
+            trunk = add_adapter(trunk, lora, seed)
         model = cls(trunk, source, is_on_base=source.adapter is not None)
+        model.has_learned = True
         model.head.load_state_dict(load_file(source.version / REWARD_HEAD))
         model.head.bias.requires_grad_(False)
         facts = json.loads((source.version / REWARD_FACTS).read_text(encoding="utf-8"))

@@ -2,8 +2,8 @@
 
 What differs from the paper:
 
-1. It starts from the project's own SFT version and learns from the current rankings of all rounds; the paper's 6B model
-   was trained on public NLP data before.
+1. It starts from the project's own SFT version, or goes on from an earlier reward model (`start`), and learns from the
+   current rankings of all rounds; the paper's 6B model was trained on public NLP data before.
 2. On a CPU, a model of over 50M parameters learns through adapters on its last blocks. What the blocks below say of an
    answer never changes then: it is computed once and kept from one epoch to the next (exact, not an approximation).
 3. Tied answers are dropped as in the paper, or count one half both ways, or are a third answer that Davidson's model
@@ -60,8 +60,9 @@ from trainer.fitting import (
     require_plain_saving,
     save_version,
 )
+from trainer.folders import sha256_file
 from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
-from trainer.models import RewardModel
+from trainer.models import REWARD_HEAD, RewardModel
 from trainer.preferences import (
     Accuracy,
     Ranking,
@@ -113,6 +114,7 @@ def train_reward(
     config: RewardConfig,
     out: Path,
     report: Reporter,
+    start: ModelSource | None = None,
     on_checkpoint: Callable[[Path], None] | None = None,
     resume_from: Path | None = None,
     dataset_sha256: str | None = None,
@@ -124,6 +126,7 @@ def train_reward(
         rows: a dataset's rows (docs/protocol.md), or what `preferences.read_rankings` gave.
         source: the project's SFT version.
         out: the version's folder; appears when all is done. Checkpoints lie beside it, in `<out>.checkpoint`.
+        start: a reward version to go on from (a warm start); left out, a fresh one learns on the SFT version's weights.
         on_checkpoint: is called with the checkpoint's folder whenever a new one is complete.
         resume_from: a checkpoint's folder; the run goes on bit for bit (on a CPU) as if it had not been interrupted.
         dataset_sha256: the dataset's hash; left out, it is computed from the rows.
@@ -145,7 +148,10 @@ def train_reward(
         "dataset_sha256": dataset_sha256 or hash_rankings(rankings),
         "model": source.name,
     }
-    model = make_reward_model(source, config, device)
+    model = make_reward_model(source, config, device, start=start)
+    if start is not None and start.version is not None:
+        identity["start"] = sha256_file(start.version / REWARD_HEAD)
+        report.log("info", "It goes on from an earlier reward model.")
     scorer = Scorer(model, pad_id=pad_id_of(load_tokenizer(source)), config=config)
     report.log("info", scorer.way)
     keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
@@ -232,8 +238,7 @@ def fit(
 
 def _add_heads(model: RewardModel, training: Sequence[Task], config: RewardConfig) -> None:
     """What learns beside the one head, where the settings ask for it."""
-    if config.num_heads > 1:
-        model.add_members(config.num_heads, config.seed)
+    model.have_members(config.num_heads, config.seed)
     if config.ties == "davidson":
         model.learn_ties(_tie_share(training))
 
@@ -340,15 +345,18 @@ def _centre(scorer: Scorer, training: Sequence[Task]) -> None:
 # --- Before and after ------------------------------------------------------------------------------------------------
 
 
-def make_reward_model(source: ModelSource, config: RewardConfig, device: str) -> RewardModel:
-    """A fresh reward model to train; `config` has been through `for_model`."""
+def make_reward_model(
+    source: ModelSource, config: RewardConfig, device: str, *, start: ModelSource | None = None
+) -> RewardModel:
+    """A reward model to train, fresh or as an earlier one was; `config` has been through `for_model`."""
     lora = config.lora
     assert lora is None or isinstance(lora, LoraConfig)
-    model = RewardModel.from_sft(source, lora, seed=config.seed, device=loading_place(config, device))
+    begin = partial(RewardModel.from_sft, source) if start is None else partial(RewardModel.load, start)
+    model = begin(lora=lora, seed=config.seed, device=loading_place(config, device))
     if config.gradient_checkpointing:
         compute_again(model.blocks)
     if is_spread(config):
-        require_plain_saving(source, has_adapter=model.has_adapter)
+        require_plain_saving(start or source, has_adapter=model.has_adapter)
         shard(model.blocks, device)
     return model.to(device)
 

@@ -40,6 +40,10 @@ def train_reward(
     data: DataOption = None,
     model: ModelOption,
     out: Annotated[Path | None, typer.Option(help="Folder of the reward model. Left out: only measure.")] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a reward model to go on from (a warm start); default: a fresh one on the model."),
+    ] = None,
     folds: Annotated[int, typer.Option(min=0, help="Measure held-out accuracy with so many folds (0: not).")] = 0,
     is_resuming: ResumeOption = False,
     settings: ConfigOption = None,
@@ -49,11 +53,14 @@ def train_reward(
     with one_line_errors():
         if out is None and folds < 2:
             refuse("Say what to do: --out FOLDER to train a model, --folds 5 to measure one, or both.")
+        if start is not None and folds > 1:
+            refuse("--folds measures fresh models only: one to go on from may have seen what is held out.")
         from trainer.config import RewardConfig
         from trainer.cross_validation import cross_validate
         from trainer.distributed import joined
         from trainer.preferences import read_rankings
         from trainer.reward import train_reward as train
+        from trainer.weights import ModelSource
 
         config = RewardConfig.from_overrides(parse_settings(settings))
         rankings, device = read_rankings(named_file(file, data)), WorkerSettings().torch_device()
@@ -76,6 +83,7 @@ def train_reward(
                     config=config,
                     out=out,
                     report=report,
+                    start=ModelSource(source.base, start, source.alias) if start is not None else None,
                     resume_from=last_checkpoint(out, is_resuming=is_resuming),
                     device=device,
                 )

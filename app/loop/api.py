@@ -31,6 +31,7 @@ from app.loop import (
 from app.loop.schemas import ComparisonOut, PlanOut, RoundOut
 from app.ndjson import write_lines
 from app.projects.guards import ApiProject
+from app.projects.models import PolicyStart, RewardStart
 from app.projects.service import get_project
 from app.registry import service as registry
 from app.registry.schemas import VersionOut
@@ -47,6 +48,15 @@ class EvaluateIn(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra=shown(version_id=example_id("version")))
 
     version_id: uuid.UUID | None = None
+
+
+class StartIn(BaseModel):
+    """Where this training begins; what is left out is as the project's settings say."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=shown(reward_start="live", policy_start="sft"))
+
+    reward_start: RewardStart | None = None
+    policy_start: PolicyStart | None = None
 
 
 class TrainIn(BaseModel):
@@ -113,10 +123,25 @@ async def sample(project: ApiProject, caller: WriteCaller, session: SessionDep, 
 
 @router.post("/projects/{project_id}/train", status_code=status.HTTP_201_CREATED)
 @idempotent()
-async def train(project: ApiProject, caller: WriteCaller, session: SessionDep, settings: SettingsDep) -> RunOut:
-    """Freeze the rankings, train a reward model on them, then improve the policy against it."""
+async def train(
+    project: ApiProject,
+    caller: WriteCaller,
+    session: SessionDep,
+    settings: SettingsDep,
+    body: StartIn | None = None,
+) -> RunOut:
+    """Freeze the rankings, train a reward model on them, then improve the policy against it.
+
+    The reward model is fresh, or goes on from the live one; PPO goes on from the round's policy, or from version 1.
+    """
+    start = body or StartIn()
     run = await training.start_training(
-        session, project=project, actor_id=caller.user.id, max_queued=settings.max_queued_runs
+        session,
+        project=project,
+        reward_start=start.reward_start,
+        policy_start=start.policy_start,
+        actor_id=caller.user.id,
+        max_queued=settings.max_queued_runs,
     )
     return RunOut.model_validate(run)
 

@@ -47,7 +47,7 @@ async def reward_finished(session: AsyncSession, run: Run) -> None:
         session,
         project_id=run.project_id,
         kind=VersionKind.REWARD,
-        parent=await registry.base_version(session, run.project_id),
+        parent=await began_with(session, run),
         run_id=run.id,
         dataset_id=uuid.UUID(run.config["dataset"]["id"]),
         metrics=run.result or {},
@@ -62,6 +62,12 @@ async def reward_finished(session: AsyncSession, run: Run) -> None:
         return
     await enqueue_scores(session, version, live, run)
     await keep_verdict(session, version, Verdict(GateState.WAITING, Reason.SCORING))
+
+
+async def began_with(session: AsyncSession, run: Run) -> Version:
+    """The version that a reward run went on from: an earlier reward model, or version 1."""
+    start = run.config.get("start") or run.config["sft"]
+    return await registry.get_version(session, uuid.UUID(start["version_id"]))
 
 
 async def nothing_to_show(session: AsyncSession, version: Version, live: Version | None) -> Reason | None:

@@ -17,7 +17,7 @@ from app.loop import service
 from app.loop.choosing import BY_HEADS
 from app.loop.models import Round
 from app.projects import tallies
-from app.projects.models import Project
+from app.projects.models import PolicyStart, Project, RewardStart
 from app.projects.service import get_project
 from app.prompts import service as prompts
 from app.prompts.models import Split
@@ -28,6 +28,8 @@ from app.runs.models import Run, RunKind
 
 # In the settings of PPO: the number of a reward version that watches it. The trainer's own settings have no such key.
 GUARD = "guard"
+# In the config of a reward run: where the PPO run that follows it begins.
+POLICY_START = "policy_start"
 # How many heads a reward model gets where it has to differ with itself.
 HEADS = 5
 
@@ -40,11 +42,16 @@ async def start_training(
     session: AsyncSession,
     *,
     project: Project,
+    reward_start: RewardStart | None = None,
+    policy_start: PolicyStart | None = None,
     is_triggered: bool = False,
     actor_id: uuid.UUID | None = None,
     max_queued: int | None = None,
 ) -> Run:
-    """Freeze the current rankings of all rounds, and queue a reward run that starts from the SFT version.
+    """Freeze the current rankings of all rounds, and queue a reward run.
+
+    Args:
+        reward_start, policy_start: where its reward model and then PPO begin; left out: as the project says.
 
     Raises:
         TrainingUnderWay: a reward or PPO run is open.
@@ -64,6 +71,8 @@ async def start_training(
     base = await registry.base_version(session, project.id)
     config = {
         "sft": await registry.reference(session, base),
+        "start": await warm_start(session, project, reward_start),
+        POLICY_START: policy_start or project.policy_start,
         "dataset": datasets.reference(dataset),
         "training": reward_training(project),
     }
@@ -80,6 +89,14 @@ async def start_training(
     await audit(session, actor_id=actor_id, action="training.start", subject=str(run.id), dataset=str(dataset.id))
     await session.flush()
     return run
+
+
+async def warm_start(session: AsyncSession, project: Project, wish: RewardStart | None) -> dict[str, Any] | None:
+    """The live reward model, where the next one goes on from it and there is one; null: a fresh one learns."""
+    if (wish or project.reward_start) == RewardStart.SFT:
+        return None
+    live = await registry.live_version(session, project_id=project.id, kind=VersionKind.REWARD)
+    return await registry.reference(session, live) if live else None
 
 
 def reward_training(project: Project) -> dict[str, Any]:
@@ -122,7 +139,9 @@ async def num_new_rankings(session: AsyncSession, project_id: uuid.UUID) -> int:
 async def enqueue_ppo(session: AsyncSession, *, now: Round, reward: Version, reward_run: Run) -> Run:
     """The PPO run of a round. It follows from a run that ended, so the queue's limit does not hold it up."""
     project = await get_project(session, now.project_id)
-    policy = await registry.get_version(session, now.policy_version_id)
+    base = await registry.base_version(session, project.id)
+    is_from_sft = reward_run.config.get(POLICY_START) == PolicyStart.SFT
+    policy = base if is_from_sft else await registry.get_version(session, now.policy_version_id)
     guard, complaint = None, ""
     try:
         guard = await guard_version(session, project)
@@ -130,7 +149,7 @@ async def enqueue_ppo(session: AsyncSession, *, now: Round, reward: Version, rew
         # The settings changed meanwhile. What the worker delivered is no less good for it.
         complaint = f"No guard watches this run: {refusal}"
     config = {
-        "sft": await registry.reference(session, await registry.base_version(session, project.id)),
+        "sft": await registry.reference(session, base),
         "policy": await registry.reference(session, policy),
         "reward": await registry.reference(session, reward),
         "sampling": project.sampling,

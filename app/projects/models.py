@@ -44,6 +44,20 @@ class PolicyGate(StrEnum):
     PEOPLE = "people"  # people prefer its answers to the live one's, without knowing whose they are
 
 
+class RewardStart(StrEnum):
+    """Where a reward model begins to learn the rankings of all rounds."""
+
+    SFT = "sft"  # fresh, on the weights of version 1: nothing that an earlier one had wrong is kept
+    LIVE = "live"  # a warm start: the live reward model goes on
+
+
+class PolicyStart(StrEnum):
+    """Where PPO begins. What it must stay near is version 1 in either case."""
+
+    ROUND = "round"  # the policy that answered in the round goes on
+    SFT = "sft"  # version 1: nothing that exploited an earlier reward model is kept
+
+
 class RankNext(StrEnum):
     """Which of the tasks that wait come first."""
 
@@ -92,6 +106,8 @@ class Project(Base):
         CheckConstraint("layout in ('stacked', 'grid', 'columns')", name="layout"),
         CheckConstraint("reward_gate in ('off', 'held_out')", name="reward_gate"),
         CheckConstraint("policy_gate in ('off', 'people', 'second_reward_model')", name="policy_gate"),
+        CheckConstraint("reward_start in ('sft', 'live')", name="reward_start"),
+        CheckConstraint("policy_start in ('round', 'sft')", name="policy_start"),
         CheckConstraint("rank_next in ('random', 'disagreement', 'expected_gain', 'novelty')", name="rank_next"),
         CheckConstraint("random_share between 0.1 and 1", name="random_share"),
         CheckConstraint("help in ('none', 'presort')", name="help"),
@@ -161,6 +177,9 @@ class Project(Base):
     policy_gate: Mapped[str] = mapped_column(server_default=PolicyGate.OFF, default=PolicyGate.OFF)
     # The number of the reward version that judges policies; null: the newest that did not train the one in question.
     policy_judge: Mapped[int | None]
+    # Where a training begins, unless whoever starts it says otherwise.
+    reward_start: Mapped[str] = mapped_column(server_default=RewardStart.SFT, default=RewardStart.SFT)
+    policy_start: Mapped[str] = mapped_column(server_default=PolicyStart.ROUND, default=PolicyStart.ROUND)
     # Train by itself once so many hours have passed since the last training; null: not by the clock.
     train_every_hours: Mapped[int | None]
     # Train by itself after so many new rankings; null: by hand only.

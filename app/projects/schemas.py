@@ -13,7 +13,18 @@ from pydantic_core import PydanticCustomError
 
 from app.errors import Invalid
 from app.examples import shown
-from app.projects.models import Asked, CompareNew, Help, Layout, PolicyGate, Project, RankNext, RewardGate
+from app.projects.models import (
+    Asked,
+    CompareNew,
+    Help,
+    Layout,
+    PolicyGate,
+    PolicyStart,
+    Project,
+    RankNext,
+    RewardGate,
+    RewardStart,
+)
 from app.validation import ALIAS, LABEL_KEY, SLUG, explain
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -126,6 +137,8 @@ class ProjectSettings(BaseModel):
     reward_gate: RewardGate = RewardGate.HELD_OUT
     policy_gate: PolicyGate = PolicyGate.OFF
     policy_judge: int | None = Field(None, ge=2, lt=2**31)
+    reward_start: RewardStart = RewardStart.SFT
+    policy_start: PolicyStart = PolicyStart.ROUND
     is_paused: bool = False
 
 
@@ -198,6 +211,8 @@ class ProjectOut(BaseModel):
     reward_gate: RewardGate
     policy_gate: PolicyGate
     policy_judge: int | None
+    reward_start: RewardStart
+    policy_start: PolicyStart
     validation_share: float
     test_share: float
     seed: int

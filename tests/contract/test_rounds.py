@@ -68,7 +68,8 @@ def test_a_worker_asks_the_new_and_the_live_reward_model_about_the_same_rankings
     for _ in range(2):
         work_off(house)
         house.rank_everything(project)
-        house.admin.start_training(project["id"])
+        # The second reward model goes on from the first, and PPO begins at version 1 again.
+        house.admin.start_training(project["id"], reward_start="live", policy_start="sft")
     work_off(house)
     [score] = runs_of(house, project, "score")
     new, live = (reference["number"] for reference in score["config"]["rewards"])
@@ -79,6 +80,12 @@ def test_a_worker_asks_the_new_and_the_live_reward_model_about_the_same_rankings
     [version] = [item for item in house.admin.list_versions(project["id"]) if item["number"] == new]
     assert version["gate"]["state"] in {"passed", "refused"}
     assert version["is_live"] == (version["gate"]["state"] == "passed")
+    [learned, first] = runs_of(house, project, "reward")
+    assert (learned["config"]["start"]["number"], first["config"]["start"]) == (live, None)
+    assert "It goes on from an earlier reward model." in house.log_of(learned["id"])
+    by_number = {item["number"]: item for item in house.admin.list_versions(project["id"])}
+    assert by_number[new]["parent_id"] == by_number[live]["id"]
+    assert {run["config"]["policy"]["number"] for run in runs_of(house, project, "ppo")} == {1}
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,12 @@ def test_a_reward_model_is_measured_and_trained(tiny: Path, rankings: Path, tmp_
     assert measured["held_out_accuracy"]["num_prompts"] == 12
     assert 0 <= measured["held_out_accuracy"]["low"] <= measured["held_out_accuracy"]["value"]
     assert {"reward.json", "reward_head.safetensors", "manifest.json"} <= {path.name for path in out.iterdir()}
+    result = run("train", "reward", *named, "--start", out, "--out", tmp_path / "next")
+    assert result.exit_code == 0, result.output
+    facts = json.loads((tmp_path / "next" / "manifest.json").read_text())
+    assert facts["start"] == sha256_file(out / "reward_head.safetensors")
+    result = run("train", "reward", *named, "--start", out, "--folds", 3)
+    assert (result.exit_code, "fresh models only" in result.output) == (1, True)
 
 
 def test_json_on_the_terminal_is_all_that_stands_there(tiny: Path, rankings: Path) -> None:

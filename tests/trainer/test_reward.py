@@ -465,3 +465,68 @@ def test_without_an_ensemble_there_is_no_doubt(source: ModelSource, tmp_path: Pa
     )
     assert doubts == [0.0]
     assert result.report["by_doubt"] == []
+
+
+# A warm start
+
+
+def said_of(folder: Path, source: ModelSource, rankings: list[Ranking]) -> list[float]:
+    version = ModelSource(source.base, folder)
+    asked = [(ranking.messages, answer) for ranking in rankings for answer in ranking.answers]
+    return score(RewardModel.load(version), load_tokenizer(version), asked)
+
+
+@pytest.mark.parametrize(
+    ("heads", "lora"), [((1, 1), None), ((1, 1), LORA), ((3, 3), None), ((3, 1), None), ((1, 3), LORA)]
+)
+def test_a_warm_start_begins_with_the_scores_of_the_earlier_model(
+    heads: tuple[int, int], lora: LoraConfig | None, source: ModelSource, tmp_path: Path
+) -> None:
+    """At a rate of nothing it stays what it was; a fresh model says something else."""
+    rankings = make_rankings(24)
+    config = dataclasses.replace(CONFIG, lora=lora, num_heads=heads[0])
+    before = train(rankings, source, tmp_path / "before", config=config)
+    still = dataclasses.replace(config, num_heads=heads[1], learning_rate=1e-12)
+    start = ModelSource(source.base, before.folder)
+    warm = train(rankings, source, tmp_path / "warm", config=still, start=start)
+    fresh = train(rankings, source, tmp_path / "fresh", config=still)
+    known = said_of(before.folder, source, rankings)
+    assert said_of(warm.folder, source, rankings) == pytest.approx(known, abs=1e-4)
+    assert said_of(fresh.folder, source, rankings) != pytest.approx(known, abs=0.05)
+    assert (warm.folder / "adapter_model.safetensors").is_file() == (lora is not None)
+
+
+def test_a_warm_start_goes_on_learning(source: ModelSource, tmp_path: Path) -> None:
+    """All of it learns: the head, and what stands below it; heads that began alike part."""
+    before = train(make_rankings(24), source, tmp_path / "before")
+    start = ModelSource(source.base, before.folder)
+    config = dataclasses.replace(CONFIG, num_heads=3)
+    after = train(make_rankings(24, seed=2), source, tmp_path / "after", config=config, start=start)
+    for name in ("reward_head.safetensors", "model.safetensors"):
+        one, other = load_file(before.folder / name), load_file(after.folder / name)
+        assert not any(torch.equal(one[key], other[key]) for key in one if key.endswith("weight"))
+    members = load_file(after.folder / "reward_members.safetensors")["weight"]
+    assert not torch.equal(members[0], members[1])
+
+
+def test_an_adapter_may_begin_on_an_earlier_model_with_weights_of_its_own(source: ModelSource, tmp_path: Path) -> None:
+    rankings = make_rankings(16)
+    before = train(rankings, source, tmp_path / "before")
+    config = dataclasses.replace(CONFIG, lora=LORA, learning_rate=1e-12)
+    start = ModelSource(source.base, before.folder)
+    warm = train(rankings, source, tmp_path / "warm", config=config, start=start)
+    known = said_of(before.folder, source, rankings)
+    assert said_of(warm.folder, source, rankings) == pytest.approx(known, abs=1e-4)
+
+
+def test_a_checkpoint_of_another_start_and_a_start_that_is_no_reward_model_are_refused(
+    source: ModelSource, tmp_path: Path
+) -> None:
+    rankings = make_rankings(24)
+    kept: list[Path] = []
+    before = train(rankings, source, tmp_path / "before", on_checkpoint=kept.append)
+    start = ModelSource(source.base, before.folder)
+    with pytest.raises(ValueError, match="start"):
+        train(rankings, source, tmp_path / "warm", start=start, resume_from=kept[-1])
+    with pytest.raises(ValueError, match="is no reward model"):
+        train(rankings, source, tmp_path / "warm", start=source)
