@@ -65,7 +65,9 @@
   // A filter is applied when it is chosen.
   on("change", "form[data-filter]", (event, form) => form.requestSubmit());
 
-  // A fragment that asks for itself again while it lives: it is replaced whole, and says itself whether to go on.
+  // A fragment that asks for itself again while it lives, on an address of its own or in its whole page. Where anything in
+  // it has changed it is replaced whole, and says itself whether to go on; what a reader scrolled, opened or focused in it
+  // stays so.
   const refresh = async () => {
     const fragment = document.querySelector("[data-refresh-url]");
     if (!fragment) return;
@@ -79,14 +81,33 @@
       if (!answer.ok) return;
       const html = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = html.getElementById(fragment.id);
-      if (!fresh || fragment.contains(document.activeElement) && document.activeElement !== fragment) return;
-      const scrolled = fragment.querySelector(".log")?.scrollTop;
+      if (!fresh || fresh.outerHTML === shown || isInUse(fragment)) return;
+      shown = fresh.outerHTML;
+      const focused = fragment.contains(document.activeElement) ? findAgain(fragment, document.activeElement, fresh) : null;
+      const scrolled = [...fragment.querySelectorAll(SCROLLS)].map((box) => [box.scrollLeft, box.scrollTop]);
+      const open = [...fragment.querySelectorAll("details")].map((details) => details.open);
       fragment.replaceWith(fresh);
+      fresh.querySelectorAll("details").forEach((details, index) => { details.open = open[index] ?? details.open; });
       makeScrollable();
-      const log = fresh.querySelector(".log");
-      if (log && scrolled) log.scrollTop = scrolled;
+      fresh.querySelectorAll(SCROLLS).forEach((box, index) => { if (scrolled[index]) box.scrollTo(...scrolled[index]); });
+      focused?.focus({ preventScroll: true });
     } catch { /* the connection is away: the next try is in a moment */ }
   };
+  // Somebody writes in it, or marks a text to copy it.
+  const isInUse = (fragment) => {
+    const mark = getSelection();
+    return fragment.querySelector(":is(input, select, textarea, button):focus") !== null
+      || !mark.isCollapsed && fragment.contains(mark.anchorNode);
+  };
+  // What was focused, in the fresh fragment: the link to the same page, or the box in the same place.
+  const findAgain = (fragment, element, fresh) => {
+    const [kind, isSame] = element.matches("a[href]")
+      ? ["a[href]", (other) => other.getAttribute("href") === element.getAttribute("href")]
+      : [SCROLLS, (other, index) => fragment.querySelectorAll(SCROLLS)[index] === element];
+    return [...fresh.querySelectorAll(kind)].find(isSame);
+  };
+  const SCROLLS = "pre, .scroll, .lineage, .log, .formula.display";
+  let shown = document.querySelector("[data-refresh-url]")?.outerHTML;
   setTimeout(refresh, 2000);
 
   const later = document.querySelector("[data-reload-after]");
@@ -107,7 +128,7 @@
 
   // What scrolls sideways can be scrolled by keyboard too.
   const makeScrollable = () => {
-    for (const box of document.querySelectorAll("pre, .scroll, .lineage, .log, .formula.display")) {
+    for (const box of document.querySelectorAll(SCROLLS)) {
       if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
     }
