@@ -23,9 +23,9 @@ COPIED = ("app", "rankloop", "trainer", "tests", "pyproject.toml")
 LOSSES, PPO, MODELS = "trainer/losses.py", "trainer/ppo.py", "trainer/models.py"
 SFT, DPO = "trainer/sft.py", "trainer/dpo.py"
 TESTS_OF = {
-    LOSSES: ("tests/trainer/test_losses_ppo.py", "tests/trainer/test_losses_reward.py", "tests/trainer/test_ppo.py"),
-    PPO: ("tests/trainer/test_ppo.py",),
-    MODELS: ("tests/trainer/test_models.py", "tests/trainer/test_ppo.py"),
+    LOSSES: ("tests/trainer/test_losses_ppo.py", "tests/trainer/test_losses_reward.py", "tests/trainer/ppo"),
+    PPO: ("tests/trainer/ppo",),
+    MODELS: ("tests/trainer/test_models.py", "tests/trainer/ppo"),
     SFT: ("tests/trainer/test_sft.py",),
     DPO: ("tests/trainer/test_dpo.py",),
 }

@@ -24,12 +24,11 @@ from transformers import PreTrainedTokenizerBase
 from trainer.config import BestOfNConfig
 from trainer.fitting import parents
 from trainer.models import RewardModel
-from trainer.own_answers import Drawn, Judge, Verdict, is_learnable, train_on_own_answers
+from trainer.own_answers import Drawn, Judge, OwnAnswersResult, Verdict, is_learnable, train_on_own_answers
 from trainer.preferences import Answer
-from trainer.reporting import Reporter, RunResult
+from trainer.reporting import Reporter
 from trainer.sampling import Prompt
 from trainer.scorer import score
-from trainer.sft import SFTResult
 from trainer.weights import ModelSource, load_tokenizer
 
 ScoreAll = Callable[[Sequence[tuple[Sequence[Mapping[str, str]], Answer]]], Sequence[float]]
@@ -55,22 +54,15 @@ class Best:
 
 
 @dataclass(frozen=True)
-class BestOfNResult(RunResult):
+class BestOfNResult(OwnAnswersResult):
     """What a `best_of_n` run reports, and the folder of its version."""
 
-    folder: Path
-    num_prompts: int
-    num_answers: int
-    num_kept: int
     num_cut: int
     """Prompts all of whose answers were cut by length, and so not learned."""
     reward: dict[str, float]
     """Means over all answers, and over the kept one of each prompt."""
     kl_bound: float
     """log n - (n - 1)/n: what best-of-n itself may cost, in nats an answer."""
-    sft: SFTResult
-    seconds: float
-    refused: list[dict[str, str]]
 
 
 def kl_bound(n: int) -> float:
@@ -176,14 +168,8 @@ def train_best_of_n(
         device=device,
     )
     return BestOfNResult(
-        folder=out,
-        num_prompts=selection.num_prompts - len(selection.refused),
-        num_answers=selection.num_answers,
-        num_kept=len(selection.kept),
+        **selection.figures(out, sft, started),
         num_cut=selection.num_cut,
         reward=_means(selection.judge),
         kl_bound=kl_bound(config.n),
-        sft=sft,
-        seconds=time.monotonic() - started,
-        refused=selection.refused,
     )

@@ -79,6 +79,8 @@ class FitConfig(_Config):
     max_length: int | None = None
     """IG: 2,048 tokens of prompt and answer. null: that, or the model's context where it is shorter. What is longer is
     refused."""
+    adam_beta2: float = 0.999
+    """N+: 0.999, Adam's own."""
     adam_eps: float = 1e-5
     """N+: 1e-5 (1e-8 learns worse in small batches)."""
     max_grad_norm: float = 1.0
@@ -100,7 +102,7 @@ class FitConfig(_Config):
     def __post_init__(self) -> None:
         _require_positive(self, "learning_rate", "max_length", "adam_eps", "max_grad_norm", "tokens_per_forward")
         _require_positive(self, "checkpoint_every")
-        _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio")
+        _require_between(self, 0, 1, "final_learning_rate_ratio", "warmup_ratio", "adam_beta2")
         _require_between(self, 0, math.inf, "seed")
 
     def for_model(self, num_parameters: int, device: str) -> Self:
@@ -319,7 +321,7 @@ class SFTConfig(FitConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "epochs", "conversations_per_batch", "evaluations_per_epoch", "patience")
-        _require_between(self, 0, 1, "validation_ratio", "adam_beta2")
+        _require_between(self, 0, 1, "validation_ratio")
 
 
 @dataclass(frozen=True)
@@ -352,7 +354,6 @@ class DPOConfig(FitConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "beta", "tie_nu", "epochs", "rankings_per_batch")
-        _require_between(self, 0, 1, "adam_beta2")
 
 
 @dataclass(frozen=True)

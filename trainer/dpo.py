@@ -47,23 +47,23 @@ from trainer.fitting import (
     apply_step,
     autocast,
     checkpoint_folder,
+    identity_of,
     is_spread,
+    length_limit,
     loading_place,
     make_optimizer,
     make_policy,
     mean,
-    parents,
     plan_batches,
     save_version,
+    say_step,
 )
 from trainer.losses import davidson_loss, pairwise_loss
 from trainer.models import Policy
 from trainer.packing import Document, Packed, can_pack, learned_logprobs, pack
 from trainer.preferences import Accuracy, Ranking, Ties, hash_rankings, pairwise_accuracy, to_rankings
 from trainer.reporting import Reporter, RunResult, stop_if_cancelled
-from trainer.weights import ModelSource, context_length, count_parameters, load_causal_lm, load_tokenizer
-
-DEFAULT_MAX_LENGTH = 2048
+from trainer.weights import ModelSource, count_parameters, load_causal_lm, load_tokenizer
 
 Item = TypeVar("Item")
 
@@ -129,21 +129,13 @@ def train_dpo(
     rankings = to_rankings(rows)
     tokenizer = load_tokenizer(policy)
     config = config.for_model(count_parameters(policy), device)
-    is_from_reference = (policy.base, policy.version) == (sft.base, sft.version)
-    reference = None if is_from_reference else _load_reference(sft, config, device)
+    reference = _load_reference(sft, policy, config, device)
     learner = make_policy(policy, config, device)
-    limit = min(context_length(learner.model.config), config.max_length or DEFAULT_MAX_LENGTH)
-    # A tie has no weight as an ordered pair, but a ranking of ties alone is something to learn from.
-    ties: Ties = "drop" if config.ties == "drop" else "half"
-    tasks, refused = encode_rankings(rankings, tokenizer, max_length=limit, ties=ties)
+    limit = length_limit(learner.model.config, config)
+    tasks, refused = encode_rankings(rankings, tokenizer, max_length=limit, ties=_ties_of(config))
     training, validation = split_tasks(tasks, refused, report)
-    identity = {
-        "kind": "dpo",
-        "config": config.as_json(),
-        "dataset_sha256": dataset_sha256 or hash_rankings(rankings),
-        "model": policy.name,
-        "parents": parents(sft=sft, policy=policy),
-    }
+    name = dataset_sha256 or hash_rankings(rankings)
+    identity = identity_of("dpo", config, policy, {"sft": sft, "policy": policy}, dataset_sha256=name)
     rewards = ImplicitReward(learner, reference, tokenizer, config, device)
     rewards.compute_reference(training, validation, report)
     keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
@@ -151,7 +143,7 @@ def train_dpo(
     result = DPOResult(
         folder=out,
         num_rankings=len(all_rankings(training)),
-        num_pairs=sum(ranking.num_pairs(ties) for ranking in all_rankings(training)),
+        num_pairs=sum(ranking.num_pairs(_ties_of(config)) for ranking in all_rankings(training)),
         accuracy=rewards.accuracy(validation),
         loss=mean(progress.epoch_losses),
         margin=mean(progress.epoch_margins),
@@ -160,6 +152,11 @@ def train_dpo(
     )
     save_version(learner, out, identity)
     return result
+
+
+def _ties_of(config: DPOConfig) -> Ties:
+    """A tie has no weight as an ordered pair, but a ranking of ties alone is something to learn from."""
+    return "drop" if config.ties == "drop" else "half"
 
 
 # --- The loop --------------------------------------------------------------------------------------------------------
@@ -178,7 +175,7 @@ def _fit(
     plan = plan_batches(sizes, config.rankings_per_batch, epochs=config.epochs, seed=config.seed)
     policy = rewards.policy
     optimizer = make_optimizer(policy, config)
-    progress = Progress(**(keep.resume({"policy": policy}, optimizer) or {}))
+    progress = Progress(**(keep.resume({"policy": policy}, {"policy": optimizer}) or {}))
 
     while progress.step < len(plan):
         stop_if_cancelled(report)
@@ -197,10 +194,9 @@ def _fit(
         metrics |= {"loss/dpo": loss, "dpo/grad_norm": norm, "dpo/learning_rate": rate}
         if batch.ends_epoch and (held_out := rewards.accuracy(validation)):
             metrics["accuracy/validation"] = held_out.value
-        report.metrics(progress.step, metrics)
-        report.progress(progress.step, len(plan), f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        say_step(report, metrics, loss, step=progress.step, num_steps=len(plan), batch=batch, epochs=config.epochs)
         if keep.is_due(progress.step, len(plan), config):
-            keep.save({"policy": policy}, optimizer, dataclasses.asdict(progress))
+            keep.save({"policy": policy}, {"policy": optimizer}, dataclasses.asdict(progress))
     return progress
 
 
@@ -330,7 +326,10 @@ class ImplicitReward:
         return total_N
 
 
-def _load_reference(sft: ModelSource, config: DPOConfig, device: str) -> PreTrainedModel:
+def _load_reference(sft: ModelSource, policy: ModelSource, config: DPOConfig, device: str) -> PreTrainedModel | None:
+    """The SFT model by itself; None where the policy starts as it."""
+    if (policy.base, policy.version) == (sft.base, sft.version):
+        return None
     reference = load_causal_lm(sft, device=loading_place(config, device))
     if is_spread(config):
         shard(reference, device)

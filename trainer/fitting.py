@@ -1,5 +1,5 @@
-"""What the loops of SFT, DPO and the reward model share: batches, learning rate, precision, finite steps, checkpoints,
-the version's folder.
+"""What the trainers share. The loops of SFT, DPO and the reward model: batches, optimizer, learning rate, precision,
+finite steps. PPO too: where models are loaded, what names a run, checkpoints, the version's folder.
 
 Knows no loss and no data.
 """
@@ -17,13 +17,24 @@ import torch
 from torch import nn
 
 from trainer.checkpoints import code_version, load_checkpoint, save_checkpoint
-from trainer.config import DPOConfig, FitConfig, LoraConfig, PPOConfig, SFTConfig
-from trainer.distributed import add_up_gradients, clip_gradients, put_weights_together, shard, world, write_once
+from trainer.config import BestOfNConfig, FitConfig, LoraConfig, PPOConfig, StarConfig
+from trainer.distributed import (
+    add_up_gradients,
+    clip_gradients,
+    in_groups,
+    put_weights_together,
+    shard,
+    world,
+    write_once,
+)
 from trainer.folders import new_folder, sha256_file, write_manifest
 from trainer.models import Policy, RewardModel, load_policy
-from trainer.weights import ModelSource
+from trainer.reporting import Reporter
+from trainer.weights import ModelSource, context_length
 
 CARRIED = "carried"
+DEFAULT_MAX_LENGTH = 2048
+"""InstructGPT's: tokens of a prompt and its answer."""
 
 
 def make_policy(source: ModelSource, config: FitConfig, device: str) -> Policy:
@@ -71,9 +82,22 @@ def learning_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def make_optimizer(model: nn.Module, config: SFTConfig | DPOConfig) -> torch.optim.Adam:
-    """Adam, whose rate each step sets."""
-    return torch.optim.Adam(learning_parameters(model), lr=0.0, betas=(0.9, config.adam_beta2), eps=config.adam_eps)
+def length_limit(transformers_config: Any, config: FitConfig) -> int:
+    """How many tokens a prompt and its answer may have together: as many as set, and at most the model's context."""
+    return min(context_length(transformers_config), config.max_length or DEFAULT_MAX_LENGTH)
+
+
+def make_optimizer(
+    model: nn.Module, config: FitConfig, *, fast: Sequence[nn.Parameter] = (), speed: float = 1.0
+) -> torch.optim.Adam:
+    """Adam, whose rate each step sets; the parameters that are `fast` learn at a multiple of it."""
+    others = {id(parameter) for parameter in fast}
+    groups: list[dict[str, Any]] = [
+        {"params": group, "speed": 1.0}
+        for group in in_groups(p for p in learning_parameters(model) if id(p) not in others)
+    ]
+    groups += [{"params": [parameter], "speed": speed} for parameter in fast]
+    return torch.optim.Adam(groups, lr=0.0, betas=(0.9, config.adam_beta2), eps=config.adam_eps)
 
 
 def autocast(config: FitConfig, device: str) -> AbstractContextManager[Any]:
@@ -156,14 +180,27 @@ def apply_step(
     return norm, rate
 
 
+def say_step(
+    report: Reporter, metrics: Mapping[str, float], loss: float, *, step: int, num_steps: int, batch: Batch, epochs: int
+) -> None:
+    """What a step led to, after so many of them."""
+    report.metrics(step, metrics)
+    report.progress(step, num_steps, f"epoch {batch.epoch + 1} of {epochs}, loss {loss:.3f}")
+
+
 def mean(values: Sequence[float]) -> float:
     """Of an epoch's losses."""
     return math.fsum(values) / len(values)
 
 
+# --- Checkpoints and versions ----------------------------------------------------------------------------------------
+
+Optimizers = Mapping[str, torch.optim.Optimizer]
+
+
 @dataclass(frozen=True)
 class Keeper:
-    """Where a run's checkpoints go and come from. The optimizer is that of the first model."""
+    """Where a run's checkpoints go and come from."""
 
     folder: Path | None
     """None: nothing is kept."""
@@ -173,13 +210,11 @@ class Keeper:
     carried: Mapping[str, Any] | None = None
     """JSON that every checkpoint holds besides: what was made before the loop began."""
 
-    def resume(self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    def resume(self, models: Mapping[str, nn.Module], optimizers: Optimizers) -> dict[str, Any] | None:
         """Go back to the checkpoint, if there is one; its progress. Raises CheckpointError."""
         if self.resume_from is None:
             return None
-        progress = load_checkpoint(
-            self.resume_from, models=models, optimizers={next(iter(models)): optimizer}, identity=self.identity
-        )
+        progress = load_checkpoint(self.resume_from, models=models, optimizers=optimizers, identity=self.identity)
         return {name: value for name, value in progress.items() if name != CARRIED}
 
     @staticmethod
@@ -187,17 +222,16 @@ class Keeper:
         """Whether a checkpoint is to be saved after so many steps; never after the last one."""
         return step % config.checkpoint_every == 0 and step < num_steps
 
-    def save(
-        self, models: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
-    ) -> None:
-        """Replace the checkpoint by one of now, and say so."""
+    def save(self, models: Mapping[str, nn.Module], optimizers: Optimizers, progress: Mapping[str, Any]) -> None:
+        """Replace the checkpoint by one of now, which the first process hands over."""
         if self.folder is None:
             return
+        carried = {CARRIED: dict(self.carried)} if self.carried else {}
         save_checkpoint(
             self.folder,
             models=models,
-            optimizers={next(iter(models)): optimizer},
-            progress={**progress, **({CARRIED: dict(self.carried)} if self.carried else {})},
+            optimizers=optimizers,
+            progress={**progress, **carried},
             identity=self.identity,
         )
         if self.on_checkpoint and world().is_first:
@@ -207,6 +241,21 @@ class Keeper:
 def checkpoint_folder(out: Path) -> Path:
     """Beside the version's folder."""
     return out.with_name(f"{out.name}.checkpoint")
+
+
+def identity_of(
+    kind: str,
+    config: FitConfig | PPOConfig | BestOfNConfig | StarConfig,
+    model: ModelSource,
+    sources: Mapping[str, ModelSource],
+    **data: Any,
+) -> dict[str, Any]:
+    """What must be the same for a run to go on, and what the version's manifest says of its making.
+
+    `model` is what learns, `sources` the versions that the run started from, `data` what names all that it reads.
+    """
+    about = {"kind": kind, "config": config.as_json(), **data}
+    return about | {"model": model.name, "parents": parents(**sources)}
 
 
 def parents(**sources: ModelSource) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.checkpoints import STATE, CheckpointError, load_checkpoint, save_checkpoint
+from trainer.checkpoints import STATE, CheckpointError
 from trainer.config import BestOfNConfig, StarConfig
 from trainer.demonstrations import Conversation
-from trainer.distributed import from_all, one_voice, part_of, world
-from trainer.fitting import CARRIED, checkpoint_folder, parents
+from trainer.distributed import from_all, one_voice, part_of
+from trainer.fitting import CARRIED, Keeper, checkpoint_folder, identity_of
 from trainer.preferences import Answer
-from trainer.reporting import Reporter, stop_if_cancelled
+from trainer.reporting import Reporter, RunResult, stop_if_cancelled
 from trainer.sampling import Draw, LocalSampler, Prompt, context_refusal, decode, encode_prompt
 from trainer.sft import SFTResult, train_sft
 from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
@@ -76,6 +77,36 @@ class Selection:
         for name, value in found["figures"].items():
             self.judge[name] = self.judge.get(name, 0) + value
 
+    @property
+    def conversations(self) -> list[Conversation]:
+        """What was kept, as SFT learns it."""
+        return [Conversation(row["id"], tuple(row["messages"]), None, row["finish_reason"]) for row in self.kept]
+
+    def figures(self, folder: Path, sft: SFTResult, started: float) -> dict[str, Any]:
+        """The fields of an `OwnAnswersResult`; `started` is of the monotonic clock."""
+        return {
+            "folder": folder,
+            "num_prompts": self.num_prompts - len(self.refused),
+            "num_answers": self.num_answers,
+            "num_kept": len(self.kept),
+            "sft": sft,
+            "seconds": time.monotonic() - started,
+            "refused": self.refused,
+        }
+
+
+@dataclass(frozen=True)
+class OwnAnswersResult(RunResult):
+    """What both kinds of run report, and the folder of the version."""
+
+    folder: Path
+    num_prompts: int
+    num_answers: int
+    num_kept: int
+    sft: SFTResult
+    seconds: float
+    refused: list[dict[str, str]]
+
 
 def draw_answers(
     sampler: LocalSampler, prompts: Sequence[Prompt], *, n: int, temperature: float, max_new_tokens: int, seed: int
@@ -123,29 +154,17 @@ def train_on_own_answers(
 ) -> tuple[Selection, SFTResult]:
     """Draw from `policy`, keep what the judge says, and fine-tune `start` on it. Raises as `train_sft`."""
     report = one_voice(report)
-    about = {
-        "config": config.as_json(),
-        "prompts_sha256": hash_prompts(prompts),
-        **identity,
-    }
-    drawing = {"kind": f"{kind}/drawing", "model": policy.name, "parents": parents(policy=policy), **about}
-    selection, is_drawn = _resume(resume_from, drawing)
+    about = {"config": config.as_json(), "prompts_sha256": hash_prompts(prompts), **identity}
+    drawing = identity_of(f"{kind}/drawing", config, policy, {"policy": policy}) | about
+    keep = Keeper(checkpoint_folder(out), drawing, on_checkpoint, resume_from)
+    selection, is_drawn = _resume(keep)
     if not is_drawn:
         sampler = _make_sampler(policy, config, device)
-        keep = partial(_save, selection, checkpoint_folder(out), drawing, on_checkpoint)
         _select(prompts, selection, sampler, judge, config, report, keep)
-    if not selection.kept:
-        raise ValueError(
-            f"There is no answer to learn from: {selection.num_answers} answers to {selection.num_prompts} prompts "
-            f"were drawn, {len(selection.refused)} prompts refused; all answers to {selection.num_cut} of them cut "
-            "by length. Raise n or max_new_tokens, or add prompts."
-        )
+    _require_answers(selection)
     report.log("info", f"{len(selection.kept)} of {selection.num_answers} answers are learned.")
-    conversations = [
-        Conversation(row["id"], tuple(row["messages"]), None, row["finish_reason"]) for row in selection.kept
-    ]
     result = train_sft(
-        conversations,
+        selection.conversations,
         source=start,
         config=config.sft,
         out=out,
@@ -160,18 +179,28 @@ def train_on_own_answers(
     return selection, result
 
 
-def _resume(resume_from: Path | None, identity: Mapping[str, Any]) -> tuple[Selection, bool]:
+def _require_answers(selection: Selection) -> None:
+    """ValueError where nothing of all that was drawn can be learned."""
+    if not selection.kept:
+        raise ValueError(
+            f"There is no answer to learn from: {selection.num_answers} answers to {selection.num_prompts} prompts "
+            f"were drawn, {len(selection.refused)} prompts refused; all answers to {selection.num_cut} of them cut "
+            "by length. Raise n or max_new_tokens, or add prompts."
+        )
+
+
+def _resume(keep: Keeper) -> tuple[Selection, bool]:
     """What was drawn before, and whether that is all."""
-    if resume_from is None:
+    if keep.resume_from is None:
         return Selection(), False
     try:
-        progress = json.loads((resume_from / STATE).read_text(encoding="utf-8"))["progress"]
+        progress = json.loads((keep.resume_from / STATE).read_text(encoding="utf-8"))["progress"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"The checkpoint is damaged: {STATE} can't be read.") from error
     if CARRIED in progress:
         # `train_sft` checks the hashes of this checkpoint, and that it is this run's, before it learns.
         return Selection(**progress[CARRIED]), True
-    return Selection(**load_checkpoint(resume_from, models={}, optimizers={}, identity=identity)), False
+    return Selection(**(keep.resume({}, {}) or {})), False
 
 
 def _make_sampler(policy: ModelSource, config: BestOfNConfig | StarConfig, device: str) -> LocalSampler:
@@ -186,9 +215,9 @@ def _select(
     judge: Judge,
     config: BestOfNConfig | StarConfig,
     report: Reporter,
-    keep: Callable[[], None],
+    keep: Keeper,
 ) -> None:
-    """Draw and judge the prompts that are left, a few at a time; `keep` saves a checkpoint."""
+    """Draw and judge the prompts that are left, a few at a time, with a checkpoint after each few."""
     draw = partial(
         draw_answers,
         sampler,
@@ -210,16 +239,7 @@ def _select(
             {"own/kept": len(selection.kept), "sample/tokens_per_second": sampler.tokens_per_second},
         )
         report.progress(selection.num_prompts, len(prompts), f"{len(selection.kept)} answers kept")
-        keep()
-
-
-def _save(
-    selection: Selection, folder: Path, identity: Mapping[str, Any], on_checkpoint: Callable[[Path], None] | None
-) -> None:
-    """A checkpoint of now, which the first process hands over."""
-    save_checkpoint(folder, models={}, optimizers={}, progress=asdict(selection), identity=identity)
-    if on_checkpoint is not None and world().is_first:
-        on_checkpoint(folder)
+        keep.save({}, {}, asdict(selection))
 
 
 def _examine(item: Drawn, verdict: Verdict) -> dict[str, Any]:

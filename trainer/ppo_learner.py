@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.nn import Module, ParameterList
 
-from trainer.checkpoints import load_checkpoint, save_checkpoint
 from trainer.config import PPOConfig
 from trainer.distributed import in_groups
-from trainer.fitting import assign, copies_of, learning_parameters
+from trainer.fitting import Keeper, assign, copies_of, learning_parameters
 from trainer.models import Policy, ValueModel
 from trainer.ppo_guard import Judgement
 from trainer.reporting import RunResult
@@ -127,25 +125,20 @@ class Learner:
         if kept is not None:
             assign(learning_parameters(self.policy), kept)
 
-    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Replace `folder` by a checkpoint of now. Learning rates follow from the iteration: no schedule is kept."""
-        save_checkpoint(
-            folder,
-            models=self.models,
-            optimizers={"policy": self.policy_optimizer, "value": self.value_optimizer},
-            progress=asdict(self.progress),
-            identity=identity,
-        )
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Both, whose state a checkpoint keeps."""
+        return {"policy": self.policy_optimizer, "value": self.value_optimizer}
 
-    def restore(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Go back to a checkpoint. CheckpointError when it is damaged or another run's."""
-        progress = load_checkpoint(
-            folder,
-            models=self.models,
-            optimizers={"policy": self.policy_optimizer, "value": self.value_optimizer},
-            identity=identity,
-        )
-        self.progress = Progress.from_json(progress)
+    def save(self, keep: Keeper) -> None:
+        """A checkpoint of now. Learning rates follow from the iteration: no schedule is kept."""
+        keep.save(self.models, self.optimizers, asdict(self.progress))
+
+    def resume(self, keep: Keeper) -> None:
+        """Go back to the checkpoint, if there is one. CheckpointError when it is damaged or another run's."""
+        progress = keep.resume(self.models, self.optimizers)
+        if progress is not None:
+            self.progress = Progress.from_json(progress)
 
 
 def _make_optimizer(model: Module, rate: float, config: PPOConfig) -> torch.optim.Adam:

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import LoraConfig, PPOConfig
-from trainer.distributed import one_voice, shard, world
+from trainer.distributed import one_voice, shard
 from trainer.fitting import (
+    Keeper,
     checkpoint_folder,
     compute_again,
+    identity_of,
     is_spread,
     loading_place,
-    parents,
     require_plain_saving,
     save_version,
 )
@@ -78,22 +79,24 @@ def train_ppo(
     models = _load_models(sources, config, device)
     if config.missing_eos_penalty is None:
         config = replace(config, missing_eos_penalty=models.reward.score_std)
+    given = _encode_all(prompts, guard_prompts, ptx_texts, policy=policy, models=models, config=config, report=report)
+    identity = identity_of("ppo", config, policy, sources, **given.hashes)
+    keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
     learner = Learner.create(models.policy, models.value, config, is_guarded=guard is not None)
-
-    tokenizer = load_tokenizer(policy)
-    encode = partial(_encode, tokenizer=tokenizer, policy=learner.policy, config=config, report=report)
-    questions, refused = encode(prompts)
-    asked = encode(guard_prompts)[0] if guard_prompts else questions
-    watch = Guard(models.guard, asked) if models.guard is not None else None
-    passages = _encode_passages(ptx_texts, tokenizer, learner.policy, config, report)
-
-    identity = _identity(questions, passages, watch, config, sources)
-    if resume_from is not None:
-        learner.restore(resume_from, identity)
-    keep = partial(_keep, learner, checkpoint_folder(out), identity, on_checkpoint)
-    optimise(learner, models.reward, questions, tokenizer, config, report, passages=passages, guard=watch, keep=keep)
+    learner.resume(keep)
+    optimise(
+        learner,
+        models.reward,
+        given.questions,
+        given.tokenizer,
+        config,
+        report,
+        passages=given.passages,
+        guard=given.guard,
+        keep=partial(learner.save, keep),
+    )
     learner.settle()
-    result = learner.progress.result(refused, is_average=learner.average is not None)
+    result = learner.progress.result(given.refused, is_average=learner.average is not None)
     save_version(learner.policy, out, {**identity, "result": result.as_json()})
     return result
 
@@ -153,16 +156,46 @@ def _spread(models: _Models, source: ModelSource, device: str) -> None:
             model.to(device)
 
 
-# --- Before and after ------------------------------------------------------------------------------------------------
+# --- Prompts and texts -----------------------------------------------------------------------------------------------
 
 
-def _keep(
-    learner: Learner, folder: Path, identity: Mapping[str, Any], on_checkpoint: Callable[[Path], None] | None
-) -> None:
-    """A checkpoint of now, which the first process hands over."""
-    learner.save(folder, identity)
-    if on_checkpoint is not None and world().is_first:
-        on_checkpoint(folder)
+class _Given(NamedTuple):
+    """What a run reads, in tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    questions: list[Question]
+    refused: list[dict[str, str]]
+    guard: Guard | None
+    passages: list[Passage]
+
+    @property
+    def hashes(self) -> dict[str, str | None]:
+        """What names all of it in a manifest."""
+        return {
+            "prompts_sha256": hash_questions(self.questions),
+            "guard_prompts_sha256": hash_questions(self.guard.questions) if self.guard else None,
+            "ptx_texts_sha256": hash_passages(self.passages) if self.passages else None,
+        }
+
+
+def _encode_all(
+    prompts: Sequence[Prompt],
+    guard_prompts: Sequence[Prompt],
+    ptx_texts: Sequence[Mapping[str, Any]],
+    *,
+    policy: ModelSource,
+    models: _Models,
+    config: PPOConfig,
+    report: Reporter,
+) -> _Given:
+    """Prompts, the guard's prompts and texts in tokens; what doesn't fit is said."""
+    tokenizer = load_tokenizer(policy)
+    encode = partial(_encode, tokenizer=tokenizer, policy=models.policy, config=config, report=report)
+    questions, refused = encode(prompts)
+    asked = encode(guard_prompts)[0] if guard_prompts else questions
+    guard = Guard(models.guard, asked) if models.guard is not None else None
+    passages = _encode_passages(ptx_texts, tokenizer, models.policy, config, report)
+    return _Given(tokenizer, questions, refused, guard, passages)
 
 
 def _encode(
@@ -216,22 +249,3 @@ def _encode_passages(
     if texts and not passages:
         raise ValueError(f"There is nothing to learn in the {len(texts)} texts for PPO-ptx: {refused[0]}")
     return passages
-
-
-def _identity(
-    questions: Sequence[Question],
-    passages: Sequence[Passage],
-    guard: Guard | None,
-    config: PPOConfig,
-    sources: Mapping[str, ModelSource],
-) -> dict[str, Any]:
-    """What must be the same for a run to go on, and what the version's manifest says of its making."""
-    return {
-        "kind": "ppo",
-        "config": config.as_json(),
-        "prompts_sha256": hash_questions(questions),
-        "guard_prompts_sha256": hash_questions(guard.questions) if guard else None,
-        "ptx_texts_sha256": hash_passages(passages) if passages else None,
-        "model": sources["policy"].name,
-        "parents": parents(**sources),
-    }

@@ -46,19 +46,22 @@ from trainer.data import (
     stack_places,
     stack_weights,
 )
-from trainer.distributed import add_up, in_groups, one_voice, part_of, shard
+from trainer.distributed import add_up, one_voice, part_of, shard
 from trainer.fitting import (
     Keeper,
     apply_step,
     checkpoint_folder,
     compute_again,
+    identity_of,
     is_spread,
-    learning_parameters,
+    length_limit,
     loading_place,
+    make_optimizer,
     mean,
     plan_batches,
     require_plain_saving,
     save_version,
+    say_step,
 )
 from trainer.folders import sha256_file
 from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
@@ -75,11 +78,10 @@ from trainer.preferences import (
 from trainer.reporting import Reporter, RunResult, stop_if_cancelled
 from trainer.reward_report import make_report
 from trainer.scorer import Scorer, pad_id_of
-from trainer.weights import ModelSource, context_length, count_parameters, load_tokenizer
+from trainer.weights import ModelSource, count_parameters, load_tokenizer
 
 Rows = Iterable[Mapping[str, Any] | Ranking]
 
-PAPER_MAX_LENGTH = 2048
 REFERENCE_TASKS = 2_000
 """Whose answers say where a score of 0 is."""
 THETA_SPEED = 20.0
@@ -142,12 +144,8 @@ def train_reward(
     tasks, refused = encode_tasks(rankings, source, config)
     training, validation = split_tasks(tasks, refused, report)
     config = config.for_rankings(len(all_rankings(training)))
-    identity = {
-        "kind": "reward",
-        "config": config.as_json(),
-        "dataset_sha256": dataset_sha256 or hash_rankings(rankings),
-        "model": source.name,
-    }
+    name = dataset_sha256 or hash_rankings(rankings)
+    identity = identity_of("reward", config, source, {"sft": source}, dataset_sha256=name)
     model = make_reward_model(source, config, device, start=start)
     if start is not None and start.version is not None:
         identity["start"] = sha256_file(start.version / REWARD_HEAD)
@@ -199,11 +197,12 @@ def fit(
     assert config.epochs is not None
     model = scorer.model
     _add_heads(model, training, config)
-    optimizer = _make_optimizer(model, config)
+    fast = [model.tie_theta] if config.ties == "davidson" else []
+    optimizer = make_optimizer(model, config, fast=fast, speed=THETA_SPEED)
     importance = _importance(training, config)
     sizes = [len(task.rankings) for task in training]
     plan = plan_batches(sizes, config.rankings_per_batch, epochs=config.epochs, seed=config.seed)
-    progress = Progress(**(keep.resume({"reward": model}, optimizer) or {}))
+    progress = Progress(**(keep.resume({"reward": model}, {"reward": optimizer}) or {}))
     model.average_members()
 
     while progress.step < len(plan):
@@ -229,10 +228,9 @@ def fit(
             metrics["reward/tie_theta"] = model.tie_theta.item()
         if batch.ends_epoch and (held_out := scorer.accuracy(validation)):
             metrics["accuracy/validation"] = held_out.value
-        report.metrics(progress.step, metrics)
-        report.progress(progress.step, len(plan), f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        say_step(report, metrics, loss, step=progress.step, num_steps=len(plan), batch=batch, epochs=config.epochs)
         if keep.is_due(progress.step, len(plan), config):
-            keep.save({"reward": model}, optimizer, dataclasses.asdict(progress))
+            keep.save({"reward": model}, {"reward": optimizer}, dataclasses.asdict(progress))
     return mean(progress.epoch_losses)
 
 
@@ -241,15 +239,6 @@ def _add_heads(model: RewardModel, training: Sequence[Task], config: RewardConfi
     model.have_members(config.num_heads, config.seed)
     if config.ties == "davidson":
         model.learn_ties(_tie_share(training))
-
-
-def _make_optimizer(model: RewardModel, config: RewardConfig) -> torch.optim.Adam:
-    """Adam, whose rate each step sets; theta learns at a speed of its own."""
-    weights = [parameter for parameter in learning_parameters(model) if parameter is not model.tie_theta]
-    groups: list[dict[str, Any]] = [{"params": group, "speed": 1.0} for group in in_groups(weights)]
-    if config.ties == "davidson":
-        groups.append({"params": [model.tie_theta], "speed": THETA_SPEED})
-    return torch.optim.Adam(groups, lr=0.0, eps=config.adam_eps)
 
 
 def _accumulate(
@@ -365,9 +354,9 @@ def encode_tasks(
     rankings: Sequence[Ranking], source: ModelSource, config: RewardConfig
 ) -> tuple[list[Task], list[dict[str, str]]]:
     """The rankings in tokens, those of the same answers together, and those that are refused."""
-    context = context_length(AutoConfig.from_pretrained(source.weights, local_files_only=True, trust_remote_code=False))
-    max_length = min(context, config.max_length or PAPER_MAX_LENGTH)
-    return encode_rankings(rankings, load_tokenizer(source), max_length=max_length, ties=_ties_of(config))
+    facts = AutoConfig.from_pretrained(source.weights, local_files_only=True, trust_remote_code=False)
+    limit = length_limit(facts, config)
+    return encode_rankings(rankings, load_tokenizer(source), max_length=limit, ties=_ties_of(config))
 
 
 def _ties_of(config: RewardConfig) -> Ties:

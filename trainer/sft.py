@@ -44,22 +44,23 @@ from trainer.fitting import (
     autocast,
     checkpoint_folder,
     copies_of,
+    identity_of,
     learning_parameters,
+    length_limit,
     make_optimizer,
     make_policy,
     mean,
-    parents,
     plan_batches,
     save_version,
+    say_step,
 )
 from trainer.models import Policy
 from trainer.packing import EMPTY, Document, Packed, can_pack, learned_logprobs, pack
 from trainer.preferences import Answer
 from trainer.reporting import Reporter, RunResult, stop_if_cancelled
 from trainer.sampling import encode_prompt
-from trainer.weights import ModelSource, context_length, count_parameters, load_tokenizer
+from trainer.weights import ModelSource, count_parameters, load_tokenizer
 
-PAPER_MAX_LENGTH = 2048
 FEWEST_HELD_OUT = 8
 """Conversations that must be held out by hash for a validation loss."""
 
@@ -127,6 +128,22 @@ class Progress:
             return None
         return {"first": self.first_validation, "best": self.best_validation}
 
+    def result(
+        self, folder: Path, training: Sequence[Lesson], refused: list[dict[str, str]], *, seconds: float
+    ) -> SFTResult:
+        """What the run reports at its end."""
+        return SFTResult(
+            folder,
+            num_conversations=len(training),
+            num_tokens=sum(document.num_learned for lesson in training for document in lesson.documents),
+            loss=mean(self.epoch_losses),
+            validation_loss=self.validation_loss,
+            best_step=self.best_step,
+            num_steps=self.step,
+            seconds=seconds,
+            refused=refused,
+        )
+
 
 def train_sft(
     rows: Iterable[Mapping[str, Any] | Conversation],
@@ -167,33 +184,16 @@ def train_sft(
     tokenizer = load_tokenizer(source)
     config = config.for_model(count_parameters(source), device)
     policy = make_policy(source, config, device)
-    limit = min(context_length(policy.model.config), config.max_length or PAPER_MAX_LENGTH)
+    limit = length_limit(policy.model.config, config)
     lessons, refused = encode_conversations(conversations, tokenizer, max_length=limit)
     training, validation = _split(lessons, refused, config, report)
-    identity = {
-        "kind": kind,
-        "config": config.as_json(),
-        "dataset_sha256": dataset_sha256 or hash_conversations(conversations),
-        "model": source.name,
-        "parents": parents(sft=source),
-        **(about or {}),
-    }
+    name = dataset_sha256 or hash_conversations(conversations)
+    identity = identity_of(kind, config, source, {"sft": source}, dataset_sha256=name) | dict(about or {})
     learner = Learner(policy, tokenizer, config, device, report)
     keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from, carried)
     progress = _fit(learner, training, validation, config, report, keep)
-    result = SFTResult(
-        folder=out,
-        num_conversations=len(training),
-        num_tokens=sum(document.num_learned for lesson in training for document in lesson.documents),
-        loss=mean(progress.epoch_losses),
-        validation_loss=progress.validation_loss,
-        best_step=progress.best_step,
-        num_steps=progress.step,
-        seconds=time.monotonic() - started,
-        refused=refused,
-    )
     save_version(policy, out, identity)
-    return result
+    return progress.result(out, training, refused, seconds=time.monotonic() - started)
 
 
 # --- The loop --------------------------------------------------------------------------------------------------------
@@ -216,10 +216,9 @@ def _fit(
     # The best weights so far are parameters of a module, so that a checkpoint keeps them.
     best = copies_of(learning_parameters(learner.policy))
     models: dict[str, nn.Module] = {"policy": learner.policy} | ({"best": best} if validation else {})
-    progress = Progress(**(keep.resume(models, optimizer) or {}))
+    progress = Progress(**(keep.resume(models, {"policy": optimizer}) or {}))
     if validation and progress.first_validation is None:
-        progress.observe(learner.validation_loss(validation))
-        report.metrics(0, {"loss/validation": progress.best_validation or 0.0})
+        report.metrics(0, _evaluate(learner, validation, progress, best))
 
     while progress.step < len(plan) and not progress.is_over(config):
         stop_if_cancelled(report)
@@ -236,24 +235,36 @@ def _fit(
         # 3. Now and then: is it still getting better on what it does not learn?
         metrics = {"loss/sft": loss, "sft/grad_norm": norm, "sft/learning_rate": rate}
         if validation and _is_evaluation(batch, config):
-            metrics["loss/validation"] = learner.validation_loss(validation)
-            if progress.observe(metrics["loss/validation"]):
-                assign(best, learning_parameters(learner.policy))
+            metrics |= _evaluate(learner, validation, progress, best)
 
         # 4. What it led to, and a checkpoint now and then.
-        report.metrics(progress.step, metrics)
-        report.progress(progress.step, len(plan), f"epoch {batch.epoch + 1} of {config.epochs}, loss {loss:.3f}")
+        say_step(report, metrics, loss, step=progress.step, num_steps=len(plan), batch=batch, epochs=config.epochs)
         if keep.is_due(progress.step, len(plan), config):
-            keep.save(models, optimizer, dataclasses.asdict(progress))
+            keep.save(models, {"policy": optimizer}, dataclasses.asdict(progress))
 
-    if not validation:
+    if validation:
+        _take_best(learner.policy, best, progress, report)
+    else:
         progress.best_step = progress.step
-    elif progress.best_step != progress.step:
-        assign(learning_parameters(learner.policy), best)
-        report.log(
-            "info", f"Kept the weights after step {progress.best_step} of {progress.step}: the best in validation."
-        )
     return progress
+
+
+def _evaluate(
+    learner: Learner, validation: Sequence[Lesson], progress: Progress, best: nn.ParameterList
+) -> dict[str, float]:
+    """The validation loss of now; where it is the best so far, `best` takes the weights."""
+    loss = learner.validation_loss(validation)
+    if progress.observe(loss):
+        assign(best, learning_parameters(learner.policy))
+    return {"loss/validation": loss}
+
+
+def _take_best(policy: Policy, best: nn.ParameterList, progress: Progress, report: Reporter) -> None:
+    """The run is over: the policy takes the weights that were the best in validation."""
+    if progress.best_step == progress.step:
+        return
+    assign(learning_parameters(policy), best)
+    report.log("info", f"Kept the weights after step {progress.best_step} of {progress.step}: the best in validation.")
 
 
 def _is_evaluation(batch: Batch, config: SFTConfig) -> bool:

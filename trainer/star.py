@@ -22,10 +22,9 @@ from typing import Any
 from trainer.checks import Check, CheckTimeout
 from trainer.config import StarConfig
 from trainer.fitting import parents
-from trainer.own_answers import Drawn, Judge, Verdict, is_learnable, train_on_own_answers
-from trainer.reporting import Reporter, RunResult
+from trainer.own_answers import Drawn, Judge, OwnAnswersResult, Verdict, is_learnable, train_on_own_answers
+from trainer.reporting import Reporter
 from trainer.sampling import Prompt
-from trainer.sft import SFTResult
 from trainer.weights import ModelSource
 
 
@@ -47,22 +46,15 @@ class CheckedPrompt:
 
 
 @dataclass(frozen=True)
-class StarResult(RunResult):
+class StarResult(OwnAnswersResult):
     """What a `star` run reports, and the folder of its version."""
 
-    folder: Path
-    num_prompts: int
-    num_answers: int
     num_right: int
     """Answers that passed."""
     num_solved: int
     """Prompts of which an answer passed."""
     num_timeouts: int
     """Answers on which a regular expression took too long; they count as wrong."""
-    num_kept: int
-    sft: SFTResult
-    seconds: float
-    refused: list[dict[str, str]]
 
 
 def judge_by(checks: Mapping[str, Check], *, answers_per_prompt: int) -> Judge:
@@ -125,14 +117,8 @@ def train_star(
         device=device,
     )
     return StarResult(
-        folder=out,
-        num_prompts=selection.num_prompts - len(selection.refused),
-        num_answers=selection.num_answers,
+        **selection.figures(out, result, started),
         num_right=int(selection.judge["right"]),
         num_solved=int(selection.judge["solved"]),
         num_timeouts=int(selection.judge["timeouts"]),
-        num_kept=len(selection.kept),
-        sft=result,
-        seconds=time.monotonic() - started,
-        refused=selection.refused,
     )

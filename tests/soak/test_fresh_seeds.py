@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.test_ppo import share_of_the_optimum
-from tests.trainer.test_ppo_guard import Gains, World, gains_with_and_without_a_guard, small_world, wider_world
+from tests.trainer.ppo.test_ppo_guard import Gains, World, gains_with_and_without_a_guard, small_world, wider_world
+from tests.trainer.ppo.test_ppo_optimum import share_of_the_optimum
 
 pytestmark = pytest.mark.soak
 

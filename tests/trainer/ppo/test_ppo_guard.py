@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.test_ppo import (
+from tests.trainer.ppo.tools import (
     CPU,
     PAD,
     QUESTIONS,
