@@ -8,25 +8,32 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from trainer import alternatives_cli, train_cli
+from trainer import reward_cli, train_cli
 from trainer.console import (
     PATIENCE_SECONDS,
-    JsonOption,
-    ModelOption,
-    TokenOption,
-    UrlOption,
-    fetched_version,
     find_source,
+    find_version,
     one_line_errors,
     read_prompts,
     refuse,
     settings_with,
     show,
+)
+from trainer.options import (
+    BaseOption,
+    CompletionsOut,
+    ExportedFile,
+    ImportedFile,
+    JsonOption,
+    ModelOption,
+    NeededPrompts,
+    NewFolder,
+    TokenOption,
+    UrlOption,
 )
 from trainer.settings import WorkerSettings
 
@@ -54,8 +61,8 @@ def register(cli: typer.Typer) -> None:
     cli.command()(sample)
     cli.command("import")(import_file)
     cli.command("export")(export_file)
+    reward_cli.register(cli)
     train_cli.register(training)
-    alternatives_cli.register(cli, training)
     cli.add_typer(training, name="train")
     cli.add_typer(model_cli, name="model")
 
@@ -88,7 +95,7 @@ def worker(
 
 def import_file(
     kind: Annotated[ImportKind, typer.Argument(help="What the file holds.")],
-    file: Annotated[Path, typer.Argument(help="JSON lines, a JSON array, CSV, Parquet or text; docs/data.md.")],
+    file: ImportedFile,
     project: Annotated[str, typer.Option(help="Short name or id of the project.")],
     format: Annotated[str, typer.Option(help="How it is written; `auto` looks at it.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Store nothing; say what would be taken.")] = False,
@@ -136,7 +143,7 @@ def pieces(stream: BinaryIO, progress: Callable[[int], object]) -> Iterator[byte
 
 
 def export_file(
-    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    out: ExportedFile,
     project: Annotated[str, typer.Option(help="Short name or id of the project.")],
     dataset: Annotated[int | None, typer.Option(help="Number of the dataset; default: the newest.")] = None,
     format: Annotated[str, typer.Option(help="What a record is: rankings, pairs, groups, kto, sft, hh …")] = "rankings",
@@ -169,9 +176,9 @@ def export_file(
 
 
 def sample(
-    prompts: Annotated[Path, typer.Argument(help="JSON lines with `messages` or `prompt`.")],
+    prompts: NeededPrompts,
     model: ModelOption,
-    out: Annotated[Path, typer.Option(help="JSON lines that `rankloop import` takes as completions.")],
+    out: CompletionsOut,
     k: Annotated[int, typer.Option(min=1, max=9, help="Different completions for each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(help="The logits are divided by it.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Draw from the smallest set of tokens with this probability.")] = 1.0,
@@ -246,8 +253,8 @@ def fetch_model(
 @model_cli.command("export")
 def export_model(
     version: Annotated[str, typer.Argument(help="Id of a version, or the folder of one (with --model, its base).")],
-    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
-    model: Annotated[str | None, typer.Option(help="Base model of a local folder: an alias or a folder.")] = None,
+    out: NewFolder,
+    model: BaseOption = None,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
@@ -256,14 +263,6 @@ def export_model(
         if out.exists():
             refuse(f"{out} exists already: name a new folder.")
         from trainer.models import merge_to_folder
-        from trainer.weights import ModelSource
 
-        if Path(version).is_dir():
-            if model is None:
-                refuse("Name the base model of the folder with --model.")
-            base = find_source(model)
-            source = ModelSource(base.base, Path(version), base.alias)
-        else:
-            source = fetched_version(version, settings_with(url, token))
-        merge_to_folder(source, out)
+        merge_to_folder(find_version(version, model, settings_with(url, token)), out)
     typer.echo(out)

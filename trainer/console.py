@@ -1,17 +1,21 @@
-"""What the trainer's commands share: options, models by name, files of prompts, bars, figures, errors in one line."""
+"""What the trainer's commands share: models by name, files of prompts, bars, figures, errors in one line."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 import typer
 
-from trainer.reporting import Level
+from trainer.jsonl import read_lines
+from trainer.options import POLICY_FILES
+from trainer.reporting import Level, RunResult
 from trainer.settings import SettingsError, WorkerSettings
 
 if TYPE_CHECKING:
@@ -19,23 +23,6 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 5.0
 """How long a person waits for a Rankloop that does not answer."""
-
-ModelOption = Annotated[
-    str, typer.Option("--model", help="Alias of a model (`pocket`, `smollm2-135m`, or one that you list), or a folder.")
-]
-DataOption = Annotated[
-    Path | None, typer.Option("--data", metavar="FILE", help="The file, instead of naming it first.")
-]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last checkpoint beside --out, where there is one.")
-]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file; `-` is the terminal.")]
-ConfigOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the training; may be given several times."),
-]
-UrlOption = Annotated[str | None, typer.Option(help="Address of Rankloop.  [env var: RANKLOOP_URL]")]
-TokenOption = Annotated[str | None, typer.Option(help="API token.  [env var: RANKLOOP_TOKEN]")]
 
 
 def named_file(first: Path | None, data: Path | None) -> Path:
@@ -53,6 +40,22 @@ def last_checkpoint(out: Path, *, is_resuming: bool) -> Path | None:
     folder = checkpoint_folder(out)
     recover(folder)
     return folder if is_resuming and folder.exists() else None
+
+
+def find_version(version: str, model: str | None, settings: WorkerSettings) -> ModelSource:
+    """A version by its id, from Rankloop; or a folder of one, with its base model."""
+    folder = Path(version)
+    if model is None and folder.is_dir():
+        refuse("Name the base model of the folder with --model.")
+    if model is not None:
+        if not any((folder / name).is_file() for name in POLICY_FILES):
+            refuse(f"{version} is no folder of a version: it has neither {' nor '.join(POLICY_FILES)}.")
+        return version_of(find_source(model), folder)
+    try:
+        uuid.UUID(version)
+    except ValueError:
+        refuse(f"{version} is neither a folder that is here, nor the id of a version.")
+    return fetched_version(version, settings)
 
 
 def fetched_version(version_id: str, settings: WorkerSettings) -> ModelSource:
@@ -83,28 +86,39 @@ def find_source(model: str) -> ModelSource:
     from trainer.artifacts import base_folder
     from trainer.weights import ModelSource
 
-    if (Path(model) / "config.json").is_file():
-        return ModelSource(Path(model))
-    return ModelSource(base_folder(model, WorkerSettings(), say), alias=model)
+    folder, settings = Path(model), WorkerSettings()
+    if (folder / "config.json").is_file():
+        return ModelSource(folder)
+    if model not in settings.listed_models() and (folder.exists() or model.startswith((".", "/", "~"))):
+        refuse(f"--model: {model} is no folder of a model on this machine: there is no config.json in it.")
+    return ModelSource(base_folder(model, settings, say), alias=model)
+
+
+def version_of(source: ModelSource, folder: Path | None) -> ModelSource:
+    """A version of the model, from a folder on this machine; None: the model itself."""
+    from trainer.weights import ModelSource
+
+    return ModelSource(source.base, folder, source.alias)
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
     """Prompts of JSON lines with `messages` or `prompt`; ids are made up where there are none.
 
-    SettingsError names the line that can't be read.
+    ValueError names the line that can't be read.
     """
-    prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-            turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in messages]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SettingsError(f"{path}, line {number}: needs `messages` or `prompt` ({error}).") from error
-        prompts.append({"id": str(row.get("id", number)), "messages": turns})
-    return prompts
+    return [_prompt(path, number, row) for number, row in read_lines(path)]
+
+
+def _prompt(path: Path, number: int, row: Any) -> dict[str, Any]:
+    try:
+        messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+        turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in messages]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path.name}, line {number}: needs `messages` or `prompt`: an object with either, `messages` being a list "
+            "of objects with `role` and `content`."
+        ) from error
+    return {"id": str(row.get("id", number)), "messages": turns}
 
 
 def show(figures: dict[str, Any], json_file: Path | None) -> None:
@@ -166,6 +180,43 @@ class BarReporter:
     def should_stop(self) -> bool:
         """Never: Ctrl+C ends the program."""
         return False
+
+
+@dataclass(frozen=True)
+class Run:
+    """The processes that `torchrun` started, or this one alone, at work on one training."""
+
+    report: BarReporter
+    device: str
+    speaks: bool
+    """Whether this process writes for all."""
+
+    def train(self, train: Callable[..., RunResult], *data: Any, out: Path, is_resuming: bool, **asked: Any) -> Any:
+        """The result of a training function, as JSON."""
+        resume_from = last_checkpoint(out, is_resuming=is_resuming)
+        result = train(*data, out=out, report=self.report, device=self.device, resume_from=resume_from, **asked)
+        return result.as_json()
+
+    def show(self, figures: dict[str, Any], json_file: Path | None) -> None:
+        """The figures, once for all processes."""
+        if self.speaks:
+            show(figures, json_file)
+
+
+@contextmanager
+def processes() -> Iterator[Run]:
+    """Within the block, all processes of `torchrun` are one run, with one bar."""
+    from trainer.distributed import joined
+
+    device = WorkerSettings().torch_device()
+    with joined(device) as here, BarReporter(is_shown=here.is_first) as report:
+        yield Run(report, device, here.is_first)
+
+
+def train_and_show(train: Callable[..., RunResult], *data: Any, json_file: Path | None, **asked: Any) -> None:
+    """Run a training function to its end, and show what it found; arguments as `Run.train` has them."""
+    with processes() as run:
+        run.show(run.train(train, *data, **asked), json_file)
 
 
 @contextmanager

@@ -7,11 +7,12 @@ that end with a user's turn may go with `completion`, too. `id`, `split` and `fi
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from trainer.jsonl import named_by, read_objects
 
 Split = Literal["train", "validation"]
 ROLES = ("system", "user", "assistant")
@@ -67,13 +68,9 @@ def to_conversations(rows: Iterable[Mapping[str, Any] | Conversation]) -> list[C
 
 def read_conversations(path: Path) -> list[Conversation]:
     """The conversations of a JSONL file. ValueError names the line, the field and the rule."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path.name}, line {number}: not valid JSON ({error}).") from error
-    return to_conversations(rows)
+    rows = read_objects(path)
+    with named_by(path):
+        return to_conversations(rows)
 
 
 def _parse(row: Mapping[str, Any], number: int) -> Conversation:

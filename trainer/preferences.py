@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trainer.jsonl import named_by, read_objects
+
 Ties = Literal["drop", "half", "davidson"]
 
 NUM_RESAMPLES = 2_000
@@ -141,17 +143,9 @@ def _said(error: Exception) -> str:
 
 def read_rankings(path: Path) -> list[Ranking]:
     """The rankings of a JSONL file. ValueError names the line, the field and the rule."""
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path.name}, line {number}: not valid JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path.name}, line {number}: must be an object, one a line.")  # noqa: TRY004 (the user's mistake)
-            rows.append(row)
-    return to_rankings(rows)
+    rows = read_objects(path)
+    with named_by(path):
+        return to_rankings(rows)
 
 
 def _parse_row(row: Mapping[str, Any]) -> list[Ranking]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trainer.data import chunk_by_length, encode_answer, right_pad
+from trainer.jsonl import read_objects
 from trainer.preferences import Answer
 from trainer.sampling import encode_prompt
 
@@ -39,15 +40,8 @@ class Passage:
 
 
 def read_texts(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file. ValueError names the line that is not valid JSON."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path.name}, line {number}: is not valid JSON ({error}).") from error
-    return rows
+    """The rows of a JSONL file. ValueError names the line that is no object."""
+    return read_objects(path)
 
 
 def encode_texts(

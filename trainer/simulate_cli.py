@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.client import Client, ModelReference
-from trainer.console import JsonOption, TokenOption, UrlOption, one_line_errors, parse_settings, settings_with, show
+from trainer.console import one_line_errors, parse_settings, settings_with, show
+from trainer.options import JsonOption, TokenOption, UrlOption
 from trainer.settings import WorkerSettings
 from trainer.simulate import NUM_PROMPTS, Annotators, Loop, RunFailed, hire, rank_waiting, run_loop
 from trainer.simulate_figures import Interval, LoopFigures, figures_of

@@ -1,49 +1,69 @@
-"""The commands `rankloop train {reward,ppo}`; `alternatives_cli` has the others."""
+"""The commands `rankloop train {reward,sft,dpo,ppo,best-of-n,star}`: from files to a version, without a server."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainer.console import (
-    BarReporter,
-    ConfigOption,
-    DataOption,
-    JsonOption,
-    ModelOption,
-    ResumeOption,
     find_source,
-    last_checkpoint,
     named_file,
     one_line_errors,
     parse_settings,
+    processes,
     read_prompts,
     refuse,
-    show,
+    train_and_show,
+    version_of,
 )
-from trainer.settings import WorkerSettings
+from trainer.options import (
+    CheckedArgument,
+    ConfigOption,
+    ConversationsArgument,
+    DataOption,
+    DrawingPolicyOption,
+    GuardOption,
+    GuardPromptsOption,
+    JsonOption,
+    ModelOption,
+    PolicyOption,
+    PolicyOut,
+    PromptsArgument,
+    RankingsArgument,
+    ReferenceOption,
+    ResumeOption,
+    RewardOption,
+    RewardOut,
+    StartOption,
+    TextsOption,
+)
+
+if TYPE_CHECKING:
+    from trainer.console import Run
+    from trainer.preferences import Ranking
+    from trainer.sampling import Prompt
+    from trainer.star import CheckedPrompt
 
 
 def register(train_cli: typer.Typer) -> None:
     """Add the commands to the program."""
     train_cli.command("reward")(train_reward)
+    train_cli.command("sft")(train_sft)
+    train_cli.command("dpo")(train_dpo)
     train_cli.command("ppo")(train_ppo)
+    train_cli.command("best-of-n")(train_best_of_n)
+    train_cli.command("star")(train_star)
 
 
 def train_reward(
-    file: Annotated[
-        Path | None, typer.Argument(help="Rankings as JSON lines: an exported dataset, or the interchange shape.")
-    ] = None,
+    file: RankingsArgument = None,
     *,
     data: DataOption = None,
     model: ModelOption,
-    out: Annotated[Path | None, typer.Option(help="Folder of the reward model. Left out: only measure.")] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(help="Folder of a reward model to go on from (a warm start); default: a fresh one on the model."),
-    ] = None,
+    out: RewardOut = None,
+    start: StartOption = None,
     folds: Annotated[int, typer.Option(min=0, help="Measure held-out accuracy with so many folds (0: not).")] = 0,
     is_resuming: ResumeOption = False,
     settings: ConfigOption = None,
@@ -56,63 +76,110 @@ def train_reward(
         if start is not None and folds > 1:
             refuse("--folds measures fresh models only: one to go on from may have seen what is held out.")
         from trainer.config import RewardConfig
-        from trainer.cross_validation import cross_validate
-        from trainer.distributed import joined
         from trainer.preferences import read_rankings
         from trainer.reward import train_reward as train
-        from trainer.weights import ModelSource
 
+        rankings = read_rankings(named_file(file, data))
         config = RewardConfig.from_overrides(parse_settings(settings))
-        rankings, device = read_rankings(named_file(file, data)), WorkerSettings().torch_device()
-        source = find_source(model)
+        asked: dict[str, Any] = {"source": find_source(model), "config": config}
         figures: dict[str, Any] = {"num_rankings": len(rankings)}
-        with joined(device) as here, BarReporter(is_shown=here.is_first) as report:
+        with processes() as run:
             if folds > 1:
-                measured = cross_validate(
-                    rankings, source=source, config=config, folds=folds, report=report, device=device
-                )
-                figures["held_out_accuracy"] = measured.accuracy.as_json()
-                figures["held_out_accuracy_by_conversation"] = measured.accuracy_by_conversation.as_json()
-                figures["held_out_report"] = measured.report
-                figures |= {"folds": measured.fold_accuracies, "num_refused": len(measured.refused)}
-                figures["seconds"] = round(measured.seconds, 1)
+                figures |= _measure(rankings, folds, run, **asked)
             if out is not None:
-                result = train(
-                    rankings,
-                    source=source,
-                    config=config,
-                    out=out,
-                    report=report,
-                    start=ModelSource(source.base, start, source.alias) if start is not None else None,
-                    resume_from=last_checkpoint(out, is_resuming=is_resuming),
-                    device=device,
-                )
-                figures |= result.as_json()
-        if here.is_first:
-            show(figures, json_file)
+                begun = version_of(asked["source"], start) if start is not None else None
+                figures |= run.train(train, rankings, start=begun, out=out, is_resuming=is_resuming, **asked)
+            run.show(figures, json_file)
 
 
-def train_ppo(
-    prompts: Annotated[Path | None, typer.Argument(help="JSON lines with `messages` or `prompt`.")] = None,
+def _measure(rankings: list[Ranking], folds: int, run: Run, **asked: Any) -> dict[str, Any]:
+    """Held-out accuracy, by folds."""
+    from trainer.cross_validation import cross_validate
+
+    measured = cross_validate(rankings, folds=folds, report=run.report, device=run.device, **asked)
+    return {
+        "held_out_accuracy": measured.accuracy.as_json(),
+        "held_out_accuracy_by_conversation": measured.accuracy_by_conversation.as_json(),
+        "held_out_report": measured.report,
+        "folds": measured.fold_accuracies,
+        "num_refused": len(measured.refused),
+        "seconds": round(measured.seconds, 1),
+    }
+
+
+def train_sft(
+    file: ConversationsArgument = None,
     *,
     data: DataOption = None,
     model: ModelOption,
-    reward: Annotated[Path, typer.Option(help="Folder of a reward model that `train reward` wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new policy.")],
-    policy: Annotated[Path | None, typer.Option(help="Folder of the policy to go on from; default: the model.")] = None,
-    ptx: Annotated[
-        Path | None,
-        typer.Option(help="JSON lines with `text` or `messages` to go on learning, against forgetting (PPO-ptx)."),
-    ] = None,
-    guard: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a second reward model: its best moment is kept; it stops what exploits the first."
-        ),
-    ] = None,
-    guard_prompts: Annotated[
-        Path | None, typer.Option(help="Prompts that only the guard asks. Left out: those of the run.")
-    ] = None,
+    out: PolicyOut,
+    policy: PolicyOption = None,
+    is_resuming: ResumeOption = False,
+    settings: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Teach a model to answer as in demonstrations or instruction data."""
+    with one_line_errors():
+        from trainer.config import SFTConfig
+        from trainer.demonstrations import read_conversations
+        from trainer.sft import train_sft as train
+
+        train_and_show(
+            train,
+            read_conversations(named_file(file, data)),
+            source=version_of(find_source(model), policy),
+            config=SFTConfig.from_overrides(parse_settings(settings)),
+            out=out,
+            is_resuming=is_resuming,
+            json_file=json_file,
+        )
+
+
+def train_dpo(
+    file: RankingsArgument = None,
+    *,
+    data: DataOption = None,
+    model: ModelOption,
+    out: PolicyOut,
+    sft: ReferenceOption = None,
+    policy: PolicyOption = None,
+    is_resuming: ResumeOption = False,
+    settings: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Improve a policy by rankings without a reward model, near the model that it started from.
+
+    Without --policy it starts as the SFT version.
+    """
+    with one_line_errors():
+        from trainer.config import DPOConfig
+        from trainer.dpo import train_dpo as train
+        from trainer.preferences import read_rankings
+
+        rankings, base = read_rankings(named_file(file, data)), find_source(model)
+        train_and_show(
+            train,
+            rankings,
+            sft=version_of(base, sft),
+            policy=version_of(base, policy or sft),
+            config=DPOConfig.from_overrides(parse_settings(settings)),
+            out=out,
+            is_resuming=is_resuming,
+            json_file=json_file,
+        )
+
+
+def train_ppo(
+    prompts: PromptsArgument = None,
+    *,
+    data: DataOption = None,
+    model: ModelOption,
+    reward: RewardOption,
+    out: PolicyOut,
+    policy: PolicyOption = None,
+    ptx: TextsOption = None,
+    guard: GuardOption = None,
+    guard_prompts: GuardPromptsOption = None,
     is_resuming: ResumeOption = False,
     settings: ConfigOption = None,
     json_file: JsonOption = None,
@@ -122,34 +189,100 @@ def train_ppo(
     With --ptx, the weight of the text is InstructGPT's 27.8, unless --set ptx_coefficient says otherwise.
     """
     with one_line_errors():
-        from trainer import ppo_run
         from trainer.config import PAPER_PTX_COEFFICIENT, PPOConfig
-        from trainer.distributed import joined
+        from trainer.ppo_run import train_ppo as train
         from trainer.pretraining import read_texts
-        from trainer.sampling import Prompt
-        from trainer.weights import ModelSource
 
-        overrides = parse_settings(settings)
-        if ptx is not None:
-            overrides.setdefault("ptx_coefficient", PAPER_PTX_COEFFICIENT)
-        config = PPOConfig.from_overrides(overrides)
-        questions = [Prompt.from_json(prompt) for prompt in read_prompts(named_file(prompts, data))]
-        sft = find_source(model)
-        device = WorkerSettings().torch_device()
-        with joined(device) as here, BarReporter(is_shown=here.is_first) as report:
-            result = ppo_run.train_ppo(
-                questions,
-                sft=sft,
-                policy=ModelSource(sft.base, policy, sft.alias),
-                reward=ModelSource(sft.base, reward, sft.alias),
-                config=config,
-                out=out,
-                report=report,
-                resume_from=last_checkpoint(out, is_resuming=is_resuming),
-                ptx_texts=read_texts(ptx) if ptx is not None else (),
-                guard=ModelSource(sft.base, guard, sft.alias) if guard is not None else None,
-                guard_prompts=[Prompt.from_json(row) for row in read_prompts(guard_prompts)] if guard_prompts else (),
-                device=device,
-            )
-        if here.is_first:
-            show(result.as_json(), json_file)
+        usual = {"ptx_coefficient": PAPER_PTX_COEFFICIENT} if ptx is not None else {}
+        questions, sft = _read_questions(named_file(prompts, data)), find_source(model)
+        train_and_show(
+            train,
+            questions,
+            sft=sft,
+            policy=version_of(sft, policy),
+            reward=version_of(sft, reward),
+            config=PPOConfig.from_overrides(usual | parse_settings(settings)),
+            ptx_texts=read_texts(ptx) if ptx is not None else (),
+            guard=version_of(sft, guard) if guard is not None else None,
+            guard_prompts=_read_questions(guard_prompts) if guard_prompts is not None else (),
+            out=out,
+            is_resuming=is_resuming,
+            json_file=json_file,
+        )
+
+
+def train_best_of_n(
+    prompts: PromptsArgument = None,
+    *,
+    data: DataOption = None,
+    model: ModelOption,
+    reward: RewardOption,
+    out: PolicyOut,
+    policy: PolicyOption = None,
+    is_resuming: ResumeOption = False,
+    settings: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Fine-tune a policy on the best of its own answers (rejection sampling, RAFT)."""
+    with one_line_errors():
+        from trainer.best_of_n import train_best_of_n as train
+        from trainer.config import BestOfNConfig
+
+        questions, source = _read_questions(named_file(prompts, data)), find_source(model)
+        train_and_show(
+            train,
+            questions,
+            policy=version_of(source, policy),
+            reward=version_of(source, reward),
+            config=BestOfNConfig.from_overrides(parse_settings(settings)),
+            out=out,
+            is_resuming=is_resuming,
+            json_file=json_file,
+        )
+
+
+def train_star(
+    prompts: CheckedArgument = None,
+    *,
+    data: DataOption = None,
+    model: ModelOption,
+    out: PolicyOut,
+    policy: DrawingPolicyOption = None,
+    is_resuming: ResumeOption = False,
+    settings: ConfigOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Fine-tune a model on own answers that pass a check: exact, numeric or a regular expression (STaR-like)."""
+    with one_line_errors():
+        from trainer.config import StarConfig
+        from trainer.star import train_star as train
+
+        questions, source = _read_checked(named_file(prompts, data)), find_source(model)
+        train_and_show(
+            train,
+            questions,
+            sft=source,
+            policy=version_of(source, policy),
+            config=StarConfig.from_overrides(parse_settings(settings)),
+            out=out,
+            is_resuming=is_resuming,
+            json_file=json_file,
+        )
+
+
+def _read_questions(path: Path) -> list[Prompt]:
+    from trainer.sampling import Prompt
+
+    return [Prompt.from_json(row) for row in read_prompts(path)]
+
+
+def _read_checked(path: Path) -> list[CheckedPrompt]:
+    """The prompts of a file with their checks. ValueError names the prompt and the rule."""
+    from trainer.jsonl import read_objects
+    from trainer.star import CheckedPrompt
+
+    checks = [row.get("check") or (row.get("meta") or {}).get("check") for row in read_objects(path)]
+    return [
+        CheckedPrompt.from_json(prompt | {"meta": {"check": check}})
+        for prompt, check in zip(read_prompts(path), checks, strict=True)
+    ]

@@ -72,7 +72,9 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.base, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"The model “{source.name}” has no tokenizer that can be read: {error}") from error
+        raise ValueError(
+            f"The model “{source.name}” has no tokenizer that can be read: {' '.join(str(error).split())}"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer of “{source.name}” names no EOS token: set eos_token in its config.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:

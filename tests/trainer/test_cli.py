@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -149,16 +150,12 @@ def test_training_needs_something_to_do(tiny: Path, rankings: Path) -> None:
     assert "--out FOLDER" in result.stderr
 
 
-def test_a_missing_file_is_named(tiny: Path, tmp_path: Path) -> None:
-    result = run("train", "sft", "--data", tmp_path / "none.jsonl", "--model", tiny, "--out", tmp_path / "out")
-    assert result.exit_code == 1
-    assert result.stderr == f"{tmp_path / 'none.jsonl'}: No such file or directory\n"
-
-
 @pytest.mark.parametrize("kind", ["reward", "ppo", "sft", "dpo", "best-of-n", "star"])
 def test_what_is_learned_from_is_named_once(kind: str, tiny: Path, rankings: Path, tmp_path: Path) -> None:
     rest = ["--model", tiny, "--out", tmp_path / "out"]
-    rest += ["--reward", tmp_path] if kind in ("ppo", "best-of-n") else []
+    if kind in ("ppo", "best-of-n"):
+        (tmp_path / "reward_head.safetensors").touch()  # nobody reads it
+        rest += ["--reward", tmp_path]
     for files in ([], [rankings, "--data", rankings]):
         result = run("train", kind, *files, *rest)
         assert result.exit_code == 1
@@ -239,7 +236,7 @@ def test_a_reward_server_needs_a_base_and_a_reward_model(tiny: Path, tmp_path: P
     result = run("serve-reward", tmp_path)
     assert result.exit_code == 1
     assert "Name the base model of the folder with --model" in result.stderr
-    result = run("serve-reward", tmp_path, "--model", tiny)
+    result = run("serve-reward", tiny, "--model", tiny)
     assert result.exit_code == 1
     assert "is no reward model" in result.stderr
 
@@ -251,6 +248,6 @@ def test_export_never_writes_over_a_folder(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    result = run("model", "export", "some-id", tmp_path / "out", "--url", "http://127.0.0.1:9")
+    result = run("model", "export", str(uuid.uuid4()), tmp_path / "out", "--url", "http://127.0.0.1:9")
     assert result.exit_code == 1
     assert "does not answer at http://127.0.0.1:9" in result.stderr

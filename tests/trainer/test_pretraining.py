@@ -56,7 +56,7 @@ def test_a_row_of_another_shape_is_refused_by_its_number(row: Any) -> None:
 def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text(json.dumps({"text": "a"}) + "\n\n{\n")
-    with pytest.raises(ValueError, match=r"texts.jsonl, line 3: is not valid JSON"):
+    with pytest.raises(ValueError, match=r"texts.jsonl, line 3: not valid JSON"):
         read_texts(path)
     path.write_text(json.dumps({"text": "a"}) + "\n\n")
     assert read_texts(path) == [{"text": "a"}]
