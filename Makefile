@@ -50,8 +50,9 @@ browser: $(VENV)/.for-test ## look for Chromium, and install it where that is po
 bench: $(VENV)/.for-run ## measure: run every script in benchmarks/; ARGS=--quick for less than a minute each
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
-mutants: $(VENV)/.for-test ## plant errors in a copy of the trainer, and show which test turns red
-	@$(BIN)/python tests/mutants.py $(ARGS)
+mutants: $(VENV)/.for-test browser ## plant errors in a copy of the trainer and holes in one of the app, and show which test turns red
+	@$(BIN)/python -m tests.mutants $(ARGS)
+	@$(BIN)/python -m tests.holes $(ARGS)
 
 messages: $(VENV)/.for-test ## bring the catalogue of Chinese sentences in step with the pages
 	@$(BIN)/python -m tests.messages

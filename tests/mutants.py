@@ -6,20 +6,10 @@ the code, fails the command.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("app", "rankloop", "trainer", "tests", "pyproject.toml")
+from tests import planting
+
 LOSSES, PPO, MODELS = "trainer/losses.py", "trainer/ppo.py", "trainer/models.py"
 SFT, DPO = "trainer/sft.py", "trainer/dpo.py"
 TESTS_OF = {
@@ -31,23 +21,9 @@ TESTS_OF = {
 }
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One error: what is replaced by what, where."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Which test saw it first; none means that it lives."""
-
-    name: str
-    file: str
-    caught_by: str | None
+def Mutant(name: str, file: str, old: str, new: str) -> planting.Mutant:  # noqa: N802 (reads as what it makes)
+    """An error of the trainer, which the tests of its file should see."""
+    return planting.Mutant(name, file, old, new, TESTS_OF[file])
 
 
 KL = "-beta * (logprobs_BT - reference_logprobs_BT)"
@@ -194,65 +170,5 @@ MUTANTS = (
     ),
 )
 
-
-def run(mutant: Mutant, copy: Path) -> Verdict:
-    """Plant the error, run the tests of its file until one fails, and take the error out again."""
-    path = copy / mutant.file
-    source = path.read_text(encoding="utf-8")
-    path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS_OF[mutant.file]]
-    try:
-        done = subprocess.run(
-            command, check=False, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-        )
-    finally:
-        path.write_text(source, encoding="utf-8")
-    red = re.search(r"^(?:FAILED|ERROR) \S*?(\w+\.py(?:::\w+)?)", done.stdout, re.MULTILINE)
-    return Verdict(mutant.name, mutant.file, red[1] if red and done.returncode else None)
-
-
-def require_places(mutants: Sequence[Mutant]) -> None:
-    """Each error can be planted in one place, or the command ends before the first."""
-    for mutant in mutants:
-        num = (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old)
-        if num != 1:
-            raise SystemExit(f"{mutant.name}: {mutant.file} has its place {num} times, not once")
-
-
-def as_table(verdicts: Sequence[Verdict]) -> str:
-    """The table that stands in docs/trainer.md."""
-    rows = [
-        f"| {item.name} | `{item.file}` | {f'`{item.caught_by}`' if item.caught_by else '**none**'} |"
-        for item in verdicts
-    ]
-    return "\n".join(["| planted error | in | the first test that turns red |", "|---|---|---|", *rows])
-
-
-def main() -> int:
-    """Read the command line; the exit status is 1 when a mutant lives."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="only mutants whose name contains one of these")
-    parser.add_argument("--json", type=Path, help="write the verdicts to this file")
-    asked = parser.parse_args()
-    chosen = [item for item in MUTANTS if not asked.names or any(name in item.name for name in asked.names)]
-    require_places(chosen)
-    with tempfile.TemporaryDirectory(prefix="rankloop-mutants-") as folder:
-        copy = Path(folder)
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, copy / name)
-        verdicts = []
-        for mutant in chosen:
-            verdicts.append(run(mutant, copy))
-            sys.stderr.write(f"{mutant.name}: {verdicts[-1].caught_by or 'LIVES'}\n")
-    sys.stdout.write(as_table(verdicts) + "\n")
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(item) for item in verdicts], indent=2) + "\n", encoding="utf-8")
-    return int(any(item.caught_by is None for item in verdicts))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(planting.main(MUTANTS, __doc__ or ""))

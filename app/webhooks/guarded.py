@@ -19,6 +19,9 @@ from httpcore2 import AnyIOBackend, AsyncConnectionPool, AsyncNetworkBackend, As
 SECONDS = 10.0
 TIMEOUT = {"connect": SECONDS, "read": SECONDS, "write": SECONDS, "pool": SECONDS}
 MAX_ADDRESSES = 8
+# All that is given out to hosts so far (RFC 4291). What lies outside can lead anywhere; is_global knows little of it.
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class AddressRefused(httpcore2.ConnectError):
@@ -26,12 +29,22 @@ class AddressRefused(httpcore2.ConnectError):
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet's: not loopback, private, link-local, multicast or reserved."""
+    """Whether an IP address is one of the internet's: not loopback, private, link-local, multicast or reserved, and not
+    one of those that stand for such an IPv4 address (mapped, 6to4, Teredo, NAT64).
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    teredo = getattr(ip, "teredo", None)
-    inner = [*([mapped] if mapped else []), *(teredo or ())]
-    return ip.is_global and not ip.is_multicast and all(is_public(str(each)) for each in inner)
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    inner = stands_for(ip)
+    is_given_out = ip in GLOBAL_UNICAST and ip.is_global
+    return (is_given_out or bool(inner)) and all(is_public(str(each)) for each in inner)
+
+
+def stands_for(ip: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses that are reached by this one; most have none."""
+    if ip in NAT64:
+        return [ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)]
+    return [each for each in (ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())) if each is not None]
 
 
 class GuardedBackend(AsyncNetworkBackend):

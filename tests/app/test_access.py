@@ -15,7 +15,7 @@ from app.main import API
 from app.reach import NOT_A_PROJECTS_OWN, PROJECT_FINDERS
 from app.security import HEADERS
 from tests.app.matrix import API_MATRIX, API_ROUTES, PAGE_MATRIX, PAGE_ROUTES
-from tests.factories import make_project, make_user
+from tests.factories import make_project, make_prompt, make_run, make_task, make_user
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +107,17 @@ async def test_a_token_of_one_project_does_not_see_another(client: AsyncClient, 
     assert (await client.get(f"{API}/projects/access", headers=headers)).status_code == 404
     listed = (await client.get(f"{API}/projects", headers=headers)).json()["items"]
     assert [item["slug"] for item in listed] == [mine.slug]
+
+
+async def test_a_thing_of_one_project_is_not_found_below_another(client: AsyncClient, session: AsyncSession) -> None:
+    """Also where whoever asks may see both."""
+    mine = await make_project(session, slug="mine")
+    task = await make_task(session, await make_prompt(session, mine))
+    run = await make_run(session, mine)
+    client.cookies.update(await cookie_of(session, Role.ADMIN))
+    for path in (f"tasks/{task.id}", f"runs/{run.id}", f"runs/{run.id}/live"):
+        assert (await client.get(f"/projects/mine/{path}")).status_code == 200
+        assert (await client.get(f"/projects/access/{path}")).status_code == 404
 
 
 async def test_a_token_loses_what_its_owners_role_lost(client: AsyncClient, session: AsyncSession) -> None:

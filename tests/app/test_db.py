@@ -1,11 +1,12 @@
-"""Connections that the server has ended are replaced before anybody uses them."""
+"""Connections that the server has ended are replaced before anybody uses them; a server that may forget is not used."""
 
 from __future__ import annotations
 
 import psycopg
+import pytest
 from sqlalchemy import text
 
-from app.db import make_engine
+from app.db import DatabaseUnreachable, check_connection, make_engine
 
 
 async def test_a_connection_that_the_server_ended_is_replaced_unseen(empty_database_url: str) -> None:
@@ -20,5 +21,16 @@ async def test_a_connection_that_the_server_ended_is_replaced_unseen(empty_datab
             assert other.execute("select pg_terminate_backend(%s, 10000)", [before]).fetchone() == (True,)
         async with engine.connect() as connection:
             assert await connection.scalar(text("select pg_backend_pid()")) != before
+    finally:
+        await engine.dispose()
+
+
+async def test_a_database_that_may_forget_what_it_took_is_not_used(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(f'alter database "{connection.info.dbname}" set synchronous_commit = off')
+    engine = make_engine(empty_database_url, pool_size=1)
+    try:
+        with pytest.raises(DatabaseUnreachable, match="synchronous_commit off"):
+            await check_connection(engine)
     finally:
         await engine.dispose()

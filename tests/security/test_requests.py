@@ -90,6 +90,16 @@ async def test_every_way_back_lands_here(browser: Browser) -> None:
     assert dict(zip(WAYS_OFF, origins, strict=True)) == dict.fromkeys(WAYS_OFF, "http://127.0.0.1:8000")
 
 
+def test_the_policy_lets_nothing_in_from_elsewhere_and_no_script_onto_the_page() -> None:
+    """In words of its own: the tests of each answer compare with whatever the app says."""
+    assert HEADERS["content-security-policy"] == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    )
+    assert HEADERS["x-content-type-options"] == "nosniff"
+    assert HEADERS["referrer-policy"] == "same-origin"
+
+
 async def test_odd_answers_have_the_headers_too(
     client: AsyncClient, session: AsyncSession, sessionmaker: SessionMaker, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from app.datasets import pieces, service
 from app.datasets.models import Dataset
 from app.formats.exports import EXPORTS
 from app.formats.rows import Options
+from app.spreadsheets import as_csv
 from tests.factories import completion_ids_of, make_project, make_prompt, make_ranking, make_task, make_user, sign_in
 
 Get = Callable[..., Awaitable[Response]]
@@ -185,6 +186,12 @@ async def test_cells_that_a_spreadsheet_would_run_are_quoted(get: Get) -> None:
     assert prompt.startswith("简短回答。")
     sft = (await get(format="pairs", file="csv", style="standard")).content.decode("utf-8-sig")
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in csv.reader(io.StringIO(sft)) for cell in row)
+
+
+@pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r"])
+def test_every_way_to_begin_a_formula_is_quoted(begins: str) -> None:
+    rows = csv.DictReader(io.StringIO(as_csv(["text"], [{"text": f"{begins}1+1"}]), newline=""))
+    assert [row["text"] for row in rows] == [f"'{begins}1+1"]
 
 
 async def test_a_card_says_who_ranked_and_how(get: Get) -> None:

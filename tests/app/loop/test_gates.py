@@ -89,6 +89,15 @@ def test_rounds_with_few_prompts_are_judged_together() -> None:
     assert verdict.newest.estimate.value == pytest.approx(1 / 6)
 
 
+def test_what_may_be_worse_is_refused_though_the_mean_is_not() -> None:
+    """As often two pairs better as two worse: on 120 prompts a loss of several points can't be ruled out."""
+    old = [Judged(1, uuid.uuid4(), 6, 4, 4 + 2 * (-1) ** number) for number in range(120)]
+    newest = [Judged(2, uuid.uuid4(), 6, 5, 4) for _ in range(120)]
+    verdict = judge_reward([*old, *newest])
+    assert verdict.differences[0].estimate.value == pytest.approx(0)
+    assert verdict.reason == Reason.MAYBE_WORSE
+
+
 def test_an_equal_model_has_nothing_to_go_live_for() -> None:
     rows = [Judged(1, uuid.uuid4(), 6, 4, 4) for _ in range(100)]
     assert judge_reward(rows).reason == Reason.NO_BETTER

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpcore2
 import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import select, text
@@ -224,11 +223,12 @@ async def test_a_milestone_needs_its_number(session: AsyncSession) -> None:
     [
         "127.0.0.1", "localhost", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
         "[::1]", "[::]", "[fe80::1]", "[fc00::1]", "[::ffff:127.0.0.1]", "[2002:7f00:1::]", "[64:ff9b::7f00:1]",
+        "[::127.0.0.1]",
         "2130706433", "0x7f000001", "127.1", "224.0.0.1", "255.255.255.255",
     ],
 )  # fmt: skip
 async def test_no_address_that_is_not_public_is_called(receiver: Receiver, host: str) -> None:
-    with pytest.raises((guarded.AddressRefused, httpcore2.ConnectError)):
+    with pytest.raises(guarded.AddressRefused):
         await guarded.post(f"http://{host}:{receiver.port}/", b"{}", {})
     assert receiver.got == []
 
@@ -253,8 +253,9 @@ async def test_a_redirect_is_not_followed(receiver: Receiver) -> None:
     assert len(receiver.got) == 1
 
 
-def test_public_addresses_are_public() -> None:
-    assert all(guarded.is_public(address) for address in ("93.184.216.34", "2606:2800:220:1::1"))
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822", "2002:5db8:d822::1"])
+def test_public_addresses_are_public(address: str) -> None:
+    assert guarded.is_public(address)
 
 
 # Page and API
