@@ -148,7 +148,7 @@ def test_everybody_ranks_sixty_tasks_and_none_twice() -> None:
 
 
 def test_attackers_are_flagged_and_the_honest_are_not() -> None:
-    """A slice of `benchmarks/poisoning.py`, whose 20 seeds flag all 160 attackers and no honest person."""
+    """A slice of `benchmarks/poisoning.py`, whose 20 seeds flag all 160 attackers and one honest person."""
     found = summary([play(seed, Setting()) for seed in range(5)])
     assert found["caught"] >= 0.98 * found["attackers"]
     assert found["named"] >= 0.95 * found["attackers"]
