@@ -7,10 +7,9 @@ import uuid
 from fastapi import APIRouter
 from starlette import status
 
-from app.accounts import service
+from app.accounts import abilities, service
 from app.accounts.guards import AdminCaller, ApiCaller
-from app.accounts.models import Role
-from app.accounts.schemas import MemberIn, MemberOut, NewToken, TokenIn, TokenOut, UserIn, UserOut
+from app.accounts.schemas import AbilitiesIn, MemberIn, MemberOut, NewToken, TokenIn, TokenOut, UserIn, UserOut
 from app.idempotency import idempotent
 from app.web import SessionDep
 
@@ -35,7 +34,7 @@ async def list_users(caller: AdminCaller, session: SessionDep) -> list[UserOut]:
 async def list_members(caller: AdminCaller, session: SessionDep) -> list[MemberOut]:
     """Who has a role of their own in this project; roles that hold in every project are with `/users`."""
     members = await service.list_members(session, project_of(caller))
-    return [MemberOut(user_id=user.id, name=user.name, role=Role(role)) for user, role in members]
+    return [MemberOut.of(user, membership) for user, membership in members]
 
 
 @router.put("/projects/{project_id}/members/{user_id}", status_code=status.HTTP_204_NO_CONTENT)
@@ -49,6 +48,14 @@ async def set_member(user_id: uuid.UUID, body: MemberIn, caller: AdminCaller, se
 async def remove_member(user_id: uuid.UUID, caller: AdminCaller, session: SessionDep) -> None:
     """Take a person's role in this project away. Their rankings stay."""
     await service.remove_member(session, user_id=user_id, project_id=project_of(caller), actor_id=caller.user.id)
+
+
+@router.put("/projects/{project_id}/members/{user_id}/abilities", status_code=status.HTTP_204_NO_CONTENT)
+async def set_member_abilities(user_id: uuid.UUID, body: AbilitiesIn, caller: AdminCaller, session: SessionDep) -> None:
+    """What a member can be asked in this project: tasks that ask for more go to others."""
+    told = {"languages": ", ".join(body.languages), "skills": ", ".join(body.skills)}
+    project_id = project_of(caller)
+    await abilities.set_in_project(session, project_id=project_id, user_id=user_id, actor_id=caller.user.id, **told)
 
 
 def project_of(caller: ApiCaller) -> uuid.UUID:

@@ -113,6 +113,9 @@ class Membership(Base):
         ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True, index=True
     )
     role: Mapped[str]
+    # As the project's admins know them: languages to which they keep here (none: as the person says), and more skills.
+    languages: Mapped[list[str]] = mapped_column(server_default="{}", default=list)
+    skills: Mapped[list[str]] = mapped_column(server_default="{}", default=list)
     created_at: Mapped[Created]
 
 

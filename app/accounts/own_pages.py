@@ -42,6 +42,7 @@ async def render_account(
         "accounts/account.html",
         status_code=error.status if error else 200,
         person=user,
+        memberships=await service.list_memberships(session, user.id),
         sessions=await service.list_sessions(session, user.id),
         this_session=hash_secret(token),
         needs_current=await signing_in.needs_current(session, user=user, token=token),

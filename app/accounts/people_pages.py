@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -319,9 +320,60 @@ async def set_member(
 ) -> RedirectResponse:
     """Change a member's role; an empty one takes it away. Who is no member yet is invited instead."""
     project = project_of(access)
-    await service.require_member(session, user_id=user_id, project_id=project.id)
+    await service.get_membership(session, user_id=user_id, project_id=project.id)
     if role:
         await service.set_member(session, user_id=user_id, project_id=project.id, role=role, actor_id=user.id)
     else:
         await service.remove_member(session, user_id=user_id, project_id=project.id, actor_id=user.id)
+    return see_other(f"/projects/{project.slug}/people")
+
+
+@router.get("/projects/{slug}/people/{user_id}")
+async def show_member(
+    user_id: uuid.UUID, request: Request, access: AccessDep, user: Admin, session: SessionDep
+) -> HTMLResponse:
+    """One member: what they can be asked in this project."""
+    return await render_member(request, session, project_of(access), user_id)
+
+
+async def render_member(
+    request: Request,
+    session: AsyncSession,
+    project: NamedProject,
+    user_id: uuid.UUID,
+    *,
+    error: RankloopError | None = None,
+    typed: Mapping[str, str] | None = None,
+) -> HTMLResponse:
+    """The page, perhaps with what was typed and what is wrong with it."""
+    member = await service.get_membership(session, user_id=user_id, project_id=project.id)
+    return render(
+        request,
+        "accounts/member.html",
+        status_code=error.status if error else 200,
+        here="people",
+        project=project,
+        person=await service.get_user(session, user_id),
+        member=member,
+        values=typed or {"languages": ", ".join(member.languages), "skills": ", ".join(member.skills)},
+        errors=errors_of(request, error),
+    )
+
+
+@router.post("/projects/{slug}/people/{user_id}/abilities", response_model=None)
+async def set_member_abilities(
+    user_id: uuid.UUID,
+    request: Request,
+    access: AccessDep,
+    user: Admin,
+    session: SessionDep,
+    languages: Annotated[str, Form(max_length=500)] = "",
+    skills: Annotated[str, Form(max_length=1000)] = "",
+) -> RedirectResponse | HTMLResponse:
+    """What a member can be asked here: tasks that ask for more go to others."""
+    project, told = project_of(access), {"languages": languages, "skills": skills}
+    try:
+        await abilities.set_in_project(session, project_id=project.id, user_id=user_id, actor_id=user.id, **told)
+    except Invalid as error:
+        return await render_member(request, session, project, user_id, error=error, typed=told)
     return see_other(f"/projects/{project.slug}/people")

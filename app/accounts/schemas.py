@@ -8,10 +8,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.accounts.models import Role, Scope
+from app.accounts.models import Membership, Role, Scope, User
 from app.examples import example_id, shown
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+# No space and no comma: one of a list, not several.
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[\w-]+$")]
 Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=254, pattern=r"^[^@\s\x00]+@[^@\s\x00]+$")]
 
 
@@ -50,12 +52,31 @@ class MemberIn(BaseModel):
     role: Role
 
 
+class AbilitiesIn(BaseModel):
+    """What a member can be asked in a project, in place of what was said before."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=shown(languages=["en"], skills=["law"]))
+
+    languages: list[Tag] = Field(max_length=20)
+    """Of those that they read, only these; none: all."""
+    skills: list[Tag] = Field(max_length=20)
+    """On top of those that hold in every project."""
+
+
 class MemberOut(BaseModel):
-    """A person in a project, as its admins see them."""
+    """A person in a project, as its admins see them. `languages`, `skills`: what was said of them for this project."""
 
     user_id: uuid.UUID
     name: str
     role: Role
+    languages: list[str]
+    skills: list[str]
+
+    @classmethod
+    def of(cls, user: User, member: Membership) -> MemberOut:
+        """The wire shape."""
+        told = {"role": Role(member.role), "languages": member.languages, "skills": member.skills}
+        return cls(user_id=user.id, name=user.name, **told)
 
 
 class TokenIn(BaseModel):

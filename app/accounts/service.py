@@ -251,25 +251,23 @@ async def remove_member(
     await audit(session, actor_id=actor_id, action="member.remove", subject=str(user_id), project=str(project_id))
 
 
-async def list_members(session: AsyncSession, project_id: uuid.UUID) -> Sequence[tuple[User, str]]:
-    """Who has a role of their own in a project, with that role, by name."""
-    rows = await session.execute(
-        select(User, Membership.role)
-        .join(Membership, Membership.user_id == User.id)
-        .where(Membership.project_id == project_id)
-        .order_by(func.lower(User.name), User.id)
-    )
-    return [(row.User, row.role) for row in rows]
+async def list_members(session: AsyncSession, project_id: uuid.UUID) -> Sequence[Row[User, Membership]]:
+    """Who has a role of their own in a project, with it, by name."""
+    query = select(User, Membership).join(Membership, Membership.user_id == User.id)
+    query = query.where(Membership.project_id == project_id)
+    return (await session.execute(query.order_by(func.lower(User.name), User.id))).all()
 
 
-async def require_member(session: AsyncSession, *, user_id: uuid.UUID, project_id: uuid.UUID) -> None:
-    """Refuse who has no role of their own in a project: its admins learn of nobody else.
+async def get_membership(session: AsyncSession, *, user_id: uuid.UUID, project_id: uuid.UUID) -> Membership:
+    """What somebody is in a project by a role of their own: its admins learn of nobody else.
 
     Raises:
         NotFound: this person has none.
     """
-    if await session.get(Membership, (user_id, project_id)) is None:
+    membership = await session.get(Membership, (user_id, project_id))
+    if membership is None:
         raise NotFound("There is no such member.")
+    return membership
 
 
 async def list_everywhere(session: AsyncSession) -> Sequence[User]:
@@ -283,10 +281,9 @@ PROJECTS = table("projects", column("id", Uuid), column("slug"), column("name"),
 
 
 async def list_memberships(session: AsyncSession, user_id: uuid.UUID) -> Sequence[Row[Any, Any, Any]]:
-    """The projects where a person is a member: `slug`, `name`, `role`."""
-    query = select(PROJECTS.c.slug, PROJECTS.c.name, Membership.role).join(
-        Membership, Membership.project_id == PROJECTS.c.id
-    )
+    """The projects where a person is a member: `slug`, `name`, `role`, `languages`, `skills`."""
+    kept = (Membership.role, Membership.languages, Membership.skills)
+    query = select(PROJECTS.c.slug, PROJECTS.c.name, *kept).join(Membership, Membership.project_id == PROJECTS.c.id)
     return (await session.execute(query.where(Membership.user_id == user_id).order_by(PROJECTS.c.name))).all()
 
 

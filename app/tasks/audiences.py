@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Text, and_, any_, bindparam, exists, func, literal, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
@@ -20,31 +20,18 @@ from app.projects.models import Project
 from app.tasks.models import Audience, Lease, Task
 
 
-def _fits(languages: ColumnElement[Any], skills: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Audiences of who reads these languages, all if none is named, and has these skills."""
-    reads = or_(func.cardinality(languages) == 0, Audience.language == "", Audience.language == any_(languages))
-    return and_(reads, Audience.skills.contained_by(skills))
+def _audiences_of(project_id: Any, annotator_id: Any) -> Select[int]:
+    """The audiences of a project to which somebody belongs, by the rule that `claim_task` asks, too."""
+    return select(func.audiences_of(project_id, annotator_id, type_=BigInteger).column_valued("audience_id"))
 
 
-# What every next task asks is put together once; `asked_of` has the values.
-FITS = _fits(bindparam("languages", type_=ARRAY(Text)), bindparam("skills", type_=ARRAY(Text)))
-IS_FOR_THEM = Task.audience_id.in_(select(Audience.id).where(FITS))
-OF_PROJECT = select(Audience.id, FITS).where(Audience.project_id == bindparam("project_id"))
+def is_for(project_id: Any, annotator_id: Any) -> ColumnElement[bool]:
+    """Tasks of a project that somebody may get."""
+    return Task.audience_id.in_(_audiences_of(project_id, annotator_id))
 
 
-def asked_of(annotator: User) -> dict[str, Any]:
-    """What `FITS` wants to know of somebody."""
-    return {"languages": annotator.languages, "skills": annotator.skills}
-
-
-def fits(annotator: User) -> ColumnElement[bool]:
-    """Audiences that somebody belongs to."""
-    return _fits(literal(annotator.languages, ARRAY(Text)), literal(annotator.skills, ARRAY(Text)))
-
-
-def is_for(annotator: User) -> ColumnElement[bool]:
-    """Tasks that somebody may get."""
-    return Task.audience_id.in_(select(Audience.id).where(fits(annotator)))
+# What every next task asks is put together once.
+IS_FOR_THEM = is_for(bindparam("project_id"), bindparam("annotator_id"))
 
 
 def _had_by(annotator: User) -> ColumnElement[bool]:
@@ -66,12 +53,33 @@ async def waiting_elsewhere(session: AsyncSession, project: Project, annotator: 
     query = (
         select(Audience.language, Audience.skills, num)
         .join(Task, Task.audience_id == Audience.id)
-        .where(Audience.project_id == project.id, ~fits(annotator), Task.num_taken < Task.overlap)
-        .where(~Task.is_gold, Task.withdrawn_at.is_(None), ~_had_by(annotator))
+        .where(Audience.project_id == project.id, Audience.id.not_in(_audiences_of(project.id, annotator.id)))
+        .where(Task.num_taken < Task.overlap, ~Task.is_gold, Task.withdrawn_at.is_(None), ~_had_by(annotator))
         .group_by(Audience.id)
         .order_by(num.desc(), Audience.id)
     )
     return [Elsewhere(language, skills, count) for language, skills, count in await session.execute(query)]
+
+
+# Tasks wait, and of all who have a role here nobody belongs to their audience.
+FOR_NOBODY = text(
+    """
+    select a.* from audiences a
+    where a.project_id = :project_id and exists (
+        select from tasks t
+        where t.audience_id = a.id and t.num_taken < t.overlap and t.withdrawn_at is null and not t.is_gold
+    ) and not exists (
+        select from users u left join memberships m on m.user_id = u.id and m.project_id = a.project_id
+        where u.disabled_at is null and coalesce(m.role, u.role) is not null and is_in_audience(a, u, m)
+    ) order by a.language, a.skills
+    """
+)
+
+
+async def for_nobody(session: AsyncSession, project: Project) -> Sequence[Audience]:
+    """What waits for somebody whom the project does not have: a language, or skills."""
+    query = select(Audience).from_statement(FOR_NOBODY)
+    return (await session.scalars(query, {"project_id": project.id})).all()
 
 
 async def of_task(session: AsyncSession, task_id: uuid.UUID) -> Audience | None:

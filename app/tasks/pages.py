@@ -15,7 +15,7 @@ from app.db import stamp
 from app.errors import Conflict
 from app.projects.guards import PageProject
 from app.prompts import service as prompts
-from app.tasks import ahead, drafts, lists, making, reports, service
+from app.tasks import ahead, audiences, drafts, lists, making, reports, service
 from app.tasks.guards import SamePerson
 from app.tasks.models import SkipKind
 from app.tasks.schemas import DraftOut, PageDraftIn, PageDraftOut
@@ -95,6 +95,7 @@ async def list_tasks(
         num_waiting=num_waiting,
         most_waiting=lists.MOST_WAITING,
         num_reports=await reports.count_reports(session, project_id=project.id),
+        for_nobody=await audiences.for_nobody(session, project),
         state=state,
         next_url=following,
         is_first=after is None,

@@ -207,7 +207,12 @@ async def _next_test(session: AsyncSession, *, project: Project, annotator: User
 async def count_tests_left(session: AsyncSession, project: Project, annotator: User) -> int:
     """How many tasks of the qualification this annotator has not had."""
     query = select(func.count()).select_from(Task).where(_is_handed_out([project.id]), Task.is_gold)
-    return await session.scalar(query.where(Task.is_qualifying, ~_had_by(annotator), audiences.is_for(annotator))) or 0
+    return (
+        await session.scalar(
+            query.where(Task.is_qualifying, ~_had_by(annotator), audiences.is_for(project.id, annotator.id))
+        )
+        or 0
+    )
 
 
 # What every next task asks is put together once: building it takes longer than running it.
@@ -305,7 +310,7 @@ async def _is_any_waiting(session: AsyncSession, project: Project, annotator: Us
         Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.EXPIRED
     )
     overdue = exists().where(Lease.task_id == Task.id, _is_overdue(now))
-    mine_or_new = or_(own, and_(~_had_by(annotator), audiences.is_for(annotator)))
+    mine_or_new = or_(own, and_(~_had_by(annotator), audiences.is_for(project.id, annotator.id)))
     found = await session.scalar(
         select(exists().where(_is_handed_out([project.id]), ~Task.is_gold, or_(has_place(), overdue), mine_or_new))
     )

@@ -48,7 +48,7 @@ async def waiting_counts(
     More than `MOST_COUNTED` are not told apart. Gold is not counted, or the number would tell it; but who has it in
     hand sees at least the one.
     """
-    values = {"annotator_id": annotator.id, "now": now or datetime.now(UTC), **audiences.asked_of(annotator)}
+    values = {"annotator_id": annotator.id, "now": now or datetime.now(UTC)}
     counts = {}
     for project_id in project_ids:
         row = (await session.execute(WAITING, values | {"project_id": project_id})).one()

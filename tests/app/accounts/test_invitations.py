@@ -98,7 +98,7 @@ async def test_an_invitation_gives_and_never_takes(
     await service.set_member(session, user_id=user.id, project_id=project.id, role=before)
     link = await invite(session, project, role=offered)
     await invitations.accept(session, secret=link.rpartition("#")[2], user=user)
-    members = {person.id: role for person, role in await service.list_members(session, project.id)}
+    members = {person.id: member.role for person, member in await service.list_members(session, project.id)}
     assert members == {user.id: after}
 
 
@@ -146,7 +146,7 @@ async def test_members_change_roles_and_go(client: AsyncClient, session: AsyncSe
     await session.commit()
     place = f"/projects/tone/people/{user.id}"
     assert (await client.post(place, data={"role": "reviewer"}, headers=FORM)).status_code == 303
-    assert [role for _, role in await service.list_members(session, project.id)] == ["reviewer"]
+    assert [member.role for _, member in await service.list_members(session, project.id)] == ["reviewer"]
     assert (await client.post(place, data={"role": "king"}, headers=FORM)).status_code == 422
     assert (await client.post(place, data={"role": ""}, headers=FORM)).status_code == 303
     assert await service.list_members(session, project.id) == []

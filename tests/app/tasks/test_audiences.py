@@ -11,7 +11,8 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import abilities
-from app.accounts.models import Role, User
+from app.accounts.models import AuditEntry, Membership, Role, User
+from app.accounts.service import set_member
 from app.errors import Invalid
 from app.projects.models import Project
 from app.tasks import audiences, waiting
@@ -159,3 +160,123 @@ async def test_an_owner_gives_skills(client: AsyncClient, session: AsyncSession,
     assert (ada.languages, ada.skills) == (["zh"], ["law", "medicine"])
     assert 'value="law, medicine"' in (await client.get(f"/people/{ada.id}")).text
     assert (await client.post(f"/people/{ada.id}/abilities", data={"skills": "a b!"})).status_code == 422
+
+
+# What a project's admins know of its members
+
+
+async def member(
+    session: AsyncSession, project: Project, *, languages: str = "", skills: str = "", **of_theirs: list[str]
+) -> User:
+    """Somebody with a role in this project alone, who can be asked this there; `of_theirs` holds everywhere."""
+    person = await make_user(session, role=None, **{name.removesuffix("_"): value for name, value in of_theirs.items()})
+    await set_member(session, user_id=person.id, project_id=project.id, role=Role.ANNOTATOR)
+    told = {"languages": languages, "skills": skills}
+    await abilities.set_in_project(session, project_id=project.id, user_id=person.id, actor_id=person.id, **told)
+    return person
+
+
+async def test_a_projects_skills_come_on_top_and_its_languages_narrow(session: AsyncSession, project: Project) -> None:
+    english, chinese = await ask(session, project), await ask(session, project, "zh")
+    law, both = await ask(session, project, "en", "law"), await ask(session, project, "en", "law", "medicine")
+    found = {
+        "skills": await member(session, project, skills="law"),
+        "more skills": await member(session, project, skills="law", skills_=["medicine"]),
+        "languages": await member(session, project, languages="zh"),
+        "neither": await member(session, project, languages="zh", languages_=["en"]),
+    }
+    expected = {
+        "skills": [english, chinese, law],
+        "more skills": [english, chinese, law, both],
+        "languages": [chinese],
+        "neither": [],
+    }
+    for name, person in found.items():
+        counts = await waiting.waiting_counts(session, [project.id], person, NOW)
+        assert (name, counts[project.id]) == (name, len(expected[name]))
+        assert (name, await given(session, project, person)) == (name, expected[name])
+
+
+async def test_what_one_project_says_holds_in_no_other(session: AsyncSession, project: Project) -> None:
+    other = await make_project(session)
+    person = await member(session, project, languages="zh", skills="law")
+    await set_member(session, user_id=person.id, project_id=other.id, role=Role.ANNOTATOR)
+    english, law = await ask(session, other), await ask(session, other, "en", "law")
+    assert await given(session, other, person) == [english]
+    elsewhere = await audiences.waiting_elsewhere(session, other, person)
+    assert [(row.language, row.skills, row.num) for row in elsewhere] == [("en", ["law"], 1)]
+    assert law.num_taken == 0
+
+
+async def test_gold_asks_for_the_skills_of_the_project(session: AsyncSession, project: Project) -> None:
+    project.gold_share = 0.5
+    for _ in range(12):
+        await ask(session, project)
+        session.add(GoldOrder(task_id=(await ask(session, project, "en", "law")).id, places=[1, 2]))
+    await session.flush()
+    assert any(task.is_gold for task in await given(session, project, await member(session, project, skills="law")))
+    assert not any(task.is_gold for task in await given(session, project, await member(session, project)))
+
+
+async def test_an_admin_of_the_project_says_what_a_member_can_rank(
+    client: AsyncClient, session: AsyncSession, project: Project
+) -> None:
+    ada, stranger = await member(session, project), await make_user(session)
+    bo = await sign_in(client, session, role=Role.ANNOTATOR)
+    await set_member(session, user_id=bo.id, project_id=project.id, role=Role.ADMIN)
+    await session.commit()
+    base = f"/projects/{project.slug}/people"
+    sent = {"languages": "zh-Hans", "skills": "Law, medicine"}
+    assert (await client.post(f"{base}/{ada.id}/abilities", data=sent)).headers["location"] == base
+    membership = await session.get_one(Membership, (ada.id, project.id), populate_existing=True)
+    assert (membership.languages, membership.skills) == (["zh"], ["law", "medicine"])
+    assert 'value="law, medicine"' in (await client.get(f"{base}/{ada.id}")).text
+    assert "medicine</span>" in (await client.get(base)).text
+    refused = await client.post(f"{base}/{ada.id}/abilities", data={"skills": "a/b", "languages": "zh"})
+    assert (refused.status_code, 'value="a/b"' in refused.text) == (422, True)
+    assert (await client.post(f"{base}/{stranger.id}/abilities", data=sent)).status_code == 404
+    assert (await client.get(f"{base}/{stranger.id}")).status_code == 404
+    entry = (await session.scalars(select(AuditEntry).where(AuditEntry.actor_id == bo.id))).one()
+    assert (entry.action, entry.subject) == ("member.abilities", str(ada.id))
+    assert entry.detail == {"project": str(project.id), "languages": ["zh"], "skills": ["law", "medicine"]}
+
+
+async def test_a_program_says_it_too(client: AsyncClient, session: AsyncSession, project: Project) -> None:
+    ada = await member(session, project)
+    await sign_in(client, session)
+    base = f"/api/v1/projects/{project.slug}/members"
+    answer = await client.put(f"{base}/{ada.id}/abilities", json={"languages": [], "skills": ["Law"]})
+    assert answer.status_code == 204
+    (row,) = (await client.get(base)).json()
+    assert (row["languages"], row["skills"]) == ([], ["law"])
+    wrong = await client.put(f"{base}/{ada.id}/abilities", json={"languages": ["x"], "skills": ["two words"]})
+    assert wrong.status_code == 422
+
+
+async def test_ones_account_names_the_skills_of_each_project(
+    client: AsyncClient, session: AsyncSession, project: Project
+) -> None:
+    ada = await sign_in(client, session, role=Role.ANNOTATOR)
+    assert "You have no skills" in (await client.get("/account")).text
+    await set_member(session, user_id=ada.id, project_id=project.id, role=Role.ANNOTATOR)
+    told = {"languages": "", "skills": "law"}
+    await abilities.set_in_project(session, project_id=project.id, user_id=ada.id, actor_id=ada.id, **told)
+    await session.commit()
+    assert f"In {project.name}: law." in (await client.get("/account")).text
+
+
+async def test_the_list_of_tasks_says_what_nobody_can_rank(
+    client: AsyncClient, session: AsyncSession, project: Project
+) -> None:
+    await ask(session, project)
+    await ask(session, project, "en", "law")
+    await sign_in(client, session)
+    words = "Tasks wait that nobody here can rank"
+    page = (await client.get(f"/projects/{project.slug}/tasks")).text
+    assert (words in page, "en · law" in page) == (True, True)
+    person = await member(session, project, skills="law")
+    await session.commit()
+    assert words not in (await client.get(f"/projects/{project.slug}/tasks")).text
+    person.disabled_at = NOW
+    await session.commit()
+    assert words in (await client.get(f"/projects/{project.slug}/tasks")).text
