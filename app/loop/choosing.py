@@ -92,7 +92,7 @@ def placed(project: Project, judged: Sequence[Judged]) -> list[dict[str, Any]]:
 
 async def judge_waiting(session: AsyncSession, project: Project) -> Run | None:
     """Queue a run that asks the live reward model about the tasks that wait; None where nobody needs to know."""
-    is_wanted = project.rank_next != RankNext.RANDOM or project.help != Help.NONE
+    is_wanted = project.rank_next != RankNext.RANDOM or project.help != Help.NONE or project.drafts_demonstrations
     if not is_wanted or project.archived_at is not None:
         return None
     reward = await registry.live_version(session, project_id=project.id, kind=VersionKind.REWARD)

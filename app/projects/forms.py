@@ -24,6 +24,7 @@ CHECKBOXES = (
     "writes_demonstrations",
     "writes_prompts",
     "allows_self_review",
+    "drafts_demonstrations",
     "is_paused",
 )
 SAMPLING = {"temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_new_tokens", "sampling_seed": "seed"}

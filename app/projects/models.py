@@ -141,6 +141,8 @@ class Project(Base):
     writes_demonstrations: Mapped[FalseByDefault]
     writes_prompts: Mapped[FalseByDefault]
     allows_self_review: Mapped[FalseByDefault]
+    # Whether an ideal answer may begin as a model's; the share without help is that of rankings.
+    drafts_demonstrations: Mapped[FalseByDefault]
     # Whether an order is looked at once more before it is sent.
     has_review_step: Mapped[FalseByDefault]
     overlap: Mapped[int] = mapped_column(server_default="1", default=1)

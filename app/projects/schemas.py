@@ -114,6 +114,7 @@ class ProjectSettings(BaseModel):
     writes_demonstrations: bool = False
     writes_prompts: bool = False
     allows_self_review: bool = False
+    drafts_demonstrations: bool = False
     overlap: int = Field(1, ge=1, le=100)
     overlap_share: float = Field(1, ge=0, le=1)
     gold_share: float = Field(0, ge=0, le=0.5)
@@ -188,6 +189,7 @@ class ProjectOut(BaseModel):
     writes_demonstrations: bool
     writes_prompts: bool
     allows_self_review: bool
+    drafts_demonstrations: bool
     overlap: int
     overlap_share: float
     gold_share: float

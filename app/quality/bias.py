@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from app import spreadsheets
-from app.quality import helped
+from app.quality import drafts, helped
 from app.quality.agreement import Estimate, ratio
 from app.quality.detectors import share_of, top_shares
 from app.quality.orders import MISSING, Bools, Floats, Ints, Judgement, Table, number, padded
@@ -62,6 +62,8 @@ class Report:
     """How often the first card gets the first place, by who judged: those who judged most."""
     sides: list[helped.Side]
     """Without help by a model, and with it."""
+    drafted: Sequence[drafts.DraftSide] = ()
+    """The same of what people write."""
 
 
 def report_of(judgements: Sequence[Judgement], names: Mapping[Hashable, str] | None = None) -> Report:
@@ -203,7 +205,7 @@ def rows_of(report: Report) -> list[dict[str, Any]]:
         {"by": kind, "group": lean.group, "expected": lean.expected, **asdict(lean.rate)}
         for kind, leans in groups.items()
         for lean in leans
-    ] + helped.rows_of(report.sides)
+    ] + [*helped.rows_of(report.sides), *drafts.rows_of(report.drafted)]
 
 
 def as_csv(report: Report) -> str:

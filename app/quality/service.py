@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +19,7 @@ from app.accounts.service import audit
 from app.db import at_most
 from app.errors import Conflict, NotFound
 from app.projects.models import Project
-from app.quality import reading
+from app.quality import drafts, reading
 from app.quality.agreement import Agreement, by, kappa_of_labels, measure
 from app.quality.bias import Report, report_of
 from app.quality.detectors import Check, Crowd, Evidence, crowd_of, flags_of, read
@@ -137,7 +137,8 @@ async def bias_report(session: AsyncSession, project: Project) -> Report:
     """What the newest rankings lean on."""
     judgements = await reading.newest(session, project.id)
     names = await names_of(session, project, judgements)
-    return await asyncio.to_thread(report_of, judgements, names)
+    found = await asyncio.to_thread(report_of, judgements, names)
+    return replace(found, drafted=await drafts.report(session, project))
 
 
 async def names_of(session: AsyncSession, project: Project, judgements: Sequence[Judgement]) -> dict[Hashable, str]:

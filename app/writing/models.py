@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index,
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Created, EmptyObject, ProjectId, UserId, UuidKey
+from app.db import Base, Created, EmptyObject, FalseByDefault, ProjectId, UserId, UuidKey
 
 
 class WritingKind(StrEnum):
@@ -52,6 +52,7 @@ class Writing(Base):
         CheckConstraint(
             "(state = 'approved') = (coalesce(completion_id, written_prompt_id) is not null)", name="approved_is_stored"
         ),
+        CheckConstraint("not is_assisted or draft_id is not null", name="assisted_by_a_draft"),
         # One open answer of a person to a prompt, in however many tabs.
         Index(
             "uq_writings_open",
@@ -63,6 +64,7 @@ class Writing(Base):
         Index("ix_writings_author", "author_id", "project_id", "number"),
         Index("ix_writings_queue", "project_id", "number", postgresql_where=text("state = 'submitted'")),
         Index("ix_writings_prompt", "prompt_id"),
+        Index("ix_writings_drafted", "project_id", "number", postgresql_where=text("draft_id is not null")),
     )
 
     id: Mapped[UuidKey]
@@ -74,6 +76,10 @@ class Writing(Base):
     # What a demonstration answers, and the answer that it began from.
     prompt_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("prompts.id", ondelete="CASCADE"))
     began_from_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("completions.id"))
+    # The model's answer that there was to begin with, and whether its author was shown it (app/writing/drafts.py); a
+    # trigger keeps both as they are.
+    draft_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("completions.id"))
+    is_assisted: Mapped[FalseByDefault]
     body: Mapped[EmptyObject]
     # What came of it.
     completion_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("completions.id"))

@@ -25,6 +25,7 @@ from app.prompts.models import Completion, Prompt, Split
 from app.prompts.service import ensure_prompts, text_hash
 from app.rankings.models import Ranking, RankingPlace
 from app.tasks.models import Lease, Task
+from app.writing import drafts
 from app.writing.bodies import WrittenPrompt, checked_body
 from app.writing.models import Step, Writing, WritingKind, WritingState, WritingStep
 
@@ -81,7 +82,10 @@ async def begin_demonstration(session: AsyncSession, *, project: Project, author
         .order_by(Prompt.number)
         .limit(1)
     )
-    return None if prompt is None else await add(session, project, author, prompt=prompt)
+    if prompt is None:
+        return None
+    answer = await drafts.find_draft(session, project=project, prompt=prompt, author=author)
+    return await add(session, project, author, prompt=prompt, draft=answer)
 
 
 async def begin_prompt(session: AsyncSession, *, project: Project, author: User, prompt_kind: str) -> Writing:
@@ -136,8 +140,14 @@ async def add(
     prompt: Prompt | None = None,
     body: Mapping[str, Any] | None = None,
     began_from: Completion | None = None,
+    draft: Completion | None = None,
 ) -> Writing:
-    """A new draft; the one that another tab began a moment ago, if so."""
+    """A new draft; the one that another tab began a moment ago, if so. It begins as the model's, unless the lot says
+    that this person writes without help.
+    """
+    is_assisted = draft is not None and prompt is not None and drafts.is_helped(project, prompt, author)
+    if draft is not None and is_assisted:
+        body, began_from = {"text": draft.text}, draft
     writing = Writing(
         project_id=project.id,
         kind=WritingKind.DEMONSTRATION if prompt else WritingKind.PROMPT,
@@ -145,6 +155,8 @@ async def add(
         prompt_id=prompt.id if prompt else None,
         body=dict(body or {}),
         began_from_id=began_from.id if began_from else None,
+        draft_id=draft.id if draft else None,
+        is_assisted=is_assisted,
     )
     try:
         async with session.begin_nested():

@@ -97,6 +97,7 @@ def make_project() -> Project:
         writes_demonstrations=False,
         writes_prompts=False,
         allows_self_review=False,
+        drafts_demonstrations=False,
     )
 
 
