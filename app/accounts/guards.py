@@ -18,8 +18,8 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import service
-from app.accounts.models import ApiToken, Roles, Scope, User
-from app.accounts.service import Person
+from app.accounts.models import ApiToken, Roles, Scope, TokenFacts, User, Who
+from app.accounts.service import Bearer, Person
 from app.accounts.wanted import NamedProject, ProjectFinder, Wanted, find_wanted
 from app.errors import Forbidden, NotFound, Unauthorized
 from app.web import SessionDep
@@ -79,7 +79,7 @@ async def first_wanted(request: Request) -> Wanted | None:
     return next(iter(await wanted_projects(request)), None)
 
 
-async def find_project(request: Request, session: AsyncSession, person: Person) -> NamedProject | None:
+async def find_project(request: Request, session: AsyncSession, person: Person | Bearer) -> NamedProject | None:
     """The project that a request's address names; None: it names none.
 
     Raises:
@@ -131,7 +131,7 @@ async def signed_in_person(request: Request, session: SessionDep) -> Person | No
     return person
 
 
-def visitor(person: Person, project_id: uuid.UUID | None = None) -> Visitor:
+def visitor(person: Person | Bearer, project_id: uuid.UUID | None = None) -> Visitor:
     """A copy: the page that says what went wrong is drawn after the transaction, and what it loaded, are gone."""
     user, roles = person.user, person.roles
     return Visitor(user.id, user.name, roles.role_in(project_id), roles.is_owner, roles.scopes_in(project_id))
@@ -206,9 +206,9 @@ class ApiCaller:
     runs. `wanted` are the scopes of which the operation asks for one.
     """
 
-    user: User
+    user: User | Who
     roles: Roles
-    token: ApiToken | None
+    token: ApiToken | TokenFacts | None
     project: NamedProject | None = None
     wanted: frozenset[str] = frozenset()
 
@@ -256,6 +256,9 @@ class ApiCaller:
             raise scope_missing(self.wanted, scopes)
 
 
+ANNOTATES = frozenset[str]({Scope.ANNOTATE})
+
+
 def scope_missing(wanted: frozenset[str], given: frozenset[str]) -> Forbidden:
     """The refusal that names what is needed and what was sent."""
     needed = " or ".join(f"`{scope}`" for scope in sorted(wanted))
@@ -277,6 +280,15 @@ async def find_caller(
         NotFound: the address names a project where the caller has no role, or that the token does not reach.
     """
     caller, owner = await caller_of(request, session, person, credentials)
+    return await with_project(request, session, caller, owner)
+
+
+async def with_project(request: Request, session: AsyncSession, caller: ApiCaller, owner: Person | Bearer) -> ApiCaller:
+    """The caller at the project that the address names, if it names one.
+
+    Raises:
+        NotFound: the caller has no role there, or the token does not reach it.
+    """
     project = await find_project(request, session, owner)
     if project and not caller.scopes_in(project.id):
         raise NotFound
@@ -322,14 +334,45 @@ def require_scope(*scopes: Scope) -> Callable[..., Awaitable[ApiCaller]]:
     async def check(
         request: Request, session: SessionDep, caller: Annotated[ApiCaller, Depends(find_caller)]
     ) -> ApiCaller:
-        given = caller.scopes_in(caller.project.id) if caller.project else caller.scopes_without_project
-        if not given & wanted:
-            raise scope_missing(wanted, given)
+        given = given_to(caller, wanted)
         if Scope.READ in wanted and Scope.READ not in given:
             await require_held(request, session, caller)
         return replace(caller, wanted=wanted)
 
     return check
+
+
+def given_to(caller: ApiCaller, wanted: frozenset[str]) -> frozenset[str]:
+    """What the caller may do here.
+
+    Raises:
+        Forbidden: nothing of what is wanted.
+    """
+    given = caller.scopes_in(caller.project.id) if caller.project else caller.scopes_without_project
+    if not given & wanted:
+        raise scope_missing(wanted, given)
+    return given
+
+
+async def find_ranker(
+    request: Request, session: SessionDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> ApiCaller:
+    """As `AnnotateCaller`, for what is asked at every ranking: who sends a token is looked up by a few facts, and all
+    in one dependency, as each costs as much as a question to the database.
+
+    Raises:
+        Unauthorized, TokenRefused, NotFound, Forbidden: as there.
+    """
+    if credentials is None:
+        caller = await find_caller(request, session, await signed_in_person(request, session), None)
+    else:
+        owner = await service.bearer_of_token(session, credentials.credentials, await first_wanted(request))
+        if owner is None:
+            raise TokenRefused
+        request.state.user = visitor(owner)
+        caller = await with_project(request, session, ApiCaller(owner.user, owner.roles, owner.token), owner)
+    given_to(caller, ANNOTATES)
+    return replace(caller, wanted=ANNOTATES)
 
 
 async def require_held(request: Request, session: AsyncSession, caller: ApiCaller) -> None:
@@ -343,6 +386,7 @@ async def require_held(request: Request, session: AsyncSession, caller: ApiCalle
         raise NotFound
 
 
+Ranker = Annotated[ApiCaller, Depends(find_ranker)]
 AnnotateCaller = Annotated[ApiCaller, Depends(require_scope(Scope.ANNOTATE))]
 ReviewCaller = Annotated[ApiCaller, Depends(require_scope(Scope.REVIEW))]
 ReadCaller = Annotated[ApiCaller, Depends(require_scope(Scope.READ))]

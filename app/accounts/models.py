@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, UniqueConstraint, text
@@ -77,8 +77,18 @@ class Roles:
         return frozenset(project_id for project_id, role in self.by_project.items() if ROLE_SCOPES[role] & wanted)
 
 
+class Who(NamedTuple):
+    """Of a person, what it takes to let them in."""
+
+    id: uuid.UUID
+    name: str
+    role: str | None
+
+
 class User(Base):
     """A person."""
+
+    Facts: ClassVar[type[Who]] = Who
 
     __tablename__ = "users"
     __table_args__ = (
@@ -100,6 +110,9 @@ class User(Base):
     # Their name and address are gone for good; what they ranked stays, under a name that tells nothing.
     erased_at: Mapped[datetime | None]
     created_at: Mapped[Created]
+
+
+AnyUser = User | Who
 
 
 class Membership(Base):
@@ -222,8 +235,19 @@ class ProviderVisit(Base):
     expires_at: Mapped[datetime]
 
 
+class TokenFacts(NamedTuple):
+    """Of a token, what it allows."""
+
+    id: uuid.UUID
+    scopes: list[str]
+    project_ids: list[uuid.UUID] | None
+    last_used_at: datetime | None
+
+
 class ApiToken(Base):
     """A bearer token. `project_ids` null: all that its owner may reach."""
+
+    Facts: ClassVar[type[TokenFacts]] = TokenFacts
 
     __tablename__ = "api_tokens"
 

@@ -17,7 +17,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from app import facts
 from app.accounts.models import (
+    AnyUser,
     ApiToken,
     AuditEntry,
     Membership,
@@ -26,8 +28,10 @@ from app.accounts.models import (
     Scope,
     SignInLink,
     SignInMethod,
+    TokenFacts,
     User,
     UserSession,
+    Who,
 )
 from app.accounts.wanted import NamedProject, Wanted
 from app.errors import Invalid, NotFound, Unauthorized
@@ -305,26 +309,30 @@ ROLES_BY_PROJECT = (
 )
 
 
-def roles_of(user: User, by_project: Mapping[str, str] | None) -> Roles:
+def roles_of(user: AnyUser, by_project: Mapping[str, str] | None) -> Roles:
     """A person's roles, from what `ROLES_BY_PROJECT` selects."""
     return Roles(user.role, {uuid.UUID(key): role for key, role in (by_project or {}).items()})
 
 
-async def get_roles(session: AsyncSession, user: User) -> Roles:
+async def get_roles(session: AsyncSession, user: AnyUser) -> Roles:
     """A person's roles."""
     return roles_of(user, await session.scalar(select(ROLES_BY_PROJECT).where(User.id == user.id)))
+
+
+def _asked_with(query: Select[Any], secret: str, wanted: Wanted | None) -> tuple[Select[Any], dict[str, Any]]:
+    """Whom a secret lets in, and beside them the project that they want: the query, and its values."""
+    values = {"hash": hash_secret(secret)}
+    return (query, values) if wanted is None else (wanted[0].beside(query), values | {"thing": wanted[1]})
 
 
 async def _person_and_project(
     session: AsyncSession, query: Select[Any], secret: str, wanted: Wanted | None
 ) -> tuple[Any, NamedProject | None] | None:
     """The row of whom a secret lets in, and the project that they want."""
-    values = {"hash": hash_secret(secret)}
-    if wanted is None:
-        row = (await session.execute(query, values)).one_or_none()
-        return (row, None) if row else None
-    found = await session.execute(wanted[0].beside(query), values | {"thing": wanted[1]})
+    found = await session.execute(*_asked_with(query, secret, wanted))
     row = found.one_or_none()
+    if wanted is None:
+        return (row, None) if row else None
     # Kept, as a session forgets what nobody holds.
     session.info["along"] = row
     return (row, row[-1]) if row else None
@@ -542,6 +550,7 @@ async def revoke_tokens_named(session: AsyncSession, *, name: str) -> None:
 
 PERSON_OF_TOKEN = (
     select(ApiToken, User, ROLES_BY_PROJECT)
+    .select_from(ApiToken)
     .join(User, User.id == ApiToken.user_id)
     .where(
         ApiToken.token_hash == bindparam("hash"),
@@ -560,10 +569,35 @@ async def person_of_token(
     if found is None:
         return None
     row, project = found
-    token: ApiToken = row.ApiToken
+    await _note_use(session, row.ApiToken)
+    return row.ApiToken, Person(row.User, roles_of(row.User, row.by_project), project)
+
+
+@dataclass(frozen=True)
+class Bearer:
+    """Who sent a token, what it allows, and the project that was wanted together with them: facts, not rows."""
+
+    user: Who
+    roles: Roles
+    token: TokenFacts
+    project: NamedProject | None
+
+
+async def bearer_of_token(session: AsyncSession, secret: str, wanted: Wanted | None) -> Bearer | None:
+    """As `person_of_token`, for requests that do with a few facts: they are remembered."""
+    query, values = _asked_with(PERSON_OF_TOKEN, secret, wanted)
+    found = await facts.ask(session, facts.few_columns(query), values)
+    if found is None:
+        return None
+    token, user, by_project, *others = found
+    facts.remember(session, others)
+    await _note_use(session, token)
+    return Bearer(user, roles_of(user, by_project), token, others[-1] if others else None)
+
+
+async def _note_use(session: AsyncSession, token: ApiToken | TokenFacts) -> None:
     if token.last_used_at is None or token.last_used_at < datetime.now(UTC) - SEEN_EVERY:
-        token.last_used_at = datetime.now(UTC)
-    return token, Person(row.User, roles_of(row.User, row.by_project), project)
+        await session.execute(update(ApiToken).where(ApiToken.id == token.id).values(last_used_at=func.now()))
 
 
 # The audit log

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import AccessDep, ApiCaller, find_caller
 from app.projects import service
-from app.projects.models import Project
+from app.projects.models import AnyProject, Project, ProjectFacts
 
 
 async def find_project(session: AsyncSession, key: str) -> Project:
@@ -28,6 +28,12 @@ async def find_project(session: AsyncSession, key: str) -> Project:
 def project_of_path(caller: Annotated[ApiCaller, Depends(find_caller)]) -> Project:
     """The project of an API address or body, which the guards found and asked about already."""
     assert isinstance(caller.project, Project), "this request names no project"
+    return caller.project
+
+
+def known_project(caller: ApiCaller) -> AnyProject:
+    """The same, or only its facts."""
+    assert isinstance(caller.project, Project | ProjectFacts), "this request names no project"
     return caller.project
 
 

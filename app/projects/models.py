@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from sqlalchemy import BigInteger, CheckConstraint
 from sqlalchemy.dialects.postgresql import JSONB
@@ -82,8 +83,29 @@ class Layout(StrEnum):
     TWO_COLUMNS = "columns"
 
 
+class ProjectFacts(NamedTuple):
+    """Of a project, what it takes to hand out a task and to check an answer."""
+
+    id: uuid.UUID
+    slug: str
+    name: str
+    is_paused: bool
+    archived_at: datetime | None
+    lease_minutes: int
+    qualify_tasks: int
+    gold_window: int
+    ties_allowed: bool
+    partial_allowed: bool
+    labels: list[Any]
+    rationale: str
+    min_rationale: int
+    confidence: str
+
+
 class Project(Base):
     """What is asked of annotators, and how the loop runs."""
+
+    Facts: ClassVar[type[ProjectFacts]] = ProjectFacts
 
     __tablename__ = "projects"
     __table_args__ = (
@@ -194,3 +216,6 @@ class Project(Base):
     created_by: Mapped[UserId | None]
     created_at: Mapped[Created]
     archived_at: Mapped[datetime | None]
+
+
+AnyProject = Project | ProjectFacts

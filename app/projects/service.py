@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.service import audit
 from app.errors import Invalid, NotFound
 from app.events import events
-from app.projects.models import Project
+from app.projects.models import AnyProject, Project
 
 # InstructGPT, table 3: what its labelers marked on every answer.
 INSTRUCTGPT_LABELS = [
@@ -95,7 +95,7 @@ def keep_labels(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str
     return [*map(dict, after), *gone]
 
 
-def asked_labels(project: Project) -> list[dict[str, Any]]:
+def asked_labels(project: AnyProject) -> list[dict[str, Any]]:
     """The labels that annotators are asked for now, in their order."""
     return [LABEL_DEFAULTS | label for label in project.labels if not label.get("removed")]
 

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import User
+from app.accounts.models import AnyUser, User
 from app.accounts.service import audit
 from app.errors import Conflict, Invalid, NotFound
 from app.events import events
@@ -78,7 +78,7 @@ class Report:
 # The person's own steps
 
 
-async def report_of(session: AsyncSession, project: Project, person: User) -> Report:
+async def report_of(session: AsyncSession, project: Project, person: AnyUser) -> Report:
     """Where somebody stands, with what there is to learn from their last try once it is over."""
     standing = await find_standing(session, project, person.id)
     is_over = standing is not None and standing.state != StandingState.TESTING
@@ -95,7 +95,7 @@ async def find_standing(session: AsyncSession, project: Project, person: uuid.UU
     return await session.get(Standing, (project.id, person), populate_existing=True)
 
 
-async def begin(session: AsyncSession, project: Project, person: User) -> Standing:
+async def begin(session: AsyncSession, project: Project, person: AnyUser) -> Standing:
     """Begin a try. Twice is harmless.
 
     Raises:
@@ -147,9 +147,10 @@ def is_measured(event: RankingStored) -> bool:
 
 async def heard(session: AsyncSession, event: RankingStored) -> None:
     """A ranking of a gold task may end a try, or pause somebody."""
-    project, annotator_id = event.project, event.ranking.annotator_id
+    annotator_id = event.ranking.annotator_id
     if annotator_id is None:
         return
+    project = await session.get_one(Project, event.project.id)
     if event.task.is_qualifying:
         await count_test(session, project, annotator_id)
     elif project.gold_window:

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from starlette import status
 
-from app.accounts.guards import AnnotateCaller, ReadCaller
+from app.accounts.guards import AnnotateCaller, Ranker, ReadCaller
 from app.db import SessionMaker
 from app.errors import BadRequest
 from app.projects.guards import ApiProject, find_project
@@ -42,10 +42,10 @@ STREAM_PAGE = 500
 )
 @begins_late
 async def submit_ranking(
-    lease_id: uuid.UUID, body: RankingIn, caller: AnnotateCaller, session: SessionDep, response: Response
+    lease_id: uuid.UUID, body: RankingIn, caller: Ranker, session: SessionDep, response: Response
 ) -> RankingOut:
     """Answer a lease. The lease is the idempotency key: send the same again for as long as no answer comes back."""
-    lease, task = await tasks.leased_task(session, lease_id=lease_id, annotator=caller.user)
+    lease, task = await tasks.known_task(session, lease_id=lease_id, annotator=caller.user)
     provenance = body.provenance(leased_at=lease.created_at, now=datetime.now(UTC))
     answered = await service.answer_lease(
         session,

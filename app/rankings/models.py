@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -87,6 +88,16 @@ class Ranking(Base):
     # Its task was fetched while the one before was answered; it was taken along to be ranked without a connection.
     is_preloaded: Mapped[FalseByDefault]
     is_offline: Mapped[FalseByDefault]
+
+
+class PlaceFacts(NamedTuple):
+    """The place of one completion, as it is answered."""
+
+    completion_id: uuid.UUID
+    place: int | None
+    rating: int | None
+    labels: list[str]
+    denied: list[str]
 
 
 class RankingPlace(Base):

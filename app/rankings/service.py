@@ -12,19 +12,20 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, text, tup
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
-from app.accounts.models import User
+from app import facts
+from app.accounts.models import AnyUser, User
 from app.db import begin
 from app.errors import Conflict, FieldError, Invalid, NotFound
 from app.events import events
 from app.projects import tallies
-from app.projects.models import Project
+from app.projects.models import AnyProject, Project
 from app.projects.service import asked_labels, names_of
 from app.rankings import storing
 from app.rankings.answers import Order, RankingAnswer, Rules, body_hash, errors_of, order_of, tidy
-from app.rankings.models import Ranking, RankingPlace
+from app.rankings.models import PlaceFacts, Ranking, RankingPlace
 from app.rankings.provenance import UNKNOWN, Provenance
 from app.tasks import service as tasks
-from app.tasks.models import Lease, LeaseState, Purpose, Task, TaskCompletion
+from app.tasks.models import AnyLease, AnyTask, Lease, LeaseState, Purpose, Task, TaskCompletion
 from app.tasks.service import LETTERS, LeaseReleased
 
 # A lease that is answered yet: one that expired may be, while a place is free or as surplus.
@@ -66,8 +67,8 @@ class AnswerRefused(Invalid):
 class RankingStored:
     """A ranking is stored; it may supersede another."""
 
-    project: Project
-    task: Task
+    project: AnyProject
+    task: AnyTask
     ranking: Ranking
 
 
@@ -79,14 +80,14 @@ class Answered:
     """What became of an answer: its ranking, stored now (with its places) or by the same answer before."""
 
     ranking: Ranking
-    places: Mapping[uuid.UUID, RankingPlace] | None
+    places: Mapping[uuid.UUID, PlaceFacts] | None
 
 
 async def submit(
     session: AsyncSession,
     *,
     lease_id: uuid.UUID,
-    annotator: User,
+    annotator: AnyUser,
     answer: RankingAnswer,
     source: str,
     provenance: Provenance = UNKNOWN,
@@ -106,9 +107,9 @@ async def submit(
 async def answer_lease(
     session: AsyncSession,
     *,
-    lease: Lease,
-    task: Task,
-    annotator: User,
+    lease: AnyLease,
+    task: AnyTask,
+    annotator: AnyUser,
     answer: RankingAnswer,
     source: str,
     provenance: Provenance = UNKNOWN,
@@ -126,7 +127,7 @@ async def answer_lease(
     answer = tidy(answer)
     if lease.state not in ANSWERABLE:
         return Answered(await _find_answer(session, lease, answer), None)
-    project = await session.get_one(Project, task.project_id)
+    project: AnyProject = await facts.get(session, Project, task.project_id)
     require_fine(answer, rules_of(project, lease.display_order))
     ranking = Ranking(
         project_id=project.id,
@@ -146,7 +147,7 @@ async def answer_lease(
     return Answered(ranking, places)
 
 
-async def _find_answer(session: AsyncSession, lease: Lease, answer: RankingAnswer) -> Ranking:
+async def _find_answer(session: AsyncSession, lease: AnyLease, answer: RankingAnswer) -> Ranking:
     """The ranking that a lease yielded before, if it is this tidy answer.
 
     Raises:
@@ -165,7 +166,7 @@ async def revise(
     session: AsyncSession,
     *,
     ranking_id: uuid.UUID,
-    annotator: User,
+    annotator: AnyUser,
     answer: RankingAnswer,
     source: str = "page",
     provenance: Provenance = UNKNOWN,
@@ -213,7 +214,7 @@ async def revise(
     return ranking
 
 
-def is_open(project: Project) -> bool:
+def is_open(project: AnyProject) -> bool:
     """Whether rankings of this project may be changed now."""
     return not project.is_paused and project.archived_at is None
 
@@ -236,7 +237,7 @@ def is_reviewed(task: Task, ranking: Ranking) -> bool:
     return ranking.number <= (task.settled_number or 0)
 
 
-def require_changeable(project: Project, task: Task, view: RankingView) -> None:
+def require_changeable(project: AnyProject, task: Task, view: RankingView) -> None:
     """Refuse to open a ranking that can't be changed.
 
     Raises:
@@ -264,7 +265,7 @@ async def store(
 
 def _fill_in(
     ranking: Ranking, answer: RankingAnswer, display_order: Sequence[uuid.UUID]
-) -> dict[uuid.UUID, RankingPlace]:
+) -> dict[uuid.UUID, PlaceFacts]:
     """Write what was answered into a new ranking; returns its places."""
     ranking.id = uuid.uuid4()
     ranking.rationale = answer.rationale
@@ -273,10 +274,8 @@ def _fill_in(
     ranking.strength = answer.strength
     ranking.body_hash = body_hash(answer)
     return {
-        completion_id: RankingPlace(
-            ranking_id=ranking.id,
-            completion_id=completion_id,
-            task_id=ranking.task_id,
+        completion_id: PlaceFacts(
+            completion_id,
             place=answer.places.get(completion_id),
             rating=answer.ratings.get(completion_id),
             labels=list(answer.labels.get(completion_id, ())),
@@ -286,7 +285,7 @@ def _fill_in(
     }
 
 
-def rules_of(project: Project, display_order: Sequence[uuid.UUID]) -> Rules:
+def rules_of(project: AnyProject, display_order: Sequence[uuid.UUID]) -> Rules:
     """What the project asks of an answer to these completions."""
     return Rules(
         letters=dict(zip(display_order, LETTERS, strict=False)),
@@ -320,7 +319,7 @@ class RankingView:
     """A ranking with what belongs to it. `display_order` is the one its annotator saw."""
 
     ranking: Ranking
-    places: Mapping[uuid.UUID, RankingPlace]
+    places: Mapping[uuid.UUID, RankingPlace | PlaceFacts]
     display_order: Sequence[uuid.UUID]
     superseded_by: uuid.UUID | None
     annotator: str | None

@@ -9,8 +9,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from starlette import status
 
-from app.accounts.guards import AnnotateCaller, ApiCaller, ReadCaller, project_in_body
-from app.projects.guards import find_project, project_of_path
+from app.accounts.guards import AnnotateCaller, ApiCaller, Ranker, ReadCaller, project_in_body
+from app.projects.guards import find_project, known_project
 from app.tasks import drafts, lists, service
 from app.tasks.models import Lease
 from app.tasks.schemas import DraftIn, DraftOut, LeaseOut, NextTaskIn, ReleaseIn, TaskOut, TaskPage
@@ -22,13 +22,11 @@ router = APIRouter(tags=["tasks"])
 @router.post("/tasks:next", response_model=LeaseOut, responses={204: {"description": "Nothing waits."}})
 @begins_late
 @project_in_body
-async def next_task(body: NextTaskIn, caller: AnnotateCaller, session: SessionDep) -> LeaseOut | Response:
+async def next_task(body: NextTaskIn, caller: Ranker, session: SessionDep) -> LeaseOut | Response:
     """The task that the caller works on, or a new one. Asking again gives the same until it is ranked or released."""
-    project = project_of_path(caller)
-    lease = await service.next_lease(session, project=project, annotator=caller.user, now=datetime.now(UTC))
-    if lease is None:
-        return Response(status_code=status.HTTP_204_NO_CONTENT)
-    return LeaseOut.of(await service.get_sheet(session, lease))
+    project = known_project(caller)
+    sheet = await service.next_sheet(session, project=project, annotator=caller.user, now=datetime.now(UTC))
+    return LeaseOut.of(sheet) if sheet is not None else Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
 @router.post("/leases/{lease_id}:release", status_code=status.HTTP_204_NO_CONTENT)

@@ -15,8 +15,8 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, exists, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import User
-from app.projects.models import Project
+from app.accounts.models import AnyUser
+from app.projects.models import AnyProject
 from app.tasks.models import Audience, Lease, Task
 
 
@@ -34,7 +34,7 @@ def is_for(project_id: Any, annotator_id: Any) -> ColumnElement[bool]:
 IS_FOR_THEM = is_for(bindparam("project_id"), bindparam("annotator_id"))
 
 
-def _had_by(annotator: User) -> ColumnElement[bool]:
+def _had_by(annotator: AnyUser) -> ColumnElement[bool]:
     return exists().where(Lease.task_id == Task.id, Lease.annotator_id == annotator.id)
 
 
@@ -47,7 +47,7 @@ class Elsewhere:
     num: int
 
 
-async def waiting_elsewhere(session: AsyncSession, project: Project, annotator: User) -> list[Elsewhere]:
+async def waiting_elsewhere(session: AsyncSession, project: AnyProject, annotator: AnyUser) -> list[Elsewhere]:
     """What waits in this project and asks for a language or for skills that this person does not have."""
     num = func.count(Task.id)
     query = (
@@ -76,7 +76,7 @@ FOR_NOBODY = text(
 )
 
 
-async def for_nobody(session: AsyncSession, project: Project) -> Sequence[Audience]:
+async def for_nobody(session: AsyncSession, project: AnyProject) -> Sequence[Audience]:
     """What waits for somebody whom the project does not have: a language, or skills."""
     query = select(Audience).from_statement(FOR_NOBODY)
     return (await session.scalars(query, {"project_id": project.id})).all()

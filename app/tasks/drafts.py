@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import User
+from app.accounts.models import AnyUser
 from app.db import stamp
 from app.errors import Invalid, TooLarge
 from app.tasks.models import Lease
@@ -23,7 +23,7 @@ async def save_draft(
     session: AsyncSession,
     *,
     lease_id: uuid.UUID,
-    annotator: User,
+    annotator: AnyUser,
     draft: Mapping[str, Any],
     now: datetime,
     follows: str | None = None,

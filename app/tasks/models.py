@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
@@ -112,8 +112,20 @@ class Standing(Base):
     changed_at: Mapped[Created]
 
 
+class TaskFacts(NamedTuple):
+    """Of a task, whose it is and what its ranking is for."""
+
+    id: uuid.UUID
+    project_id: uuid.UUID
+    purpose: str
+    is_gold: bool
+    is_qualifying: bool
+
+
 class Task(Base):
     """2..9 completions of one prompt that wait for `overlap` rankings."""
+
+    Facts: ClassVar[type[TaskFacts]] = TaskFacts
 
     __tablename__ = "tasks"
     __table_args__ = (
@@ -195,8 +207,23 @@ class TaskCompletion(Base):
     position: Mapped[int]
 
 
+class LeaseFacts(NamedTuple):
+    """Of a lease, what its annotator sees and answers."""
+
+    id: uuid.UUID
+    task_id: uuid.UUID
+    annotator_id: uuid.UUID | None
+    state: str
+    display_order: list[uuid.UUID]
+    is_assisted: bool
+    created_at: datetime
+    expires_at: datetime
+
+
 class Lease(Base):
     """One annotator's time-limited right to answer one task, with the display order it saw."""
+
+    Facts: ClassVar[type[LeaseFacts]] = LeaseFacts
 
     __tablename__ = "leases"
     __table_args__ = (
@@ -270,3 +297,7 @@ class GoldOrder(Base):
     is_qualifying: Mapped[FalseByDefault]
     marked_by: Mapped[UserId | None]
     marked_at: Mapped[Created]
+
+
+AnyTask = Task | TaskFacts
+AnyLease = Lease | LeaseFacts

@@ -12,7 +12,7 @@ from app.accounts.guards import MAX_KEY
 from app.examples import PROJECT, A, B, shown
 from app.tasks.lists import TaskRow
 from app.tasks.models import Lease, SkipKind
-from app.tasks.service import MAX_REASON_LENGTH, Sheet
+from app.tasks.service import MAX_REASON_LENGTH, Shown
 
 Key = Annotated[str, StringConstraints(max_length=60)]
 
@@ -56,7 +56,7 @@ class LeaseOut(BaseModel):
     """Their order is a reward model's guess, the best first; else it is random."""
 
     @classmethod
-    def of(cls, sheet: Sheet) -> LeaseOut:
+    def of(cls, sheet: Shown) -> LeaseOut:
         """The wire shape of a sheet."""
         return cls(
             lease_id=sheet.lease.id,

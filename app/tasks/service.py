@@ -17,8 +17,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
-    Integer,
-    Uuid,
     and_,
     bindparam,
     column,
@@ -31,16 +29,28 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import User
+from app import facts
+from app.accounts.models import AnyUser, User
 from app.db import begin
 from app.errors import Conflict, Invalid, NotFound, Unavailable
-from app.projects.models import Project
+from app.facts import Question
+from app.projects.models import AnyProject, Project
 from app.prompts.models import Completion
 from app.tasks import audiences, standings
-from app.tasks.models import Lease, LeaseKind, LeaseState, SkipKind, Task, TaskCompletion
+from app.tasks.models import (
+    AnyLease,
+    AnyTask,
+    Lease,
+    LeaseFacts,
+    LeaseKind,
+    LeaseState,
+    SkipKind,
+    Task,
+    TaskCompletion,
+)
 
 T = TypeVar("T")
 MAX_COMPLETIONS = 9
@@ -82,20 +92,28 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """All that the ranking page and its API show of one lease. `cards` are in the order of display."""
+class Shown:
+    """All that the API shows of one lease. `cards` are in the order of display."""
+
+    lease: AnyLease
+    project: AnyProject
+    messages: Sequence[Mapping[str, Any]]
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class Sheet(Shown):
+    """The same with all that the ranking page shows beside it."""
 
     lease: Lease
     project: Project
-    messages: Sequence[Mapping[str, Any]]
-    cards: Sequence[Card]
 
 
 # Taking tasks
 
 
 async def next_lease(
-    session: AsyncSession, *, project: Project, annotator: User, now: datetime, pack_id: uuid.UUID | None = None
+    session: AsyncSession, *, project: AnyProject, annotator: AnyUser, now: datetime, pack_id: uuid.UUID | None = None
 ) -> Lease | None:
     """The task that this annotator works on: the one in hand, one that was left, or a new one. None: nothing waits.
 
@@ -107,19 +125,48 @@ async def next_lease(
         Unqualified: they have to pass the project's qualification first, or again.
         TasksContended: tasks wait, and all of them stayed locked by others for seconds.
     """
-    is_resting = project.is_paused or project.archived_at is not None
-    if not is_resting and not standings.has_gate(project):
-        # The usual case, in one question: nothing is in hand, and nobody asks who may work.
+    if _is_usual(project):
         lease = await claim(session, project=project, annotator=annotator, now=now, is_empty_handed=True)
         if lease is not None:
             return lease
+    return await _next_of_held(session, project=project, annotator=annotator, now=now, pack_id=pack_id)
+
+
+async def next_sheet(session: AsyncSession, *, project: AnyProject, annotator: AnyUser, now: datetime) -> Shown | None:
+    """As `next_lease`, with what the lease shows; in the usual case one question, which is a transaction by itself."""
+    if _is_usual(project):
+        sheet = await claim_sheet(session, project=project, annotator=annotator, now=now)
+        if sheet is not None:
+            return sheet
     await begin(session)
+    lease = await _next_of_held(session, project=project, annotator=annotator, now=now)
+    return await get_sheet(session, lease) if lease is not None else None
+
+
+def _is_usual(project: AnyProject) -> bool:
+    """Whether a task is there for whoever has none in hand, as nobody asks who may work."""
+    return not (_is_resting(project) or standings.has_gate(project))
+
+
+def _is_resting(project: AnyProject) -> bool:
+    return project.is_paused or project.archived_at is not None
+
+
+async def _next_of_held(
+    session: AsyncSession,
+    *,
+    project: AnyProject,
+    annotator: AnyUser,
+    now: datetime,
+    pack_id: uuid.UUID | None = None,
+) -> Lease | None:
+    """As `next_lease`, whatever the annotator may have in hand."""
     held = await hold_leases(session, annotator=annotator, now=now)
     packed = [lease for lease in held if lease.kind == LeaseKind.OFFLINE]
     if packed:
         return await _first_of_pack(session, packed, project=project, pack_id=pack_id)
     lease = await lease_in_hand(session, held, project)
-    if lease is not None or is_resting:
+    if lease is not None or _is_resting(project):
         return lease
     if await standings.is_tested(session, project, annotator):
         return await _next_test(session, project=project, annotator=annotator, now=now)
@@ -140,19 +187,35 @@ def has_place() -> ColumnElement[bool]:
 # Not a parameter, or the plan that PostgreSQL keeps for a prepared statement could not use the index of open leases.
 IS_OPEN = Lease.state == literal(LeaseState.OPEN.value, literal_execute=True)
 # The rule of who gets which task, and its order, is this function: migrations/versions/0026_claims.py.
-CLAIM = select(Lease, column("sheet", JSONB)).from_statement(
-    text(
-        "select *, sheet_of(task_id, display_order) as sheet from claim_task(:project_id, :annotator_id, :now, :until, "
-        ":kind, :pack_id, :is_test, :is_empty_handed, :seed, :shuffled)"
-    ).bindparams(bindparam("pack_id", type_=Uuid), bindparam("shuffled", type_=ARRAY(Integer)))
-)
+ASKED = {
+    "project_id": "uuid",
+    "annotator_id": "uuid",
+    "now": "timestamptz",
+    "until": "timestamptz",
+    "kind": "text",
+    "pack_id": "uuid",
+    "is_test": "boolean",
+    "is_empty_handed": "boolean",
+    "seed": "bigint",
+    "shuffled": "integer[]",
+}
+
+
+def _claimed(columns: str, parameter: str) -> str:
+    """A claim as SQL, with what the lease shows as its last column."""
+    values = ", ".join(f"cast({parameter.format(name)} as {kind})" for name, kind in ASKED.items())
+    return f"select {columns}, sheet_of(task_id, display_order) as sheet from claim_task({values})"  # noqa: S608
+
+
+CLAIM = select(Lease, column("sheet", JSONB)).from_statement(text(_claimed("*", ":{}")))
+CLAIM_SHEET = Question.of(_claimed(", ".join(LeaseFacts._fields), "%({})s"), LeaseFacts, None)
 
 
 async def claim(
     session: AsyncSession,
     *,
-    project: Project,
-    annotator: User,
+    project: AnyProject,
+    annotator: AnyUser,
     now: datetime,
     kind: LeaseKind = LeaseKind.ACTIVE,
     pack_id: uuid.UUID | None = None,
@@ -163,20 +226,7 @@ async def claim(
 
     `is_test`: on one of the qualification. `is_empty_handed`: None as well where the annotator has a task in hand.
     """
-    seed = secrets.randbits(63)
-    life = PACK_LIFE if kind == LeaseKind.OFFLINE else timedelta(minutes=project.lease_minutes)
-    values = {
-        "project_id": project.id,
-        "annotator_id": annotator.id,
-        "now": now,
-        "until": now + life,
-        "kind": kind,
-        "pack_id": pack_id,
-        "is_test": is_test,
-        "is_empty_handed": is_empty_handed,
-        "seed": seed,
-        "shuffled": shuffle(range(MAX_COMPLETIONS), seed),
-    }
+    values = _asked(project, annotator, now, kind, pack_id, is_test=is_test, is_empty_handed=is_empty_handed)
     found = await session.execute(CLAIM, values, execution_options={"populate_existing": True})
     row = found.one_or_none()
     if row is None:
@@ -186,7 +236,43 @@ async def claim(
     return lease
 
 
-async def _next_test(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Lease:
+async def claim_sheet(session: AsyncSession, *, project: AnyProject, annotator: AnyUser, now: datetime) -> Shown | None:
+    """As `claim`, for whoever has nothing in hand."""
+    values = _asked(project, annotator, now, LeaseKind.ACTIVE, None, is_test=False, is_empty_handed=True)
+    found = await facts.ask(session, CLAIM_SHEET, values)
+    if found is None:
+        return None
+    lease, shown = found
+    return Shown(lease, project, **_read(lease, shown))
+
+
+def _asked(
+    project: AnyProject,
+    annotator: AnyUser,
+    now: datetime,
+    kind: LeaseKind,
+    pack_id: uuid.UUID | None,
+    *,
+    is_test: bool,
+    is_empty_handed: bool,
+) -> dict[str, Any]:
+    """What `claim_task` is told."""
+    seed = secrets.randbits(63)
+    return {
+        "project_id": project.id,
+        "annotator_id": annotator.id,
+        "now": now,
+        "until": now + (PACK_LIFE if kind == LeaseKind.OFFLINE else timedelta(minutes=project.lease_minutes)),
+        "kind": str(kind),
+        "pack_id": pack_id,
+        "is_test": is_test,
+        "is_empty_handed": is_empty_handed,
+        "seed": seed,
+        "shuffled": shuffle(range(MAX_COMPLETIONS), seed),
+    }
+
+
+async def _next_test(session: AsyncSession, *, project: AnyProject, annotator: AnyUser, now: datetime) -> Lease:
     """A task of the qualification.
 
     Raises:
@@ -204,7 +290,7 @@ async def _next_test(session: AsyncSession, *, project: Project, annotator: User
     raise TasksContended
 
 
-async def count_tests_left(session: AsyncSession, project: Project, annotator: User) -> int:
+async def count_tests_left(session: AsyncSession, project: AnyProject, annotator: AnyUser) -> int:
     """How many tasks of the qualification this annotator has not had."""
     query = select(func.count()).select_from(Task).where(_is_handed_out([project.id]), Task.is_gold)
     return (
@@ -231,7 +317,7 @@ async def lock_annotator(session: AsyncSession, annotator_id: uuid.UUID) -> None
     await session.execute(THIS_ANNOTATOR, {"annotator_id": annotator_id})
 
 
-async def hold_leases(session: AsyncSession, *, annotator: User, now: datetime) -> list[Lease]:
+async def hold_leases(session: AsyncSession, *, annotator: AnyUser, now: datetime) -> list[Lease]:
     """The annotator and what they hold open at this moment, locked, oldest first. What is overdue is taken back."""
     await lock_annotator(session, annotator.id)
     leases = (await session.scalars(HELD_LEASES, {"annotator_id": annotator.id})).all()
@@ -247,14 +333,14 @@ async def give_back(session: AsyncSession, leases: Sequence[Lease]) -> None:
 
 
 async def _first_of_pack(
-    session: AsyncSession, packed: Sequence[Lease], *, project: Project, pack_id: uuid.UUID | None
+    session: AsyncSession, packed: Sequence[Lease], *, project: AnyProject, pack_id: uuid.UUID | None
 ) -> Lease:
     if packed[0].pack_id != pack_id or (await project_of(session, packed[0])).id != project.id:
         raise TasksPacked
     return packed[0]
 
 
-async def lease_in_hand(session: AsyncSession, held: Sequence[Lease], project: Project) -> Lease | None:
+async def lease_in_hand(session: AsyncSession, held: Sequence[Lease], project: AnyProject) -> Lease | None:
     """What the annotator has in hand in this project, else the task that was fetched ahead. Others go back."""
     if not held:
         return None
@@ -273,7 +359,7 @@ async def lease_in_hand(session: AsyncSession, held: Sequence[Lease], project: P
     return ahead
 
 
-async def _is_still_due(session: AsyncSession, lease: Lease, project: Project) -> bool:
+async def _is_still_due(session: AsyncSession, lease: Lease, project: AnyProject) -> bool:
     """Whether a task that was fetched ahead is handed out: it was begun, or no admin's change speaks against it."""
     if lease.draft is not None:
         return True
@@ -285,7 +371,7 @@ async def _is_still_due(session: AsyncSession, lease: Lease, project: Project) -
     return not project.is_paused and project.archived_at is None and has_its_place
 
 
-def _had_by(annotator: User) -> ColumnElement[bool]:
+def _had_by(annotator: AnyUser) -> ColumnElement[bool]:
     """Whether this annotator has, or ever had, a lease on the task."""
     return exists().where(Lease.task_id == Task.id, Lease.annotator_id == annotator.id)
 
@@ -304,7 +390,7 @@ def _is_overdue(now: datetime) -> ColumnElement[bool]:
     return and_(IS_OPEN, Lease.expires_at <= now)
 
 
-async def _is_any_waiting(session: AsyncSession, project: Project, annotator: User, now: datetime) -> bool:
+async def _is_any_waiting(session: AsyncSession, project: AnyProject, annotator: AnyUser, now: datetime) -> bool:
     """Whether there is a place for this annotator, locked or not."""
     own = exists().where(
         Lease.task_id == Task.id, Lease.annotator_id == annotator.id, Lease.state == LeaseState.EXPIRED
@@ -358,7 +444,7 @@ LOCKED_LEASE = (
 )
 
 
-async def leased_task(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User) -> tuple[Lease, Task]:
+async def leased_task(session: AsyncSession, *, lease_id: uuid.UUID, annotator: AnyUser) -> tuple[Lease, Task]:
     """The annotator's lease and its task, not locked: as the guards found them, where they did.
 
     Raises:
@@ -370,7 +456,19 @@ async def leased_task(session: AsyncSession, *, lease_id: uuid.UUID, annotator: 
     return lease, await session.get_one(Task, lease.task_id)
 
 
-async def lock_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User) -> Lease:
+async def known_task(session: AsyncSession, *, lease_id: uuid.UUID, annotator: AnyUser) -> tuple[AnyLease, AnyTask]:
+    """The same, or only their facts.
+
+    Raises:
+        LeaseNotFound: there is none, or it is somebody else's.
+    """
+    lease: AnyLease | None = await facts.get(session, Lease, lease_id)
+    if lease is None or lease.annotator_id != annotator.id:
+        raise LeaseNotFound
+    return lease, await facts.get(session, Task, lease.task_id)
+
+
+async def lock_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: AnyUser) -> Lease:
     """The annotator's lease, locked together with the annotator.
 
     Raises:
@@ -386,7 +484,7 @@ async def release_lease(
     session: AsyncSession,
     *,
     lease_id: uuid.UUID,
-    annotator: User,
+    annotator: AnyUser,
     reason: str | None = None,
     kind: SkipKind | None = None,
 ) -> Lease:
@@ -409,7 +507,7 @@ async def release_lease(
     return lease
 
 
-async def extend_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User, now: datetime) -> Lease:
+async def extend_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: AnyUser, now: datetime) -> Lease:
     """A sign of life: an open lease runs from now again.
 
     Raises:
@@ -459,7 +557,7 @@ def require_workable(lease: Lease) -> None:
 # Looking
 
 
-async def get_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: User) -> Lease:
+async def get_lease(session: AsyncSession, *, lease_id: uuid.UUID, annotator: AnyUser) -> Lease:
     """The annotator's lease, not locked.
 
     Raises:
@@ -488,10 +586,14 @@ async def get_sheet(session: AsyncSession, lease: Lease) -> Sheet:
     if shown is None:
         asked = select(func.sheet_of(lease.task_id, lease.display_order, type_=JSONB))
         shown = (await session.scalars(asked)).one()
-    texts = {uuid.UUID(key): text for key, text in shown["texts"].items()}
-    cards = lettered(lease.display_order, texts)
     project = await session.get_one(Project, uuid.UUID(shown["project_id"]))
-    return Sheet(lease=lease, project=project, messages=shown["messages"], cards=cards)
+    return Sheet(lease, project, **_read(lease, shown))
+
+
+def _read(lease: AnyLease, shown: Mapping[str, Any]) -> dict[str, Any]:
+    """What `sheet_of` tells of a lease."""
+    texts = {uuid.UUID(key): text for key, text in shown["texts"].items()}
+    return {"messages": shown["messages"], "cards": lettered(lease.display_order, texts)}
 
 
 async def cards_of(session: AsyncSession, display_order: Sequence[uuid.UUID]) -> list[Card]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import User
+from app.accounts.models import AnyUser
 from app.config import Settings
-from app.projects.models import Project
+from app.projects.models import AnyProject
 from app.serve import bind, serve
 from app.tasks import service as tasks
 from app.tasks.models import Lease, Task
+from app.tasks.service import Shown
 
 PRELOADED = ["app.main", "tests.faults.web"]
 
@@ -33,12 +34,12 @@ def forks() -> ForkServerContext:
 def answer_requests(listener: socket.socket, database_url: str, folder: Path, *, is_careless: bool) -> None:
     """What the process does: serve; careless: as one would write it without a second thought."""
     if is_careless:
-        tasks.claim = count_then_insert
+        tasks.claim, tasks.claim_sheet = count_then_insert, count_then_insert_sheet
     serve(Settings(data_dir=folder, database_url=database_url, api_requests_per_minute=0), listener)
 
 
 async def count_then_insert(
-    session: AsyncSession, *, project: Project, annotator: User, now: datetime, **_: object
+    session: AsyncSession, *, project: AnyProject, annotator: AnyUser, now: datetime, **_: object
 ) -> Lease | None:
     """The planted bug: look for a task with a free place, and take it, with nothing held in between."""
     query = select(Task.id).where(Task.project_id == project.id, tasks.has_place(), ~tasks._had_by(annotator))
@@ -52,6 +53,14 @@ async def count_then_insert(
     session.add(lease)
     await session.flush()
     return lease
+
+
+async def count_then_insert_sheet(
+    session: AsyncSession, *, project: AnyProject, annotator: AnyUser, now: datetime
+) -> Shown | None:
+    """The same, with what the lease shows."""
+    lease = await count_then_insert(session, project=project, annotator=annotator, now=now)
+    return await tasks.get_sheet(session, lease) if lease else None
 
 
 class Web:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import select, update
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
 from app.projects.models import Project
@@ -133,14 +133,14 @@ async def test_agreement_is_kept_until_something_about_it_changes(session: Async
         assert await service.overview(session, project) is found[-1]
 
 
-async def test_what_was_read_once_is_not_read_again(session: AsyncSession, shared_engine: AsyncEngine) -> None:
+async def test_what_was_read_once_is_not_read_again(session: AsyncSession) -> None:
     project, people = await crowd_project(session, num_people=2, num_tasks=3)
     first = await reading.overlapping(session, project.id)
-    with counted(shared_engine) as statements:
+    async with counted(session) as statements:
         assert await reading.overlapping(session, project.id) == first
     assert len(statements) == 1
     await service.usual_in(session, project)
-    with counted(shared_engine) as statements:
+    async with counted(session) as statements:
         await service.usual_in(session, project)
         await service.usual_overview(session, project)
         await service.usual_overview(session, project)
