@@ -19,7 +19,6 @@ from tests.trainer.ppo.tools import (
     log_law,
     make_config,
     save_base,
-    save_positional_base,
 )
 from trainer.losses import pairwise_loss
 from trainer.models import Policy, RewardModel, ValueModel, load_policy
@@ -32,10 +31,6 @@ from trainer.weights import ModelSource
 
 ANSWERS = all_answers(3)
 BETA = 0.5 / 50
-EIGHT = [
-    Question(str(number), tokens)
-    for number, tokens in enumerate([[3], [4], [5], [3, 4], [4, 5], [5, 3], [4, 3], [5, 5]])
-]
 
 
 class World(NamedTuple):
@@ -49,11 +44,6 @@ class World(NamedTuple):
 def small_world(folder: Path, seed: int) -> World:
     """Two questions. A policy that exploits says one answer to each in the end, so that chance decides much."""
     return World(save_base(folder, seed), QUESTIONS, make_utilities(QUESTIONS, seed))
-
-
-def wider_world(folder: Path, seed: int) -> World:
-    """Eight questions, and models that know places: what is kept and lost is a mean of more than two answers."""
-    return World(save_positional_base(folder, seed), EIGHT, make_utilities(EIGHT, seed))
 
 
 def make_utilities(questions: Sequence[Question], seed: int) -> list[Tensor]:
