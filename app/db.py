@@ -130,6 +130,15 @@ async def begin(session: AsyncSession) -> None:
         await session.execute(text("begin"))
 
 
+async def let_go(session: AsyncSession) -> None:
+    """Commit what was done so far, and give the connection back: before something is waited for that takes its time,
+    or that needs a connection of its own. Where all of a process's connections wait for one more, they wait for ever.
+
+    What was loaded can still be read; the next statement begins another transaction.
+    """
+    await session.commit()
+
+
 @asynccontextmanager
 async def standalone_session(url: str) -> AsyncIterator[AsyncSession]:
     """One transaction with an engine of its own, for commands. Commits at the end.

@@ -48,8 +48,9 @@ async def open_session(request: Request) -> AsyncIterator[AsyncSession]:
     state = request.app.state
     is_late = getattr(request.scope.get("endpoint"), "begins_late", False)
     sessionmaker = state.late_sessionmaker if is_late else state.sessionmaker
-    async with sessionmaker.begin() as session:
+    async with sessionmaker() as session:
         yield session
+        await session.commit()
 
 
 def get_settings(request: Request) -> Settings:

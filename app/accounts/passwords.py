@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +27,9 @@ MIN_LENGTH = 12
 # Beyond this nobody types; hashing takes as long as it must, and no longer.
 MAX_LENGTH = 256
 MIN_LETTERS = 5
-# In one process, half of the cores hash; so many may be at it or wait, which is a second's work of one core.
+# In one process, half of the cores hash; so many may be at it or wait, which is half a second's work of one core.
 NUM_THREADS = max(1, (os.cpu_count() or 1) // 2)
-MOST_AT_ONCE = 40
+MOST_AT_ONCE = 20
 
 
 class Crowded(Unavailable):
@@ -72,7 +71,7 @@ class Hashing:
 def step_back() -> None:
     """Have this thread hash where nobody else wants the core; on Linux, where a thread has a priority of its own."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        os.nice(5)
 
 
 HASHING = Hashing()

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts import attempts, passwords, service
 from app.accounts.models import Password, SignInMethod, User, UserSession
 from app.accounts.service import audit, hash_secret
-from app.db import SessionMaker
+from app.db import SessionMaker, let_go
 from app.errors import Forbidden, Invalid, Unauthorized
 
 # After a link, an invitation or a visit to the provider, a new password is taken without the old one for so long.
@@ -96,6 +96,7 @@ async def _require_current(sessionmaker: SessionMaker, session: AsyncSession, us
     stored = await passwords.stored_hash(session, user.id)
     if stored is None:
         raise SignInAgain
+    await let_go(session)
     async with sessionmaker.begin() as counting:
         await attempts.count(counting, {attempts.account_key(user.email or str(user.id)): attempts.PER_ACCOUNT})
     if not await passwords.verify(current, stored):

@@ -79,7 +79,8 @@ async def get_rows(
 ) -> Response:
     """The lines of a dataset as they were frozen, for a run."""
     dataset = await reachable(session, dataset_id, caller)
-    return await download(request, dataset, await get_project(session, dataset.project_id), ExportChoices())
+    project = await get_project(session, dataset.project_id)
+    return await download(request, session, dataset, project, ExportChoices())
 
 
 @router.get(
@@ -101,7 +102,7 @@ async def export_dataset(
     """A dataset as a file, in a format of your choice. A broken download goes on with `Range` and `If-Range`."""
     dataset = await reachable(session, dataset_id, caller)
     project = await get_project(session, dataset.project_id)
-    return await download(request, dataset, project, check_choices(choices))
+    return await download(request, session, dataset, project, check_choices(choices))
 
 
 @router.get("/datasets/{dataset_id}/report")

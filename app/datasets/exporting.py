@@ -16,13 +16,14 @@ import orjson
 import zstandard
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette import status
 
 from app.datasets import pieces, service
 from app.datasets.cards import card_markdown
 from app.datasets.models import Dataset
 from app.datasets.schemas import ExportChoices
-from app.db import SessionMaker
+from app.db import SessionMaker, let_go
 from app.errors import Invalid, RankloopError
 from app.formats.exports import EXPORTS, to_json_lines, to_records
 from app.formats.files import compressed, load_pyarrow, make_writer, zipped
@@ -178,13 +179,18 @@ def some_lines(batch: bytes) -> Iterator[list[bytes]]:
 # HTTP
 
 
-async def download(request: Request, dataset: Dataset, project: Project, choices: ExportChoices) -> Response:
+async def download(
+    request: Request, session: AsyncSession, dataset: Dataset, project: Project, choices: ExportChoices
+) -> Response:
     """A dataset as a file: whole, from some byte on (`Range`), or not at all where the reader has it (`ETag`).
+
+    The request's own session lets go of its connection: the file is read with others.
 
     Raises:
         Invalid: the server lacks a library for this kind of file.
         RangeNotSatisfiable: the file is shorter than the range begins.
     """
+    await let_go(session)
     export = Export(dataset, project, choices, request.app.state.sessionmaker)
     if choices.file == "parquet":
         load_pyarrow()

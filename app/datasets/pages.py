@@ -10,12 +10,13 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response, Streamin
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import Trainer
-from app.accounts.models import Scope
+from app.accounts.models import Scope, nameless
 from app.corpora.service import list_corpora
 from app.datasets import service
 from app.datasets.exporting import Export, check_choices, download
 from app.datasets.filters import PEOPLE, DatasetFilter, Form
 from app.datasets.schemas import ExportChoices
+from app.db import let_go
 from app.errors import FieldError, Invalid
 from app.formats.exports import EXPORTS
 from app.projects import tallies
@@ -87,7 +88,7 @@ async def render_new(request: Request, project: Project, session: AsyncSession, 
         errors=errors,
         found=found,
         most_counted=service.MOST_COUNTED,
-        people=[(key, name if sees_names else f"…{str(key)[-8:]}") for key, name in people if key],
+        people=[(key, name if sees_names else nameless(key)) for key, name in people if key],
         outsiders=[name for key, name in people if key is None],
     )
 
@@ -146,6 +147,7 @@ async def show_export(
 ) -> HTMLResponse:
     """What a file would hold, and what its format can't, before it is downloaded."""
     dataset = await service.get_dataset_by_number(session, project.id, number)
+    await let_go(session)
     export = Export(dataset, project, choices, request.app.state.sessionmaker)
     return render(
         request,
@@ -173,7 +175,7 @@ async def download_dataset(
 ) -> Response:
     """A dataset as a file, in a format of the reader's choice."""
     dataset = await service.get_dataset_by_number(session, project.id, number)
-    return await download(request, dataset, project, check_choices(choices))
+    return await download(request, session, dataset, project, check_choices(choices))
 
 
 def excerpt(record: bytes) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.accounts.guards import AdminCaller, AnnotateCaller, ReadCaller
+from app.accounts.models import Scope
 from app.projects.guards import ApiProject
 from app.quality import qualification, service, watch
 from app.quality.schemas import (
@@ -48,8 +49,11 @@ async def list_annotators(
 
 @router.get("/projects/{project_id}/quality/bias")
 async def get_bias(project: ApiProject, caller: ReadCaller, session: SessionDep) -> BiasOut:
-    """What the newest rankings lean on besides the answers: position, length, version, annotator."""
-    return BiasOut.of(await service.bias_report(session, project))
+    """What the newest rankings lean on besides the answers: position, length, version, annotator (whose name only an
+    admin's token reads).
+    """
+    tells_names = Scope.ADMIN in caller.scopes_in(project.id)
+    return BiasOut.of(await service.bias_report(session, project, tells_names=tells_names))
 
 
 @router.put("/projects/{project_id}/quality/annotators/{user_id}/standing")

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import User
+from app.accounts.models import User, nameless
 from app.accounts.service import audit
 from app.db import at_most
 from app.errors import Conflict, NotFound
@@ -133,22 +133,27 @@ def overview_of(judgements: Sequence[Judgement]) -> Overview:
 # Leanings
 
 
-async def bias_report(session: AsyncSession, project: Project) -> Report:
+async def bias_report(session: AsyncSession, project: Project, *, tells_names: bool = True) -> Report:
     """What the newest rankings lean on."""
     judgements = await reading.newest(session, project.id)
-    names = await names_of(session, project, judgements)
+    names = await names_of(session, project, judgements, tells_names=tells_names)
     found = await asyncio.to_thread(report_of, judgements, names)
     return replace(found, drafted=await drafts.report(session, project))
 
 
-async def names_of(session: AsyncSession, project: Project, judgements: Sequence[Judgement]) -> dict[Hashable, str]:
-    """What annotators and versions are called; imported ones go by the name in their file."""
+async def names_of(
+    session: AsyncSession, project: Project, judgements: Sequence[Judgement], *, tells_names: bool = True
+) -> dict[Hashable, str]:
+    """What annotators and versions are called; imported ones go by the name in their file. Without names, a person is
+    the end of their id.
+    """
     ids = {row.annotator for row in judgements if isinstance(row.annotator, uuid.UUID)}
-    people = await session.execute(select(User.id, User.name).where(User.id.in_(ids)))
+    found = await session.execute(select(User.id, User.name).where(User.id.in_(ids)))
+    people: dict[Hashable, str] = {key: name if tells_names else nameless(key) for key, name in found}
     versions = await session.execute(
         select(Version.id, Version.kind, Version.number).where(Version.project_id == project.id)
     )
-    return {**dict(people.all()), **{str(version.id): f"{version.kind} v{version.number}" for version in versions}}
+    return {**people, **{str(version.id): f"{version.kind} v{version.number}" for version in versions}}
 
 
 # Annotators

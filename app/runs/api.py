@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -12,7 +12,7 @@ from pydantic import Field
 from starlette import status
 
 from app.accounts.guards import ReadCaller, ReadOrWorkerCaller, WorkerCaller, WriteCaller
-from app.errors import BadRequest, NotFound
+from app.errors import NotFound
 from app.examples import FILE
 from app.projects.guards import find_project
 from app.runs import service
@@ -175,18 +175,14 @@ async def list_runs(
     project_id: str,
     caller: ReadCaller,
     session: SessionDep,
-    cursor: str | None = None,
+    cursor: uuid.UUID | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> RunPage:
     """A project's runs, newest first."""
     project = await find_project(session, project_id)
     caller.require_project(project.id)
-    try:
-        before = datetime.fromisoformat(cursor) if cursor else None
-    except ValueError as error:
-        raise BadRequest("cursor: take it from the answer before, unchanged") from error
-    runs = await service.list_runs(session, project_id=project.id, before=before, limit=limit)
-    following = runs[-1].created_at.isoformat() if len(runs) == limit else None
+    runs = await service.list_runs(session, project_id=project.id, before=cursor, limit=limit)
+    following = str(runs[-1].id) if len(runs) == limit else None
     return RunPage(items=[RunOut.model_validate(run) for run in runs], next_cursor=following)
 
 

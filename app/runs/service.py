@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, insert, select, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -346,15 +346,27 @@ async def list_runs(
     *,
     project_id: uuid.UUID,
     kind: str | None = None,
-    before: datetime | None = None,
+    before: uuid.UUID | None = None,
     limit: int = 50,
 ) -> Sequence[Run]:
-    """A project's runs, newest first."""
-    query = select(Run).where(Run.project_id == project_id).order_by(Run.created_at.desc(), Run.id).limit(limit)
+    """A project's runs, newest first; `before`: the last one seen. Several are made in one moment: it is not enough to
+    go on from the moment.
+
+    Raises:
+        NotFound: the project has no run `before`.
+    """
+    place = (Run.created_at, Run.id)
+    query = select(Run).where(Run.project_id == project_id).limit(limit)
+    query = query.order_by(*(column.desc() for column in place))
     if kind is not None:
         query = query.where(Run.kind == kind)
     if before is not None:
-        query = query.where(Run.created_at < before)
+        last = (
+            await session.execute(select(*place).where(Run.id == before, Run.project_id == project_id))
+        ).one_or_none()
+        if last is None:
+            raise NotFound("There is no such run.")
+        query = query.where(tuple_(*place) < tuple_(*last))
     return (await session.scalars(query)).all()
 
 

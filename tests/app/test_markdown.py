@@ -50,7 +50,7 @@ ATTACKS = [
 
 BOMBS = {
     "brackets": "[" * 100_000,
-    "brackets within the limits": "[" * 2_900,
+    "brackets within the limits": "[" * 1_000,
     "links that never close": "[a](" * 700,
     "emphasis": "*a_" * 900,
     "quotes": "> " * 2_900,

@@ -58,6 +58,10 @@ MAY_BE_MISSING = {
     "POST /people/invitations/{invitation_id}/revoke",
 }
 # These end what may have ended already, by another tab.
+# Of everybody's name, so that it is found wherever it is told.
+FAMILY = "Xanthippe"
+# Where names are told on purpose: whoever reviews what somebody wrote, and its author.
+TOLD_NAMES = {"GET /writings/{writing_id}", "GET /projects/{slug}/writing/review"}
 HARMLESS_TWICE = {"DELETE /projects/{project_id}/members/{user_id}", "POST /account/sessions/{session_id}/end"}
 
 
@@ -80,9 +84,10 @@ class World:
 
 async def person(session: AsyncSession, role: str, project: Project, elsewhere: Project) -> User:
     """Somebody with this role in the project."""
+    name = f"{FAMILY} {role}"
     if role == "owner":
-        return await make_user(session, role=Role.ADMIN)
-    user = await make_user(session, role=None)
+        return await make_user(session, role=Role.ADMIN, name=name)
+    user = await make_user(session, role=None, name=name)
     place, name = (elsewhere, Role.ADMIN) if role == "outsider" else (project, Role(role))
     await service.set_member(session, user_id=user.id, project_id=place.id, role=name)
     return user
@@ -106,6 +111,14 @@ async def own_things(session: AsyncSession, user: User, open_task: Task, ranked_
         "writing_id": await add(session, writing),
     }
     return {name: str(row.id) for name, row in rows.items()}
+
+
+async def report(session: AsyncSession, user: User, task: Task) -> None:
+    """They found a task broken."""
+    now = datetime.now(UTC)
+    seen = {"display_order": await completion_ids_of(session, task), "seed": 17, "expires_at": now}
+    said = {"state": LeaseState.RELEASED, "skip_kind": "broken", "skip_reason": "No question."}
+    await add(session, Lease(task_id=task.id, annotator_id=user.id, **seen, **said))
 
 
 async def begin_comparison(session: AsyncSession, project: Project, base: Version) -> None:
@@ -139,6 +152,7 @@ async def build(session: AsyncSession, connection: AsyncConnection) -> World:
     await begin_comparison(session, project, version)
     member = await person(session, "annotator", project, elsewhere)
     await make_ranking(session, ranked_task, annotator=member)
+    await report(session, member, open_task)
     invited, _ = await invitations.create(
         session, project_id=project.id, role="annotator", days=1, max_uses=1, public_url="http://x", actor_id=None
     )
@@ -255,6 +269,20 @@ async def test_the_api_lets_in_whom_the_matrix_names(client: AsyncClient, world:
         answer = await ask_api(client, method, world.address(path, "stranger"), headers)
         assert answer.status_code == 401
         assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("role", ["annotator", "reviewer", "trainer"])
+async def test_only_admins_read_the_names_of_those_who_rank(client: AsyncClient, world: World, role: str) -> None:
+    """To all others a person is the end of a random id, as in data sets."""
+    told = []
+    for route in PAGE_ROUTES + API_ROUTES:
+        method, path = route.split()
+        if method == "GET" and route not in TOLD_NAMES:
+            prefix = API if route in API_ROUTES else ""
+            client.cookies.set(SESSION_COOKIE, world.cookies[role])
+            page = (await client.get(prefix + world.address(path, role))).text
+            told += [route] if FAMILY in page.replace(f"{FAMILY} {role}", "") else []
+    assert told == []
 
 
 async def ask_api(client: AsyncClient, method: str, address: str, headers: dict[str, str]) -> Response:

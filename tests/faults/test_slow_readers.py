@@ -71,8 +71,10 @@ async def test_stalled_exports_hold_no_connection(fresh_database_url: str, tmp_p
     web, readers = Web(fresh_database_url, tmp_path), ExitStack()
     web.start()
     try:
-        for address in NUM_READERS * addresses:
-            readers.enter_context(await begin_to_read(web, address, secret))
+        for address in addresses:
+            # At once: each of them may hold a connection and wait for another.
+            for reader in await asyncio.gather(*(begin_to_read(web, address, secret) for _ in range(NUM_READERS))):
+                readers.enter_context(reader)
         async with httpx2.AsyncClient(base_url=web.url, timeout=60) as client:
             wrong = await client.post("/sign-in", data={"email": "ada@example.org", "password": "not hers"})
             assert wrong.status_code == 401
