@@ -25,7 +25,8 @@ from app.webhooks.models import Webhook
 from app.writing.models import Writing
 
 # Nearly every request finds a project: what it asks is put together once.
-BY_ID = ProjectQuery(Project, select(Project.id).where(Project.id == bindparam("thing")))
+IS_THING = Project.id == bindparam("thing")
+BY_ID = ProjectQuery(Project, select(Project.id).where(IS_THING), joined=IS_THING)
 BY_SLUG = ProjectQuery(Project, select(Project.id).where(Project.slug == bindparam("thing")))
 
 
@@ -48,10 +49,13 @@ def holding(table: Any) -> ProjectFinder:
 
 
 def by_row(
-    project_ids: Select[uuid.UUID], table: Any, along: Sequence[tuple[Any, ColumnElement[bool]]] = ()
+    project_ids: Select[uuid.UUID],
+    table: Any,
+    along: Sequence[tuple[Any, ColumnElement[bool]]] = (),
+    joined: ColumnElement[bool] | None = None,
 ) -> ProjectFinder:
     """Finds the project of a row by the row's id; `project_ids` says where the row names it."""
-    query = ProjectQuery(Project, project_ids.where(table.id == bindparam("thing")), along)
+    query = ProjectQuery(Project, project_ids.where(table.id == bindparam("thing")), along, joined)
 
     def find(key: str) -> tuple[ProjectQuery, uuid.UUID] | None:
         try:
@@ -69,7 +73,7 @@ PROJECT_FINDERS: dict[str, ProjectFinder] = {
     "project_id": by_key,
     "corpus_id": holding(Corpus),
     "dataset_id": holding(Dataset),
-    "lease_id": by_row(select(Task.project_id).join(Lease), Lease, WITH_TASK),
+    "lease_id": by_row(select(Task.project_id).join(Lease), Lease, WITH_TASK, Project.id == Task.project_id),
     "prompt_id": holding(Prompt),
     "ranking_id": holding(Ranking),
     "review_id": holding(Review),

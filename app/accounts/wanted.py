@@ -25,11 +25,13 @@ class ProjectQuery:
     """How a thing leads to its project: `ids` selects the project's id for the bound value `thing`.
 
     `along`: what else is looked up with who asks, each with the condition that joins it: the handler wants it next.
+    `joined`: how the project is found beside these, where that is shorter than by `ids`.
     """
 
     table: Any
     ids: Select[Any]
     along: Sequence[tuple[Any, ColumnElement[bool]]] = ()
+    joined: ColumnElement[bool] | None = None
 
     @cached_property
     def is_it(self) -> ColumnElement[bool]:
@@ -45,8 +47,9 @@ class ProjectQuery:
     @cache  # noqa: B019 (a handful, which live as long as the process)
     def beside(self, query: Select[Any]) -> Select[Any]:
         """What another query finds, beside it what comes along, and, as the last column, the project; or nothing."""
-        for table, is_it in (*self.along, (self.table, self.is_it)):
-            query = query.add_columns(table).outerjoin(table, is_it)
+        is_it = self.is_it if self.joined is None else self.joined
+        for table, is_joined in (*self.along, (self.table, is_it)):
+            query = query.add_columns(table).outerjoin(table, is_joined)
         return query
 
 

@@ -204,7 +204,7 @@ ASKED = {
 def _claimed(columns: str, parameter: str) -> str:
     """A claim as SQL, with what the lease shows as its last column."""
     values = ", ".join(f"cast({parameter.format(name)} as {kind})" for name, kind in ASKED.items())
-    return f"select {columns}, sheet_of(task_id, display_order) as sheet from claim_task({values})"  # noqa: S608
+    return f"select {columns}, sheet_of(task_id) as sheet from claim_task({values})"  # noqa: S608
 
 
 CLAIM = select(Lease, column("sheet", JSONB)).from_statement(text(_claimed("*", ":{}")))
@@ -584,7 +584,7 @@ async def get_sheet(session: AsyncSession, lease: Lease) -> Sheet:
     """What the holder of this lease sees."""
     shown: dict[str, Any] | None = inspect(lease).info.get(SHEET)
     if shown is None:
-        asked = select(func.sheet_of(lease.task_id, lease.display_order, type_=JSONB))
+        asked = select(func.sheet_of(lease.task_id, type_=JSONB))
         shown = (await session.scalars(asked)).one()
     project = await session.get_one(Project, uuid.UUID(shown["project_id"]))
     return Sheet(lease, project, **_read(lease, shown))
