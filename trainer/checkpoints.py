@@ -11,20 +11,23 @@ import json
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainer.distributed import gather, spread_like, write_once
+from trainer.distributed import gather, spread_like, wait_for_all, world
 from trainer.folders import MANIFEST, new_folder, read_manifest, sha256_file, write_manifest
 
 FORMAT = 1
+FILE_BYTES = 4 * 2**30
+"""Of tensors in one file: what the first process puts together at a time."""
 WEIGHTS, OPTIMIZERS, RANDOM, STATE = "weights.safetensors", "optimizers.safetensors", "random.safetensors", "state.json"
 
 
@@ -73,19 +76,16 @@ def save_checkpoint(
         "optimizers": optimizer_groups,
         "random": random_state,
     }
-    weights = gather(_learning(models))
-
-    def write() -> None:
-        with new_folder(folder) as building:
-            save_tensors(weights, building / WEIGHTS)
-            save_tensors(optimizer_tensors, building / OPTIMIZERS)
+    with new_folder(folder) if world().is_first else nullcontext() as building:
+        _write_in_files(_learning(models), building, WEIGHTS)
+        _write_in_files(optimizer_tensors, building, OPTIMIZERS)
+        if building is not None:
             save_tensors(random_tensors, building / RANDOM)
             (building / STATE).write_text(json.dumps(state) + "\n", encoding="utf-8")
             files = {path.name: sha256_file(path) for path in sorted(building.iterdir())}
             about = {"format": FORMAT, "code_version": code_version(), "identity": dict(identity)}
             write_manifest(building, {**about, "files": files})
-
-    write_once(write)
+    wait_for_all()
 
 
 def load_checkpoint(
@@ -101,16 +101,68 @@ def load_checkpoint(
     """
     manifest = _verify(folder)
     _compare(manifest.get("identity"), identity)
-    weights, state = load_file(folder / WEIGHTS), json.loads((folder / STATE).read_text(encoding="utf-8"))
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     current = _learning(models)
-    if {name: tensor.shape for name, tensor in weights.items()} != {name: t.shape for name, t in current.items()}:
+    if _shapes(folder, WEIGHTS) != {name: list(tensor.shape) for name, tensor in current.items()}:
         raise CheckpointError("The checkpoint's weights do not fit this model: it belongs to another one.")
     with torch.no_grad():
-        for name, tensor in current.items():
-            tensor.copy_(spread_like(weights[name], tensor))
-    _unpack_optimizers(optimizers, load_file(folder / OPTIMIZERS), state["optimizers"])
+        for name, whole in _read_files(folder, WEIGHTS):
+            current[name].copy_(spread_like(whole, current[name]))
+    _unpack_optimizers(optimizers, _read_files(folder, OPTIMIZERS), state["optimizers"])
     _unpack_random(load_file(folder / RANDOM), state["random"])
     return cast(dict[str, Any], state["progress"])
+
+
+# --- Tensors, in files of a size that one process can hold -----------------------------------------------------------
+
+
+def _write_in_files(tensors: Mapping[str, Tensor], building: Path | None, name: str) -> None:
+    """Put the tensors together, and write them, a file's worth at a time: the first process holds no more of them.
+
+    All processes take part; `building` is the first one's. Where one file is enough, it has the plain `name`.
+    """
+    for number, part in enumerate(_parts(tensors)):
+        whole = gather(part)
+        if building is not None:
+            contiguous = {key: value.contiguous() for key, value in whole.items()}
+            save_tensors(contiguous, building / (f"{number + 1}.{name}" if number else name))
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in their order, as many together as go into a file; at least one, even if there is none."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for key, tensor in tensors.items():
+        if part and size + tensor.numel() * tensor.element_size() > FILE_BYTES:
+            yield part
+            part, size = {}, 0
+        part[key] = tensor
+        size += tensor.numel() * tensor.element_size()
+    yield part
+
+
+def _files_of(folder: Path, name: str) -> list[Path]:
+    return [folder / name, *sorted(folder.glob(f"*.{name}"))]
+
+
+def _shapes(folder: Path, name: str) -> dict[str, list[int]]:
+    """Of all tensors, of which none is read."""
+    found: dict[str, list[int]] = {}
+    for path in _files_of(folder, name):
+        with safe_open(path, framework="pt") as file:
+            found |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+    return found
+
+
+def _read_files(folder: Path, name: str) -> Iterator[tuple[str, Tensor]]:
+    """All tensors, one in memory at a time."""
+    for path in _files_of(folder, name):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (it is no mapping)
+                yield key, file.get_tensor(key)
+
+
+# --- Manifest and state ----------------------------------------------------------------------------------------------
 
 
 def _verify(folder: Path) -> dict[str, Any]:
@@ -154,18 +206,18 @@ def _pack_optimizers(optimizers: Mapping[str, torch.optim.Optimizer]) -> tuple[d
         groups[key] = state["param_groups"]
         for parameter, values in state["state"].items():
             tensors |= {f"{key}/{parameter}/{name}": value for name, value in values.items()}
-    return {path: value.contiguous() for path, value in gather(tensors).items()}, groups
+    return tensors, groups
 
 
 def _unpack_optimizers(
-    optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor], groups: Mapping[str, Any]
+    optimizers: Mapping[str, torch.optim.Optimizer], tensors: Iterable[tuple[str, Tensor]], groups: Mapping[str, Any]
 ) -> None:
     states: dict[str, dict[int, dict[str, Tensor]]] = {key: {} for key in optimizers}
     parameters = {
         key: [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for key, optimizer in optimizers.items()
     }
-    for path, tensor in tensors.items():
+    for path, tensor in tensors:
         key, number, name = path.split("/")
         # Adam's count of steps is one number; all else is as large as the parameter, and spread as it is.
         own = tensor if tensor.dim() == 0 else spread_like(tensor, parameters[key][int(number)])

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.reporting import Level, Reporter
@@ -201,18 +204,46 @@ def from_all(mine: Sequence[Item], num: int) -> list[Item]:
 def shard(transformer: nn.Module, device: str) -> None:
     """Spread a transformer's weights over the processes, block by block; they move to the device as they are spread.
 
-    One process keeps all of them. The sum over processes of the gradients is taken as the backward pass goes.
+    One process keeps all of them, and what was read in parts is left as it is.
     """
-    if world().size == 1:
+    if world().size == 1 or isinstance(transformer, FSDPModule):
         return
     mesh = init_device_mesh(torch.device(device).type, (world().size,))
-    blocks = [module for module in transformer.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for module in (*blocks, transformer):
-        # By itself the outermost part stays whole after a forward pass: an optimizer would take that for its weights.
-        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True)
-        # Sums, not means. Gloo knows plain sums only.
-        sharded.set_gradient_divide_factor(1.0)
-        sharded.set_force_sum_reduction_for_comms(enable=True)
+    for module in (*_blocks(transformer).values(), transformer):
+        fully_shard(module, mesh=mesh)
+    _add_up_in_parts(transformer)
+
+
+def reading_in_parts(transformer: PreTrainedModel) -> DistributedConfig:
+    """What lets transformers read of every weight no more than this process's part, straight into shards: those of
+    blocks as `transformer` has them, which needs no weights (torch's "meta" device)."""
+    plan = {re.sub(r"\.\d+(?=\.|$)", ".*", name): "free_full_weight" for name in _blocks(transformer)}
+    return DistributedConfig(fsdp_size=world().size, fsdp_plan=plan)
+
+
+def _blocks(transformer: nn.Module) -> dict[str, nn.Module]:
+    """What is fetched, computed and let go at a time."""
+    every = transformer.named_modules()
+    return {name: module for name, module in every if isinstance(module, GradientCheckpointingLayer)}
+
+
+def was_read_in_parts(transformer: PreTrainedModel) -> None:
+    """From now on the transformer is as one that `shard` spread: transformers itself is to know nothing of it."""
+    del transformer.config.distributed_config
+    # Else `generate` goes on until the last process has its answer.
+    setattr(transformer, "_is_fsdp_managed_module", False)  # noqa: B010 (a private name with no public one)
+    _add_up_in_parts(transformer)
+
+
+def _add_up_in_parts(transformer: nn.Module) -> None:
+    """The sum over processes of the gradients is taken as the backward pass goes."""
+    for module in transformer.modules():
+        if isinstance(module, FSDPModule):
+            # By itself an outer part stays whole after a forward pass: an optimizer would take that for its weights.
+            module.set_reshard_after_forward(True, recurse=False)
+            # Sums, not means. Gloo knows plain sums only.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(enable=True)
 
 
 @contextmanager
@@ -339,5 +370,10 @@ def write_once(write: Callable[[], None]) -> None:
     """`write` in the first process; the others wait until it is done."""
     if world().is_first:
         write()
+    wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Until every process is here."""
     if world().size > 1:
         dist.barrier()

@@ -45,6 +45,7 @@ from trainer.distributed import add_up, even_passes, one_voice, part_of, put_tog
 from trainer.fitting import (
     Keeper,
     apply_step,
+    as_spread,
     autocast,
     checkpoint_folder,
     identity_of,
@@ -330,7 +331,7 @@ def _load_reference(sft: ModelSource, policy: ModelSource, config: DPOConfig, de
     """The SFT model by itself; None where the policy starts as it."""
     if (policy.base, policy.version) == (sft.base, sft.version):
         return None
-    reference = load_causal_lm(sft, device=loading_place(config, device))
+    reference = load_causal_lm(as_spread(sft, config), device=loading_place(config, device))
     if is_spread(config):
         shard(reference, device)
     return reference

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ def make_policy(source: ModelSource, config: FitConfig, device: str) -> Policy:
     """The model to train, without a reference beside it; `config` has been through `for_model`."""
     assert config.lora is None or isinstance(config.lora, LoraConfig)
     place = loading_place(config, device)
-    policy = load_policy(source, lora=config.lora, seed=config.seed, device=place, has_reference=False)
+    policy = load_policy(
+        as_spread(source, config), lora=config.lora, seed=config.seed, device=place, has_reference=False
+    )
     if config.gradient_checkpointing:
         compute_again(policy.model)
     if is_spread(config):
@@ -55,9 +57,16 @@ def is_spread(config: FitConfig | PPOConfig) -> bool:
     return config.sharding == "full" and world().size > 1
 
 
+def as_spread(source: ModelSource, config: FitConfig) -> ModelSource:
+    """The source, whose weights each process reads its part of, where they are spread and all of them learn."""
+    return replace(source, in_parts=is_spread(config) and config.lora is None)
+
+
 def loading_place(config: FitConfig | PPOConfig, device: str) -> str:
-    """Where weights are loaded to. Shards go to their GPUs block by block: the whole may be too large for one."""
-    return "cpu" if is_spread(config) else device
+    """Where weights are loaded to. What is spread after it was read goes to the GPUs block by block: the whole may be
+    too large for one."""
+    is_in_parts = isinstance(config, FitConfig) and config.lora is None
+    return "cpu" if is_spread(config) and not is_in_parts else device
 
 
 def compute_again(model: Any) -> None:

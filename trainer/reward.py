@@ -50,6 +50,7 @@ from trainer.distributed import add_up, one_voice, part_of, shard
 from trainer.fitting import (
     Keeper,
     apply_step,
+    as_spread,
     checkpoint_folder,
     compute_again,
     identity_of,
@@ -340,7 +341,8 @@ def make_reward_model(
     """A reward model to train, fresh or as an earlier one was; `config` has been through `for_model`."""
     lora = config.lora
     assert lora is None or isinstance(lora, LoraConfig)
-    begin = partial(RewardModel.from_sft, source) if start is None else partial(RewardModel.load, start)
+    fresh, begun = as_spread(source, config), as_spread(start, config) if start is not None else None
+    begin = partial(RewardModel.from_sft, fresh) if begun is None else partial(RewardModel.load, begun)
     model = begin(lora=lora, seed=config.seed, device=loading_place(config, device))
     if config.gradient_checkpointing:
         compute_again(model.blocks)

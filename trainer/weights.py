@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.checkpoints import save_tensors
 from trainer.config import LoraConfig
+from trainer.distributed import reading_in_parts, was_read_in_parts
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -44,6 +45,8 @@ class ModelSource:
     """An adapter on the base, or full weights. None: the base itself."""
     alias: str = ""
     """What saved files call the base; the folder's name when empty. Never a path."""
+    in_parts: bool = False
+    """Whether each process reads its part only of full weights (FSDP2); all processes read them then."""
 
     @property
     def name(self) -> str:
@@ -118,11 +121,17 @@ def context_length(config: Any) -> int:
 
 def count_parameters(source: ModelSource) -> int:
     """Parameters of the base model, from its config alone: nothing is loaded."""
-    config = AutoConfig.from_pretrained(source.base, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        model = cast(Any, AutoModelForCausalLM).from_config(config, trust_remote_code=False)
-    model.tie_weights()
+    model = _without_weights(AutoModelForCausalLM, replace(source, version=None))
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _without_weights(kind: Any, source: ModelSource) -> PreTrainedModel:
+    """A transformers class as the source's config makes it, on torch's "meta" device: shapes, and nothing in them."""
+    config = AutoConfig.from_pretrained(source.weights, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = kind.from_config(config, trust_remote_code=False)
+    model.tie_weights()
+    return cast(PreTrainedModel, model)
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------
@@ -147,10 +156,21 @@ def from_pretrained(kind: Any, source: ModelSource, dtype: torch.dtype) -> Any:
     """A transformers class with the source's full weights. ValueError when its folder holds none that can be read."""
     _refuse_kernels(source)
     try:
+        # What an adapter is merged into, or put around, is read whole.
+        is_in_parts = source.in_parts and not source.adapter
+        parts = {"distributed_config": reading_in_parts(_without_weights(kind, source))} if is_in_parts else {}
         with _quiet_transformers():
-            return kind.from_pretrained(
-                source.weights, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            model = kind.from_pretrained(
+                source.weights,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                **parts,
             )
+            if parts:
+                was_read_in_parts(model)
+            return model
     except OSError as error:
         raise ValueError(
             f"The model “{source.name}” cannot be loaded: its folder needs config.json and model.safetensors ({error})."

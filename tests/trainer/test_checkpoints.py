@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainer import checkpoints
 from trainer.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 
 IDENTITY: dict[str, Any] = {"config": {"seed": 17, "betas": (0.9, 0.999)}, "dataset_sha256": "ab"}
@@ -74,6 +75,25 @@ def test_going_on_is_the_same_as_never_having_stopped(tmp_path: Path) -> None:
         other.step()
     for one, again in zip(training.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(one, again)
+
+
+def test_a_checkpoint_of_many_files_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "FILE_BYTES", 20)
+    training = Training()
+    training.step()
+    folder = training.save(tmp_path / "checkpoint")
+    # Three parameters of 4, 4 and 1 numbers learn; Adam keeps a count and two moments of each.
+    assert len(list(folder.glob("*weights.safetensors"))) == 2
+    assert len(list(folder.glob("*optimizers.safetensors"))) > 4
+    other = Training()
+    other.load(folder)
+    for one, again in zip(training.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(one, again)
+    found, kept = other.optimizer.state_dict()["state"], training.optimizer.state_dict()["state"]
+    assert all(torch.equal(found[number][name], kept[number][name]) for number in kept for name in kept[number])
+    (folder / "2.weights.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"2\.weights\.safetensors is missing"):
+        Training().load(folder)
 
 
 def test_progress_comes_back_to_the_last_bit(checkpoint: Path) -> None:

@@ -10,15 +10,20 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from trainer import checkpoints
 from trainer.best_of_n import train_best_of_n
 from trainer.checks import Check
 from trainer.config import BestOfNConfig, DPOConfig, LoraConfig, PPOConfig, RewardConfig, SFTConfig, StarConfig
 from trainer.distributed import joined, whole
 from trainer.dpo import train_dpo
 from trainer.fitting import make_policy
+from trainer.models import load_policy
 from trainer.ppo_run import _load_models, train_ppo
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
@@ -253,6 +258,13 @@ TRAININGS: dict[str, Training] = {
 
 def run(names: list[str], base: Path, out: Path) -> None:
     """Do these trainings; `out/NAME` is the version, `out/NAME.json` what was said and measured."""
+    # Small files: a checkpoint has several, each put together by itself.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "FILE_BYTES", 16_384)
+        _run(names, base, out)
+
+
+def _run(names: list[str], base: Path, out: Path) -> None:
     for name in names:
         report = Recorder()
         torch.manual_seed(0)
@@ -282,6 +294,15 @@ def held_by_sft(base: Path) -> Iterable[torch.Tensor]:
     return make_policy(ModelSource(base), config, "cpu").parameters()
 
 
+def held_when_read(base: Path) -> Iterable[torch.Tensor]:
+    """The weights that were just read, before anything else is done with them: block by block."""
+    policy = load_policy(ModelSource(base, in_parts=True), lora=None, has_reference=False)
+    blocks = [module for module in policy.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert blocks
+    assert all(isinstance(module, FSDPModule) for module in (*blocks, policy.model))
+    return policy.parameters()
+
+
 def share_held(every: Iterable[torch.Tensor]) -> float:
     """Of all these weights, what this process has in its memory."""
     held = total = 0
@@ -296,5 +317,10 @@ if __name__ == "__main__":
         assert here.size == 2
         base, out = Path(sys.argv[1]), Path(sys.argv[2])
         run(sys.argv[3:], base, out)
-        shares = {"sft": share_held(held_by_sft(base)), "ppo": share_held(held_by_ppo(base, out / "reward"))}
+        shares = {
+            "read": share_held(held_when_read(base)),
+            "read GPT-2": share_held(held_when_read(base.with_name("gpt2"))),
+            "sft": share_held(held_by_sft(base)),
+            "ppo": share_held(held_by_ppo(base, out / "reward")),
+        }
         (out / f"held-{here.rank}.json").write_text(json.dumps(shares))
