@@ -27,10 +27,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from trainer.config import LARGE_MODEL_PARAMETERS
 from trainer.models import position_ids
 from trainer.reporting import storable
 from trainer.weights import context_length
 
+SMALL_MODEL_BATCH, LARGE_MODEL_BATCH = 64, 16
+"""Sequences that are drawn at once where nobody says how many; "large" as for training."""
 MAX_REDRAWS = 3
 """How often a completion that repeats another one of its prompt is drawn again."""
 
@@ -343,9 +346,10 @@ class LocalSampler:
     """Samples in this process. `sequences_per_batch` bounds memory and the wait; the texts do not depend on it."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sequences_per_batch: int = 16
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, sequences_per_batch: int | None = None
     ) -> None:
-        self.model, self.tokenizer, self.sequences_per_batch = model, tokenizer, sequences_per_batch
+        self.model, self.tokenizer = model, tokenizer
+        self.sequences_per_batch = sequences_per_batch or _batch_for(model)
         self.num_tokens, self.seconds = 0, 0.0
 
     @property
@@ -440,6 +444,11 @@ class LocalSampler:
             num_tokens=len(result.tokens),
             sampling=settings,
         )
+
+
+def _batch_for(model: PreTrainedModel) -> int:
+    """A step of a small model takes hardly longer for more sequences: the pocket model draws a third faster with 64."""
+    return SMALL_MODEL_BATCH if model.num_parameters() <= LARGE_MODEL_PARAMETERS else LARGE_MODEL_BATCH
 
 
 def _in_batches(items: Sequence[_Encoded], size: int) -> Iterator[Sequence[_Encoded]]:

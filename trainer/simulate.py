@@ -10,7 +10,7 @@ import json
 import random
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ POLL_SECONDS = 0.5
 NUM_PROMPTS = 640
 PROMPT_SEED = 2026
 K = 8
+PEOPLE = 3
+"""That rank each task. A second ranking of the same answers costs clicks, and no sampling and hardly any training."""
 SHARES = {"validation_share": 0.1, "test_share": 0.2}
 """A fifth of the prompts is held out from sampling, ranking and training, and measures the policies; a tenth measures
 the reward models."""
@@ -139,13 +141,14 @@ class SeedMarks:
     num_rankings: int
 
 
-def run_loop(loop: Loop, *, rounds: int, seeds: int) -> list[SeedMarks]:
+def run_loop(loop: Loop, *, rounds: int, seeds: int) -> Iterator[SeedMarks]:
     """Turn the loop `rounds` times in a project of its own for each seed; all on the same prompts.
 
     Raises:
         RunFailed: a run ended otherwise than finished.
     """
-    return [Story(loop, seed).turn(rounds) for seed in range(1, seeds + 1)]
+    for seed in range(1, seeds + 1):
+        yield Story(loop, seed).turn(rounds)
 
 
 class Story:
@@ -170,7 +173,7 @@ class Story:
             people = Annotators(**asdict(self._loop.annotators) | {"seed": 1000 * self._seed + number})
             num_rankings += rank_waiting(self._loop.url, self._loop.tokens, self._project, people)
             turned.append(self._train(exam, number))
-            self._finished(self._newest("sample")["id"])
+            self._sampled(is_last=number == rounds)
         best = exam.best_of_16(self._loop.find_model(self._newest("ppo")["config"]["reward"]))
         marks, rewards, kl = zip(*turned, strict=True)
         return SeedMarks(exam.sft, exam.ceiling, best, marks, rewards, kl, num_rankings)
@@ -190,12 +193,21 @@ class Story:
         )
         return marks, judged, kl
 
+    def _sampled(self, *, is_last: bool) -> None:
+        """What the new policy answers in the next round, which the last one does not need."""
+        run_id = self._newest("sample")["id"]
+        if is_last:
+            self._client.cancel_run(run_id)
+        else:
+            self._finished(run_id)
+
     def _make_project(self) -> str:
         training = {kind: {"seed": self._seed, **self._loop.training.get(kind, {})} for kind in ("reward", "ppo")}
         project = self._client.create_project(
             name=f"Simulated loop {self._seed} {secrets.token_hex(3)}",
             model_alias="pocket",
             k=K,
+            overlap=min(PEOPLE, self._loop.annotators.num),
             sampling=SAMPLING | {"seed": 1000 * self._seed},
             training=training,
             # What the loop does by itself is measured, not what its gates keep back.

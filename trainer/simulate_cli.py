@@ -21,7 +21,7 @@ from trainer.client import Client, ModelReference
 from trainer.console import one_line_errors, parse_settings, settings_with, show
 from trainer.options import JsonOption, TokenOption, UrlOption
 from trainer.settings import WorkerSettings
-from trainer.simulate import NUM_PROMPTS, Annotators, Loop, RunFailed, hire, rank_waiting, run_loop
+from trainer.simulate import NUM_PROMPTS, Annotators, Loop, RunFailed, SeedMarks, hire, rank_waiting, run_loop
 from trainer.simulate_figures import Interval, LoopFigures, figures_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 # What is trained in a simulated loop: a small model with all its weights, on a few hundred rankings a round.
 TRAINING: dict[str, dict[str, Any]] = {
-    "reward": {"learning_rate": 3e-3},
+    # Once: three people rank the same answers, and from the second time on a model remembers more than it learns.
+    "reward": {"learning_rate": 3e-3, "epochs": 1, "rankings_per_batch": 12},
     "ppo": {
         "num_episodes": 1536,
         "episodes_per_batch": 128,
@@ -96,8 +97,13 @@ def simulate(
                 say=lambda line: typer.echo(line, err=True),
                 num_prompts=prompts,
             )
-            stories = run_loop(loop, rounds=rounds, seeds=seeds)
-    report(figures_of(stories, seconds=time.monotonic() - started), json_file)
+            stories: list[SeedMarks] = []
+            for story in run_loop(loop, rounds=rounds, seeds=seeds):
+                stories.append(story)
+                # A seed takes long: what is known is written down at once.
+                write(figures_of(stories, seconds=time.monotonic() - started), json_file)
+    # The server has ended, so that its processor time is known, too.
+    report(figures_of(stories, seconds=time.monotonic() - started, cpu_seconds=sum(os.times()[:4])), json_file)
 
 
 def rank_project(settings: WorkerSettings, project: str, people: Annotators) -> int:
@@ -186,6 +192,12 @@ def find_model(reference: ModelReference, client: Client, data_dir: Path) -> Mod
     return ModelSource(base_folder("pocket", settings, lambda *_: None), version, reference["alias"])
 
 
+def write(figures: LoopFigures, json_file: Path | None) -> None:
+    """The figures so far, where a file was named."""
+    if json_file is not None and str(json_file) != "-":
+        json_file.write_text(json.dumps(figures.as_json(), indent=2) + "\n", encoding="utf-8")
+
+
 def report(figures: LoopFigures, json_file: Path | None) -> None:
     """The figures as a table, and as JSON where that is asked for."""
     if json_file is not None:
@@ -211,4 +223,5 @@ def lines_of(figures: LoopFigures) -> Iterator[str]:
     yield f"{figures.room:.1%} of the room to the ceiling, at {figures.rounds[-1].kl:.2f} nats an answer"
     yield f"the last reward model has {figures.reward_share:.1%} of the accuracy of the true utilities"
     counts = f"{figures.num_prompts} held-out prompts, {figures.seeds} seeds, {figures.num_rankings} rankings"
-    yield f"{counts}, {figures.seconds:.0f} s"
+    cpu = f" ({figures.cpu_seconds:.0f} s of processor time)" if figures.cpu_seconds else ""
+    yield f"{counts}, {figures.seconds:.0f} s{cpu}"

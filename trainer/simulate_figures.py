@@ -52,6 +52,9 @@ class LoopFigures:
     exact: dict[str, float]
     """Win rate, ceiling and best of 16 where any difference counts."""
     seconds: float
+    """By the clock."""
+    cpu_seconds: float | None
+    """Of all processes but the database's; None while they run."""
 
     @property
     def room(self) -> float:
@@ -77,7 +80,7 @@ class LoopFigures:
         }
 
 
-def figures_of(stories: Sequence[SeedMarks], *, seconds: float) -> LoopFigures:
+def figures_of(stories: Sequence[SeedMarks], *, seconds: float, cpu_seconds: float | None = None) -> LoopFigures:
     """The figures of loops that differ only in their seed."""
     last = [story.rounds[-1] for story in stories]
     parts = {
@@ -95,6 +98,7 @@ def figures_of(stories: Sequence[SeedMarks], *, seconds: float) -> LoopFigures:
         **{name: bootstrap(pooled(item.wins for item in marks), rng) for name, marks in parts.items()},
         exact={name: round(mean([item.exact_win_rate for item in marks]), 4) for name, marks in parts.items()},
         seconds=round(seconds, 1),
+        cpu_seconds=None if cpu_seconds is None else round(cpu_seconds, 1),
     )
 
 

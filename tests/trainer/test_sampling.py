@@ -116,6 +116,13 @@ def test_a_text_does_not_depend_on_its_batch() -> None:
     assert texts(sample(PROMPTS[::-1], sequences_per_batch=8)) == together
 
 
+@pytest.mark.parametrize(("num_parameters", "size"), [(640_000, 64), (135_000_000, 16)])
+def test_a_small_model_draws_more_at_once(num_parameters: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(TOKENIZER)
+    monkeypatch.setattr(model, "num_parameters", lambda: num_parameters)
+    assert LocalSampler(model, TOKENIZER).sequences_per_batch == size
+
+
 def test_a_resumed_run_draws_the_rest_of_the_same_texts() -> None:
     whole = texts(sample(PROMPTS))
     assert texts(sample(PROMPTS[2:])) == {prompt_id: whole[prompt_id] for prompt_id in ("p3", "p4", "p5")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from rankloop.cli import build
 from trainer import simulate_cli
 from trainer.simulate import SeedMarks
-from trainer.simulate_cli import TRAINING, lines_of, training_with
+from trainer.simulate_cli import TRAINING, lines_of, training_with, write
 from trainer.simulate_exam import Marks, RewardMarks
 from trainer.simulate_figures import Interval, LoopFigures, bootstrap, figures_of, pooled
 
@@ -72,6 +73,21 @@ def test_json_begins_with_the_final_figures_as_plain_numbers() -> None:
     assert [found[name] for name in ("ceiling", "best_of_16", "kl", "room")] == [0.9, 0.7, 3.0, 0.85]
     assert found["intervals"]["ceiling"] == [0.8, 1.0]
     assert found["rounds"][0]["true_accuracy"] == 0.8
+
+
+def test_what_is_known_is_written_down_after_each_seed(tmp_path: Path) -> None:
+    """The processor time is known only when the server has ended."""
+    file = tmp_path / "figures.json"
+    for number in (1, 2):
+        write(figures_of([story([marks(0.5, 0.6), marks(0.8, 0.8)])] * number, seconds=1.0), file)
+        found = json.loads(file.read_text())
+        assert (found["seeds"], found["cpu_seconds"]) == (number, None)
+
+
+def test_the_last_line_says_the_processor_time() -> None:
+    seeds = [story([marks(0.5, 0.6), marks(0.8, 0.8)])]
+    *_, last = lines_of(figures_of(seeds, seconds=100.0, cpu_seconds=61.0))
+    assert last.endswith("100 s (61 s of processor time)")
 
 
 def test_the_table_has_a_line_a_round() -> None:

@@ -1,0 +1,400 @@
+"""Over-optimisation (Gao et al., arXiv 2210.10760): PPO's reward goes on rising while what it stands for falls.
+
+The loop of `rankloop simulate`, made to fail: the reward model learns from 200 rankings, and beta is a fiftieth of its
+value there. Every few rollouts the policy sits an exam, by the true utility, which no part of the loop sees: always the
+same draws of answers to prompts that nothing learned from. Each seed is run twice, to its end, and with a guard: a
+second reward model, from rankings of other prompts, that stops the run and decides which weights are kept. A seed mixes
+the prompts and draws the people's noise and the training's; the pocket model's answers are drawn once for all.
+
+    python benchmarks/overoptimisation.py [--quick] [--seeds 3] [--pocket FOLDER] [--json FILE] [--plot FILE.svg]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from trainer.config import PPOConfig, RewardConfig
+from trainer.models import RewardModel, ValueModel, load_policy
+from trainer.own_answers import draw_answers
+from trainer.pocket.build import build_pocket
+from trainer.pocket.utility import rank, utility
+from trainer.pocket.world import held_out_requests
+from trainer.ppo import optimise
+from trainer.ppo_guard import Guard
+from trainer.ppo_learner import Learner
+from trainer.preferences import Answer, Ranking
+from trainer.reporting import SilentReporter
+from trainer.reward import train_reward
+from trainer.rollout import Question
+from trainer.sampling import LocalSampler, Prompt, SamplingSettings, encode_prompt
+from trainer.simulate import SAMPLING, TEMPERATURE, Annotators, K
+from trainer.simulate_cli import TRAINING
+from trainer.simulate_exam import SEQUENCES_PER_BATCH, utilities_of
+from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
+
+POOL_SEED = 2026
+BETA_SHARE = 1 / 50
+NEVER = 10**9
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much of everything."""
+
+    num_rankings: int = 200
+    """That the reward model learns from."""
+    num_guard_rankings: int = 600
+    """That the guard learns from, of other prompts."""
+    num_examined: int = 128
+    """Prompts of the exam."""
+    num_answers: int = 4
+    """To each of them."""
+    num_rollouts: int = 36
+    rollouts_per_exam: int = 2
+    batch: int = 128
+    """Episodes a rollout."""
+    max_new_tokens: int = int(SAMPLING["max_new_tokens"])
+    guard_answers: int = 256
+    guard_patience: int = 5
+
+    @property
+    def num_prompts(self) -> int:
+        """Of the pocket world."""
+        return self.num_rankings + self.num_guard_rankings + self.num_examined
+
+
+QUICK = Setting(
+    num_rankings=16,
+    num_guard_rankings=16,
+    num_examined=8,
+    num_answers=2,
+    num_rollouts=3,
+    rollouts_per_exam=1,
+    batch=32,
+    guard_answers=16,
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is known of the policy after so many episodes."""
+
+    episodes: int
+    utility: float
+    """True, on the exam."""
+    kl: float = 0.0
+    """Nats an answer, of the next rollout."""
+    reward: float = 0.0
+    """Of the same, by the model that trains it; in standard deviations of its training answers."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """One seed."""
+
+    points: Sequence[Point]
+    """Without a guard."""
+    kept: Point
+    """The version that the guard made: the true utility of the weights it kept."""
+    stopped: int | None
+    """After how many episodes the guard stopped the run."""
+
+    @property
+    def gains(self) -> tuple[float, float, float]:
+        """Of true utility over the SFT policy's: (kept by the guard, at the best exam, at the last exam)."""
+        start, values = self.points[0].utility, [point.utility for point in self.points]
+        return self.kept.utility - start, max(values) - start, values[-1] - start
+
+
+# The world
+
+
+@dataclass(frozen=True)
+class World:
+    """What the pocket model answers: rankings without places yet, and the prompts of the exam."""
+
+    source: ModelSource
+    setting: Setting
+    unranked: Sequence[Ranking]
+    examined: Sequence[Prompt]
+
+
+def make_world(source: ModelSource, setting: Setting) -> World:
+    """K different answers to each prompt that is to be ranked, sampled as `rankloop simulate` samples them."""
+    requests = held_out_requests(setting.num_prompts, POOL_SEED)
+    prompts = [Prompt(item.prompt, [{"role": "user", "content": item.prompt}]) for item in requests]
+    random.Random(POOL_SEED).shuffle(prompts)
+    examined, asked = prompts[: setting.num_examined], prompts[setting.num_examined :]
+    settings = SamplingSettings(TEMPERATURE, max_new_tokens=setting.max_new_tokens, seed=POOL_SEED)
+    unranked = []
+    for sampled in make_sampler(load_causal_lm(source), source).sample(asked, k=K, settings=settings):
+        answers = tuple(Answer(str(item.index), item.text, item.finish_reason) for item in sampled.completions)
+        name = sampled.prompt_id
+        messages = [{"role": "user", "content": name}]
+        unranked.append(Ranking(name, name, messages, answers, (0,) * len(answers)))
+    return World(source, setting, unranked, examined)
+
+
+def ranked(item: Ranking, rng: random.Random) -> Ranking:
+    """As a noisy annotator ranks it."""
+    people = Annotators()
+    worth = [utility(item.messages[-1]["content"], answer.text) for answer in item.answers]
+    cells = rank(worth, rng, noise=people.noise, tie_margin=people.tie_margin)
+    places = {index: place for place, cell in enumerate(cells) for index in cell}
+    return replace(item, places=tuple(places[index] for index in range(len(worth))))
+
+
+# One seed
+
+
+class Examiner(SilentReporter):
+    """Examines the policy every few rollouts, always with the same draws."""
+
+    def __init__(self, learner: Learner, world: World, spread: float) -> None:
+        self._learner, self._world, self._spread = learner, world, spread
+        self._num_rollouts = 0
+        self._last = self.examine(0)
+        self.points: list[Point] = []
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """What a rollout showed: its answers are those of the policy before it, which may just have been examined."""
+        if "objective/kl" not in values:
+            return
+        every = self._world.setting.rollouts_per_exam
+        if self._num_rollouts % every == 0:
+            reward = values["objective/reward"] / self._spread
+            self.points.append(replace(self._last, kl=values["objective/kl"], reward=reward))
+        self._num_rollouts += 1
+        if self._num_rollouts % every == 0:
+            self._last = self.examine(step)
+
+    def examine(self, episodes: int) -> Point:
+        """The true utility of the policy of now."""
+        sampler = make_sampler(self._learner.policy.model, self._world.source)
+        drawn = draw_answers(
+            sampler,
+            self._world.examined,
+            n=self._world.setting.num_answers,
+            temperature=TEMPERATURE,
+            max_new_tokens=self._world.setting.max_new_tokens,
+            seed=POOL_SEED,
+        )
+        return Point(episodes, fmean(value for values in utilities_of(drawn).values() for value in values))
+
+
+def tell(world: World, seed: int, folder: Path) -> Story:
+    """Both runs of one seed."""
+    rng = random.Random(f"over-optimisation {seed}")
+    mixed = [ranked(item, rng) for item in rng.sample(list(world.unranked), len(world.unranked))]
+    own, others = mixed[: world.setting.num_rankings], mixed[world.setting.num_rankings :]
+    reward = fit(world, own, seed, folder / "reward")
+    judge = fit(world, others, seed + 1000, folder / "judge")
+    learner, examiner = push(world, own, reward, seed, Guard(judge, questions_of(world, others)))
+    guard, stopped_by = learner.progress.guard, learner.progress.stopped_by
+    assert guard is not None
+    learner.settle()
+    kept = examiner.examine(guard.num_episodes)
+    _, alone = push(world, own, reward, seed, None)
+    return Story(alone.points, kept, learner.progress.num_episodes if stopped_by == "guard" else None)
+
+
+def fit(world: World, rankings: Sequence[Ranking], seed: int, out: Path) -> RewardModel:
+    """A reward model, as `rankloop simulate` trains it."""
+    config = RewardConfig(**TRAINING["reward"] | {"seed": seed, "checkpoint_every": NEVER})
+    train_reward(rankings, source=world.source, config=config, out=out, report=SilentReporter())
+    return RewardModel.load(replace(world.source, version=out)).requires_grad_(False)
+
+
+def push(
+    world: World, rankings: Sequence[Ranking], reward: RewardModel, seed: int, guard: Guard | None
+) -> tuple[Learner, Examiner]:
+    """PPO on the prompts of these rankings, hardly held back."""
+    setting = world.setting
+    config = PPOConfig(
+        **TRAINING["ppo"]
+        | {
+            "seed": seed,
+            "num_episodes": setting.num_rollouts * setting.batch,
+            "episodes_per_batch": setting.batch,
+            "beta": TRAINING["ppo"]["beta"] * BETA_SHARE,
+            "temperature": TEMPERATURE,
+            "max_new_tokens": setting.max_new_tokens,
+            "missing_eos_penalty": reward.score_std,
+            "guard_answers": setting.guard_answers,
+            "guard_patience": setting.guard_patience,
+        }
+    ).for_model(0, "cpu")
+    value = ValueModel.from_reward(reward).requires_grad_(True)
+    policy = load_policy(world.source, lora=None, seed=seed)
+    learner = Learner.create(policy, value, config, is_guarded=guard is not None)
+    examiner = Examiner(learner, world, reward.score_std)
+    questions, tokenizer = questions_of(world, rankings), load_tokenizer(world.source)
+    optimise(learner, reward, questions, tokenizer, config, examiner, guard=guard)
+    return learner, examiner
+
+
+def questions_of(world: World, rankings: Sequence[Ranking]) -> list[Question]:
+    """The prompts of these rankings in tokens."""
+    tokenizer = load_tokenizer(world.source)
+    return [Question(item.prompt_id, encode_prompt(tokenizer, item.messages)) for item in rankings]
+
+
+def make_sampler(model: Any, source: ModelSource) -> LocalSampler:
+    """As simulated exams sample."""
+    return LocalSampler(model, load_tokenizer(source), sequences_per_batch=SEQUENCES_PER_BATCH)
+
+
+# Figures
+
+
+def figures_of(stories: Sequence[Story]) -> dict[str, Any]:
+    """Means over seeds of the gains of true utility, and what the guard keeps of the best."""
+    kept, best, last = (fmean(values) for values in zip(*(story.gains for story in stories), strict=True))
+    return {
+        "seeds": len(stories),
+        "gain_at_best": round(best, 4),
+        "gain_at_end": round(last, 4),
+        "gain_kept": round(kept, 4),
+        "share_kept": round(kept / best, 4) if best > 0 else None,
+        "stories": [asdict(story) for story in stories],
+    }
+
+
+def show(figures: Mapping[str, Any], stories: Sequence[Story]) -> None:
+    """The table."""
+    print(f"{'seed':>4} {'SFT':>7} {'best':>7} {'at the end':>11} {'with a guard':>13}   the guard stops after")
+    for number, story in enumerate(stories, start=1):
+        start = story.points[0].utility
+        kept, best, last = (start + gain for gain in story.gains)
+        stop = f"{story.stopped} episodes" if story.stopped else "never"
+        print(f"{number:>4} {start:7.3f} {best:7.3f} {last:11.3f} {kept:13.3f}   {stop}")
+    share = "" if figures["share_kept"] is None else f"; the guard keeps {figures['share_kept']:.1%} of the best gain"
+    print(f"gain of true utility: best {figures['gain_at_best']:.3f}, at the end {figures['gain_at_end']:.3f}{share}")
+
+
+# The drawing
+
+STYLE = """
+svg{font:13px system-ui,sans-serif;--ink:#1c2330;--faint:#c9d0da;--true:#0b6bcb;--reward:#b54708;background:none}
+@media (prefers-color-scheme:dark){svg{--ink:#e6e9ee;--faint:#475062;--true:#6cb2ff;--reward:#f5a35c}}
+text{fill:var(--ink)} .axis{stroke:var(--ink)} .grid{stroke:var(--faint);stroke-dasharray:2 4}
+path{fill:none;stroke-width:2} .true{stroke:var(--true)} .reward{stroke:var(--reward);stroke-dasharray:7 4}
+circle{fill:var(--true);stroke:var(--ink);stroke-width:1.5}
+"""
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 400, 300, 52, 46, 48
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of a curve, and the class that its colour goes by."""
+
+    kind: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Axes with curves and dots, at a place of its own."""
+
+    x: float
+    title: str
+    below: str
+    lines: Sequence[Line]
+    dots: Sequence[tuple[float, float]]
+
+    def draw(self) -> Iterator[str]:
+        """The elements of it."""
+        every = [point for line in self.lines for point in line.points] + list(self.dots)
+        right = max(x for x, _ in every) * 1.03 or 1.0
+        low, high = min(y for _, y in every), max(y for _, y in every)
+        low, high = low - 0.06 * (high - low or 1.0), high + 0.06 * (high - low or 1.0)
+
+        def at(x: float, y: float) -> tuple[float, float]:
+            return (
+                self.x + LEFT + x / right * (WIDTH - LEFT - 12),
+                HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM),
+            )
+
+        (x0, y0), (x1, y1) = at(0, low), at(right, high)
+        yield f'<text x="{x0:.0f}" y="20" font-weight="600">{escape(self.title)}</text>'
+        for step in range(5):
+            x, y = right * step / 4, low + (high - low) * step / 4
+            px, py = at(x, y)
+            yield f'<line class="grid" x1="{x0:.1f}" x2="{x1:.1f}" y1="{py:.1f}" y2="{py:.1f}"/>'
+            yield f'<text x="{x0 - 6:.1f}" y="{py + 4:.1f}" text-anchor="end">{y:.1f}</text>'
+            yield f'<text x="{px:.1f}" y="{y0 + 18:.1f}" text-anchor="middle">{x:,.0f}</text>'
+        yield f'<path class="axis" d="M{x0:.1f} {y1:.1f}V{y0:.1f}H{x1:.1f}"/>'
+        yield f'<text x="{(x0 + x1) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(self.below)}</text>'
+        for line in self.lines:
+            path = "L".join(f"{px:.1f} {py:.1f}" for px, py in (at(x, y) for x, y in line.points))
+            yield f'<path class="{line.kind}" d="M{path}"/>'
+        for dot in self.dots:
+            px, py = at(*dot)
+            yield f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5"/>'
+
+
+def plot(stories: Sequence[Story]) -> str:
+    """True utility against KL, a line a seed; and the mean gains of utility and reward against episodes."""
+    against_kl = [Line("true", [(point.kl, point.utility) for point in story.points]) for story in stories]
+    together = list(zip(*(story.points for story in stories), strict=True))
+    episodes = [points[0].episodes for points in together]
+    means = [[fmean(getattr(point, name) for point in points) for points in together] for name in ("utility", "reward")]
+    gains = [
+        Line(kind, [(x, value - values[0]) for x, value in zip(episodes, values, strict=True)])
+        for kind, values in zip(("true", "reward"), means, strict=True)
+    ]
+    kept = [(at_episodes(story, story.kept.episodes), story.kept.utility) for story in stories]
+    panels = [
+        Panel(0, "True utility; a line a seed", "KL to the SFT policy, nats an answer", against_kl, kept),
+        Panel(WIDTH, "Gain: true utility, reward (dashed)", "Episodes; means over seeds", gains, []),
+    ]
+    size = f'viewBox="0 0 {2 * WIDTH} {HEIGHT}" width="{2 * WIDTH}" height="{HEIGHT}"'
+    label = "Over-optimisation: true utility rises and falls while the reward rises; dots: what the guard keeps"
+    parts = [part for panel in panels for part in panel.draw()]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">'
+    return "\n".join([head, f"<style>{STYLE}</style>", *parts, "</svg>\n"])
+
+
+def at_episodes(story: Story, episodes: int) -> float:
+    """The KL after so many episodes: of the nearest exam."""
+    return min(story.points, key=lambda point: abs(point.episodes - episodes)).kl
+
+
+def main() -> None:
+    """Measure, print, and write the figures and the drawing where that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, little of everything: says nothing")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pocket", type=Path, default=Path(".data/models/pocket"), help="built where it is missing")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="an SVG that suits light and dark pages")
+    chosen = parser.parse_args()
+    setting, seeds = (QUICK, 1) if chosen.quick else (Setting(), chosen.seeds)
+    build_pocket(chosen.pocket, progress=lambda message, _: print(message, flush=True))
+    started = time.monotonic()
+    world = make_world(ModelSource(chosen.pocket), setting)
+    stories = []
+    for seed in range(1, seeds + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            stories.append(tell(world, seed, Path(folder)))
+        print(f"seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
+    figures = figures_of(stories)
+    show(figures, stories)
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"setting": asdict(setting)} | figures, indent=1) + "\n", encoding="utf-8")
+    if chosen.plot:
+        chosen.plot.write_text(plot(stories), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
