@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as with_default
-from typing import Any
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,20 @@ class NotFound(RankloopError):
     """There is nothing here, or it is not yours to see."""
 
     status = 404
+
+
+Thing = TypeVar("Thing")
+
+
+def existing(thing: Thing | None, message: str) -> Thing:
+    """What was looked for.
+
+    Raises:
+        NotFound: there is none, in these words.
+    """
+    if thing is None:
+        raise NotFound(message)
+    return thing
 
 
 class Conflict(RankloopError):

@@ -34,7 +34,7 @@ from app.accounts.models import (
     Who,
 )
 from app.accounts.wanted import NamedProject, Wanted
-from app.errors import Invalid, NotFound, Unauthorized
+from app.errors import Invalid, NotFound, Unauthorized, existing
 
 EMAIL = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,189}")
 LINK_LIFE = timedelta(minutes=15)
@@ -123,10 +123,7 @@ async def get_user(session: AsyncSession, user_id: uuid.UUID) -> User:
     Raises:
         NotFound: there is none.
     """
-    user = await session.get(User, user_id)
-    if user is None:
-        raise NotFound("There is no such person.")
-    return user
+    return existing(await session.get(User, user_id), "There is no such person.")
 
 
 async def get_user_by_email(session: AsyncSession, email: str) -> User:
@@ -136,9 +133,7 @@ async def get_user_by_email(session: AsyncSession, email: str) -> User:
         NotFound: nobody has it.
     """
     user = await session.scalar(select(User).where(func.lower(User.email) == email.strip().lower()))
-    if user is None:
-        raise NotFound(f"Nobody has the address {email}.")
-    return user
+    return existing(user, f"Nobody has the address {email}.")
 
 
 async def set_disabled(
@@ -268,10 +263,7 @@ async def get_membership(session: AsyncSession, *, user_id: uuid.UUID, project_i
     Raises:
         NotFound: this person has none.
     """
-    membership = await session.get(Membership, (user_id, project_id))
-    if membership is None:
-        raise NotFound("There is no such member.")
-    return membership
+    return existing(await session.get(Membership, (user_id, project_id)), "There is no such member.")
 
 
 async def list_everywhere(session: AsyncSession) -> Sequence[User]:

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.corpora.lines import CorpusLine
 from app.corpora.models import Corpus, CorpusKind, CorpusRow
-from app.errors import NotFound
+from app.errors import existing
 from app.ndjson import BadLine, Line
 from app.projects.models import Project
 from app.prompts.importing import Batch, import_lines
@@ -209,10 +209,7 @@ async def get_corpus(session: AsyncSession, corpus_id: uuid.UUID) -> Corpus:
     Raises:
         NotFound: there is none.
     """
-    corpus = await session.get(Corpus, corpus_id)
-    if corpus is None:
-        raise NotFound("There is no such corpus.")
-    return corpus
+    return existing(await session.get(Corpus, corpus_id), "There is no such corpus.")
 
 
 def reference(corpus: Corpus) -> dict[str, Any]:

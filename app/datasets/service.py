@@ -21,7 +21,7 @@ from app.datasets.cards import task_of, without_names
 from app.datasets.filters import LEARNED_FROM, DatasetFilter, is_accepted
 from app.datasets.models import Dataset, DatasetRow
 from app.db import at_most
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, existing
 from app.projects.models import Project
 from app.prompts.models import Prompt
 from app.quality import reading
@@ -141,10 +141,7 @@ async def get_dataset(session: AsyncSession, dataset_id: uuid.UUID) -> Dataset:
     Raises:
         NotFound: there is none.
     """
-    dataset = await session.get(Dataset, dataset_id)
-    if dataset is None:
-        raise NotFound("There is no such dataset.")
-    return dataset
+    return existing(await session.get(Dataset, dataset_id), "There is no such dataset.")
 
 
 def reference(dataset: Dataset) -> dict[str, Any]:
@@ -159,9 +156,7 @@ async def get_dataset_by_number(session: AsyncSession, project_id: uuid.UUID, nu
         NotFound: there is none.
     """
     dataset = await session.scalar(select(Dataset).where(Dataset.project_id == project_id, Dataset.number == number))
-    if dataset is None:
-        raise NotFound(f"This project has no dataset {number}.")
-    return dataset
+    return existing(dataset, f"This project has no dataset {number}.")
 
 
 async def count_chosen(session: AsyncSession, project_id: uuid.UUID, chosen: DatasetFilter) -> dict[str, Any]:

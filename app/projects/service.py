@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.service import audit
-from app.errors import Invalid, NotFound
+from app.errors import Invalid, existing
 from app.events import events
 from app.projects.models import AnyProject, Project
 
@@ -119,10 +119,7 @@ async def get_project(session: AsyncSession, project_id: uuid.UUID) -> Project:
     Raises:
         NotFound: there is none.
     """
-    project = await session.get(Project, project_id)
-    if project is None:
-        raise NotFound("There is no such project.")
-    return project
+    return existing(await session.get(Project, project_id), "There is no such project.")
 
 
 async def get_project_by_slug(session: AsyncSession, slug: str) -> Project:
@@ -131,10 +128,7 @@ async def get_project_by_slug(session: AsyncSession, slug: str) -> Project:
     Raises:
         NotFound: there is none.
     """
-    project = await session.scalar(select(Project).where(Project.slug == slug))
-    if project is None:
-        raise NotFound(f"There is no project {slug!r}.")
-    return project
+    return existing(await session.scalar(select(Project).where(Project.slug == slug)), f"There is no project {slug!r}.")
 
 
 def slugify(name: str) -> str:

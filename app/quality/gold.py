@@ -151,24 +151,32 @@ def own_orders(project: Project, user: User) -> Select[uuid.UUID, Sequence[int |
 
 async def list_gold(session: AsyncSession, project: Project) -> list[GoldRow]:
     """The newest gold tasks. Where many agree little with a known order, it may be the order that is wrong."""
-    query = select(Task, Prompt, GoldOrder.places).join(Prompt, Prompt.id == Task.prompt_id).join(GoldOrder)
+    query = select(Task, Prompt, GoldOrder).join(Prompt, Prompt.id == Task.prompt_id).join(GoldOrder)
     query = query.where(Task.project_id == project.id, Task.is_gold).order_by(Task.number.desc()).limit(LISTED)
     found = (await session.execute(query)).all()
     said = await reading.of_tasks(session, [task.id for task, _, _ in found])
-    return [gold_row(task, prompt, places, said.get(task.id, [])) for task, prompt, places in found]
+    return [gold_row(task, prompt, known, said.get(task.id, [])) for task, prompt, known in found]
 
 
-def gold_row(task: Task, prompt: Prompt, places: Sequence[int], said: Sequence[Judgement]) -> GoldRow:
+def is_source(row: Judgement, known: GoldOrder) -> bool:
+    """Whether a ranking is where the known order comes from, so that it would agree with itself: it was imported, and
+    has a name where others have an id, or it is by who wrote the order.
+    """
+    return not isinstance(row.annotator, uuid.UUID) or row.annotator == known.marked_by
+
+
+def gold_row(task: Task, prompt: Prompt, known: GoldOrder, said: Sequence[Judgement]) -> GoldRow:
     """One row of the list. People are resampled for the interval: a single task has a single prompt."""
+    places, others = known.places, [row for row in said if not is_source(row, known)]
     letters: dict[int, list[str]] = {}
     for letter, place in zip(LETTERS, places, strict=False):
         letters.setdefault(place, []).append(letter)
-    people = [replace(row, prompt=row.annotator) for row in said]
+    people = [replace(row, prompt=row.annotator) for row in others]
     return GoldRow(
         task=task,
         prompt=prompt,
         order=[letters[place] for place in sorted(letters)],
-        num_rankings=len(said),
+        num_rankings=len(others),
         agreement=with_gold(people, {task.id: places}),
     )
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
 from app.accounts.service import audit
-from app.errors import Conflict, Invalid, NotFound
+from app.errors import Conflict, Invalid, existing
 from app.projects.models import Project
 from app.prompts.models import Prompt
 from app.quality import reading
@@ -175,9 +175,7 @@ async def get_review(
     """
     query = select(Review).where(Review.id == review_id, Review.project_id == project.id)
     review = await session.scalar(query.with_for_update() if for_update else query)
-    if review is None:
-        raise NotFound("There is no such review in this project.")
-    return review
+    return existing(review, "There is no such review in this project.")
 
 
 async def answers_of(session: AsyncSession, task_id: uuid.UUID) -> list[uuid.UUID]:

@@ -68,7 +68,13 @@ async def show_next_task(
     is_sampling = any(run.state in OPEN_STATES for run in newest)
     elsewhere = await audiences.waiting_elsewhere(session, project, annotator)
     return render(
-        request, "rankings/done.html", project=project, work=work, is_sampling=is_sampling, elsewhere=elsewhere
+        request,
+        "rankings/done.html",
+        project=project,
+        work=work,
+        is_sampling=is_sampling,
+        elsewhere=elsewhere,
+        reads=annotator.languages,
     )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import AuditEntry
 from app.accounts.service import audit
-from app.errors import NotFound
+from app.errors import existing
 from app.events import events
 from app.registry.models import Version, VersionKind
 from app.runs.models import Artifact
@@ -139,10 +139,7 @@ async def get_version(session: AsyncSession, version_id: uuid.UUID) -> Version:
     Raises:
         NotFound: there is none.
     """
-    version = await session.get(Version, version_id)
-    if version is None:
-        raise NotFound("There is no such version.")
-    return version
+    return existing(await session.get(Version, version_id), "There is no such version.")
 
 
 async def get_version_by_number(session: AsyncSession, *, project_id: uuid.UUID, number: int) -> Version:
@@ -152,9 +149,7 @@ async def get_version_by_number(session: AsyncSession, *, project_id: uuid.UUID,
         NotFound: there is none.
     """
     version = await session.scalar(select(Version).where(Version.project_id == project_id, Version.number == number))
-    if version is None:
-        raise NotFound(f"This project has no version {number}.")
-    return version
+    return existing(version, f"This project has no version {number}.")
 
 
 async def live_version(session: AsyncSession, *, project_id: uuid.UUID, kind: VersionKind) -> Version | None:

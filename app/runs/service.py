@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, insert, select, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.errors import Conflict, NotFound, TooManyRequests
+from app.errors import Conflict, NotFound, TooManyRequests, existing
 from app.events import events
 from app.runs.models import Artifact, Run, RunLogLine, RunMetric, RunState
 
@@ -335,10 +335,7 @@ async def get_run(session: AsyncSession, run_id: uuid.UUID) -> Run:
     Raises:
         NotFound: there is none.
     """
-    run = await session.get(Run, run_id)
-    if run is None:
-        raise NotFound("There is no such run.")
-    return run
+    return existing(await session.get(Run, run_id), "There is no such run.")
 
 
 async def list_runs(

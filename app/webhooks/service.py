@@ -20,7 +20,7 @@ from sqlalchemy import and_, delete, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.service import audit
-from app.errors import Invalid, NotFound
+from app.errors import Invalid, NotFound, existing
 from app.events import events
 from app.rankings.models import Ranking, RankingChange
 from app.rankings.service import is_kept_apart, is_settled
@@ -122,10 +122,7 @@ async def get_webhook(session: AsyncSession, webhook_id: uuid.UUID) -> Webhook:
     Raises:
         NotFound: there is none.
     """
-    webhook = await session.get(Webhook, webhook_id)
-    if webhook is None:
-        raise NotFound("There is no such webhook.")
-    return webhook
+    return existing(await session.get(Webhook, webhook_id), "There is no such webhook.")
 
 
 async def delete_webhook(session: AsyncSession, webhook: Webhook, *, actor_id: uuid.UUID | None = None) -> None:

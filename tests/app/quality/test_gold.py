@@ -336,3 +336,15 @@ async def test_a_change_of_mind_is_what_is_taken_over(session: AsyncSession) -> 
     await make_ranking(session, task, places=[2, 1], **same)
     assert await gold.take_over(session, project, actor=admin) == 1
     assert await gold.known_orders(session, project) == {task.id: [2, 1]}
+
+
+async def test_an_order_does_not_agree_with_itself(session: AsyncSession, project: Project) -> None:
+    """The admin whose ranking became the known order does not count in the list."""
+    (task,) = await make_gold(session, project)
+    admin, other = await make_user(session), await make_user(session)
+    (await session.get_one(GoldOrder, task.id)).marked_by = admin.id
+    await make_ranking(session, task, places=[1, 2], annotator=admin)
+    await make_ranking(session, task, places=[2, 1], annotator=other)
+    (row,) = await gold.list_gold(session, project)
+    assert row.agreement is not None
+    assert (row.num_rankings, row.agreement.value) == (1, 0.0)

@@ -16,6 +16,7 @@ from app.accounts.models import AuditEntry, Role, Scope
 from app.accounts.service import create_token
 from app.projects.models import Project
 from app.prompts.models import Prompt
+from app.quality.gold import list_gold
 from app.rankings.models import Ranking
 from app.tasks.models import GoldOrder, Purpose, Task, TaskCompletion
 from tests.app.rankings.test_importing import ABC, count, item, send
@@ -44,6 +45,8 @@ async def test_a_known_order_makes_its_task_gold_and_keeps_the_ranking(session: 
     assert (order.places, order.why, order.marked_by, order.is_qualifying) == ([2, 1, 1], "A sum.", ada.id, False)
     assert (await session.scalars(select(Task))).one().is_gold
     assert await count(session, Ranking) == 1
+    (shown,) = await list_gold(session, project)
+    assert (shown.num_rankings, shown.agreement) == (0, None), "it would agree with itself"
     entry = (await session.scalars(select(AuditEntry).where(AuditEntry.action == "rankings.import"))).one()
     assert entry.detail["gold"] == 1
 

@@ -146,6 +146,11 @@ async def test_pages_say_what_waits_for_others(client: AsyncClient, session: Asy
     page = (await client.get(f"/projects/{project.slug}/rank")).text
     assert "You have ranked all that fits you" in page
     assert "1 task: zh · law" in page
+    assert "Do you read one of these languages?" in page
+    assert "Skills are given by the admins" in page
+    await client.post("/account/languages", data={"languages": ""})
+    assert "Do you read" not in (await client.get(f"/projects/{project.slug}/rank")).text
+    await client.post("/account/languages", data={"languages": "en, fr"})
     refused = await client.post("/account/languages", data={"languages": "English!"})
     assert (refused.status_code, "Write language tags" in refused.text) == (422, True)
     assert (await client.post(f"/people/{ada.id}/abilities", data={"skills": "law"})).status_code == 403
