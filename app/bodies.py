@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from os import SEEK_END
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -24,7 +25,11 @@ from app.security import SAFE_METHODS
 
 # So much of a body is kept in memory; what is longer lies on the disk, in a file without a name.
 KEPT_BYTES = 1024 * 1024
+# Who is known stands in the database.
+DATABASE_TROUBLE = (OperationalError, NoConnectionFree)
 PIECE_BYTES = 256 * 1024
+MOST_AHEAD = 256 * 1024 * 1024
+"""Of an answer that nobody reads: a disk has an end, too. Beyond it the source waits for its reader."""
 
 
 class TooLargeForStrangers(Unauthorized):
@@ -58,7 +63,7 @@ class WholeBodies:
             request = Request(scope)
             try:
                 is_whole = await self._fill(body, request, receive)
-            except (RankloopError, HTTPException, OSError) as error:
+            except (RankloopError, HTTPException, OSError, *DATABASE_TROUBLE) as error:
                 answer = await self._refuse(request, error)
                 await answer(scope, receive, send)
                 return
@@ -105,27 +110,34 @@ def again(body: UploadFile, receive: Receive) -> Receive:
     return receive_again
 
 
-async def read_ahead(source: AsyncIterable[bytes]) -> AsyncGenerator[bytes]:
-    """The same bytes. They are taken as fast as their source gives them; what nobody wants yet waits in a file."""
+async def read_ahead(source: AsyncIterable[bytes], most: int = MOST_AHEAD) -> AsyncGenerator[bytes]:
+    """The same bytes. They are taken as fast as their source gives them; what nobody wants yet waits in a file, up to
+    `most` bytes.
+    """
     with SpooledTemporaryFile(KEPT_BYTES) as file:
-        has_more = asyncio.Event()
+        has_more, has_room = asyncio.Event(), asyncio.Event()
+        num_read = num_written = 0
 
         async def fill() -> None:
+            nonlocal num_written
             async for chunk in source:
-                file.seek(0, SEEK_END)
-                file.write(chunk)
+                while num_written - num_read > most:
+                    has_room.clear()
+                    await has_room.wait()
+                file.seek(num_written)
+                num_written += file.write(chunk)
                 has_more.set()
 
         filling = asyncio.create_task(fill())
         filling.add_done_callback(lambda _: has_more.set())
         try:
-            num_read = 0
             while True:
                 has_more.clear()
                 is_last = filling.done()
                 file.seek(num_read)
                 if piece := file.read(PIECE_BYTES):
                     num_read += len(piece)
+                    has_room.set()
                     yield piece
                 elif is_last:
                     break

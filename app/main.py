@@ -14,8 +14,7 @@ from urllib.parse import quote
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
-from sqlalchemy.exc import DataError, IntegrityError, OperationalError
-from sqlalchemy.exc import TimeoutError as NoConnectionFree
+from sqlalchemy.exc import DataError, IntegrityError
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
@@ -27,7 +26,7 @@ from app.accounts import pages as accounts_pages
 from app.accounts.guards import SignInFirst, is_known
 from app.accounts.refusals import note_refusal
 from app.background import Job, repeat
-from app.bodies import WholeBodies
+from app.bodies import DATABASE_TROUBLE, WholeBodies
 from app.config import Settings
 from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
@@ -152,8 +151,8 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(IntegrityError, handle_integrity_error)
     app.add_exception_handler(DataError, handle_unstorable_text)
-    app.add_exception_handler(OperationalError, handle_database_trouble)
-    app.add_exception_handler(NoConnectionFree, handle_database_trouble)
+    for trouble in DATABASE_TROUBLE:
+        app.add_exception_handler(trouble, handle_database_trouble)
     app.add_exception_handler(OSError, handle_full_disk)
     app.add_middleware(WholeBodies, is_known=is_known, refuse=handle_unread_body)
     app.add_middleware(ETags, path=API)
@@ -328,8 +327,11 @@ async def handle_unread_body(request: Request, error: Exception) -> Response:
     """A body that was not taken, before anything of the app has seen it."""
     if isinstance(error, RankloopError):
         return await handle_refusal(request, error)
-    handler = handle_http_exception if isinstance(error, HTTPException) else handle_full_disk
-    return await handler(request, error)
+    if isinstance(error, HTTPException):
+        return await handle_http_exception(request, error)
+    if isinstance(error, DATABASE_TROUBLE):
+        return await handle_database_trouble(request, error)
+    return await handle_full_disk(request, error)
 
 
 async def handle_bug(request: Request, error: Exception) -> Response:

@@ -55,8 +55,8 @@ HOLES = (
     Mutant(
         "Markdown of any length is parsed",
         "app/markdown.py",
-        "return len(text) > MAX_MARKDOWN_LENGTH or len(SPECIAL_CHARACTERS.findall(text)) > MAX_SPECIAL_CHARACTERS",
-        "return False",
+        'if len(text) > MAX_MARKDOWN_LENGTH or text.count("[") > MAX_OPEN_BRACKETS:',
+        "if False:",
         ["tests/app/test_markdown.py"],
     ),
     Mutant(
@@ -196,8 +196,8 @@ HOLES = (
     Mutant(
         "an account that is not there is refused sooner",
         "app/accounts/passwords.py",
-        "return await off_the_loop(HASHER.verify, password, known) and stored is not None",
-        "return stored is not None and await off_the_loop(HASHER.verify, password, known)",
+        "return HASHER.verify(password, stored or hash_of_nobody()) and stored is not None",
+        "return stored is not None and HASHER.verify(password, stored)",
         [SIGNING_IN],
     ),
     Mutant(

@@ -331,7 +331,8 @@ def _load_reference(sft: ModelSource, policy: ModelSource, config: DPOConfig, de
     """The SFT model by itself; None where the policy starts as it."""
     if (policy.base, policy.version) == (sft.base, sft.version):
         return None
-    reference = load_causal_lm(as_spread(sft, config), device=loading_place(config, device))
+    spread = as_spread(sft, config)
+    reference = load_causal_lm(spread, device=loading_place(spread, config, device))
     if is_spread(config):
         shard(reference, device)
     return reference

@@ -40,10 +40,9 @@ DEFAULT_MAX_LENGTH = 2048
 def make_policy(source: ModelSource, config: FitConfig, device: str) -> Policy:
     """The model to train, without a reference beside it; `config` has been through `for_model`."""
     assert config.lora is None or isinstance(config.lora, LoraConfig)
-    place = loading_place(config, device)
-    policy = load_policy(
-        as_spread(source, config), lora=config.lora, seed=config.seed, device=place, has_reference=False
-    )
+    spread = as_spread(source, config)
+    place = loading_place(spread, config, device)
+    policy = load_policy(spread, lora=config.lora, seed=config.seed, device=place, has_reference=False)
     if config.gradient_checkpointing:
         compute_again(policy.model)
     if is_spread(config):
@@ -62,10 +61,11 @@ def as_spread(source: ModelSource, config: FitConfig) -> ModelSource:
     return replace(source, in_parts=is_spread(config) and config.lora is None)
 
 
-def loading_place(config: FitConfig | PPOConfig, device: str) -> str:
-    """Where weights are loaded to. What is spread after it was read goes to the GPUs block by block: the whole may be
-    too large for one."""
-    is_in_parts = isinstance(config, FitConfig) and config.lora is None
+def loading_place(source: ModelSource, config: FitConfig | PPOConfig, device: str) -> str:
+    """Where weights are loaded to. What is read whole and spread then goes to the GPUs block by block: the whole may be
+    too large for one. So is what has an adapter, which is merged into whole weights.
+    """
+    is_in_parts = source.in_parts and not source.adapter
     return "cpu" if is_spread(config) and not is_in_parts else device
 
 

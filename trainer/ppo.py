@@ -460,7 +460,8 @@ def _check_unmoved(policy: Policy, metrics: dict[str, float]) -> None:
     """Before the first step the policy is the one that sampled; otherwise temperature, padding or dropout is wrong."""
     tolerance = _tolerance(policy)
     for name in ("ppo/policy/ratio_error", "ppo/policy/approxkl"):
-        assert metrics[name] <= tolerance, f"before the first step, {name} is {metrics[name]:.2g}, over {tolerance}"
+        if metrics[name] > tolerance:
+            raise AssertionError(f"before the first step, {name} is {metrics[name]:.2g}, over {tolerance}")
 
 
 def _tolerance(policy: Policy) -> float:

@@ -122,7 +122,7 @@ class _Models(NamedTuple):
 
 def _load_models(sources: Mapping[str, ModelSource], config: PPOConfig, device: str) -> _Models:
     """The models of a run, as its settings want them computed: again, spread over the processes, in bfloat16."""
-    place = loading_place(config, device)
+    place = loading_place(sources["policy"], config, device)
     assert config.lora is None or isinstance(config.lora, LoraConfig)
     reward = RewardModel.load(sources["reward"], device=place)
     policy = load_policy(sources["policy"], lora=config.lora, reference=sources["sft"], seed=config.seed, device=place)

@@ -341,9 +341,9 @@ def make_reward_model(
     """A reward model to train, fresh or as an earlier one was; `config` has been through `for_model`."""
     lora = config.lora
     assert lora is None or isinstance(lora, LoraConfig)
-    fresh, begun = as_spread(source, config), as_spread(start, config) if start is not None else None
-    begin = partial(RewardModel.from_sft, fresh) if begun is None else partial(RewardModel.load, begun)
-    model = begin(lora=lora, seed=config.seed, device=loading_place(config, device))
+    spread = as_spread(source if start is None else start, config)
+    begin = RewardModel.from_sft if start is None else RewardModel.load
+    model = begin(spread, lora=lora, seed=config.seed, device=loading_place(spread, config, device))
     if config.gradient_checkpointing:
         compute_again(model.blocks)
     if is_spread(config):

@@ -6,8 +6,9 @@ import asyncio
 import os
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -43,29 +44,26 @@ class Hashing:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="hashing", initializer=step_back)
-        self._num = 0
+        self.num_taken = 0
 
-    def require_room(self) -> None:
-        """Refuse at once what would wait for long.
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the queue, from before a try is counted until it is judged.
 
         Raises:
-            Crowded: the queue is full.
+            Crowded: there is none.
         """
-        if self._num >= MOST_AT_ONCE:
+        if self.num_taken >= MOST_AT_ONCE:
             raise Crowded
-
-    async def do(self, work: Callable[..., Result], *values: str) -> Result:
-        """Do a piece of hashing beside the request loop, when it is this one's turn.
-
-        Raises:
-            Crowded: the queue is full.
-        """
-        self.require_room()
-        self._num += 1
+        self.num_taken += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *values)
+            yield
         finally:
-            self._num -= 1
+            self.num_taken -= 1
+
+    async def do(self, work: Callable[..., Result], *values: str | None) -> Result:
+        """Do a piece of hashing beside the request loop, when it is this one's turn: for who has a place."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *values)
 
 
 def step_back() -> None:
@@ -84,11 +82,13 @@ def hash_of_nobody() -> str:
 
 
 async def verify(password: str, stored: str | None) -> bool:
-    """Whether this is the password. Without a stored hash the answer is no, after the same time."""
-    if len(password) > MAX_LENGTH:
-        return False
-    known = await HASHING.do(hash_of_nobody) if stored is None else stored
-    return await HASHING.do(HASHER.verify, password, known) and stored is not None
+    """Whether this is the password, for who has a place. Without a stored hash it is not, after the same time."""
+    return len(password) <= MAX_LENGTH and await HASHING.do(is_password, password, stored)
+
+
+def is_password(password: str, stored: str | None) -> bool:
+    """The work of `verify`."""
+    return HASHER.verify(password, stored or hash_of_nobody()) and stored is not None
 
 
 def check(password: str, *, name: str, email: str | None) -> None:
@@ -119,9 +119,11 @@ async def store(session: AsyncSession, user: User, password: str) -> None:
 
     Raises:
         Invalid: it is guessed soon.
+        Crowded: too many are hashed at this moment.
     """
     check(password, name=user.name, email=user.email)
-    made = await HASHING.do(HASHER.hash, password)
+    with HASHING.place():
+        made = await HASHING.do(HASHER.hash, password)
     row = insert(Password).values(user_id=user.id, hash=made)
     await session.execute(
         row.on_conflict_do_update(index_elements=["user_id"], set_={"hash": made, "changed_at": func.now()})

@@ -589,7 +589,11 @@ async def bearer_of_token(session: AsyncSession, secret: str, wanted: Wanted | N
 
 async def _note_use(session: AsyncSession, token: ApiToken | TokenFacts) -> None:
     if token.last_used_at is None or token.last_used_at < datetime.now(UTC) - SEEN_EVERY:
-        await session.execute(update(ApiToken).where(ApiToken.id == token.id).values(last_used_at=func.now()))
+        # Many may use it at this moment: one of them notes it, and nobody waits until that one's request has ended.
+        free = select(ApiToken.id).where(ApiToken.id == token.id).with_for_update(skip_locked=True)
+        await session.execute(
+            update(ApiToken).where(ApiToken.id.in_(free.scalar_subquery())).values(last_used_at=func.now())
+        )
 
 
 # The audit log

@@ -47,12 +47,12 @@ async def sign_in(
         TooManyAttempts: for this account, or from this network address.
         WrongPassword: it is wrong, or there is no such account, or it is switched off or has no password.
     """
-    passwords.HASHING.require_room()
     account, address = attempts.account_key(email), attempts.address_key(host)
-    async with sessionmaker.begin() as session:
-        await attempts.count(session, {account: attempts.PER_ACCOUNT, address: attempts.PER_ADDRESS})
-        user_id, stored = await _find_account(session, email)
-    is_right = await passwords.verify(password, stored)
+    with passwords.HASHING.place():
+        async with sessionmaker.begin() as session:
+            await attempts.count(session, {account: attempts.PER_ACCOUNT, address: attempts.PER_ADDRESS})
+            user_id, stored = await _find_account(session, email)
+        is_right = await passwords.verify(password, stored)
     async with sessionmaker.begin() as session:
         if is_right and user_id:
             await attempts.forgive(session, account=account, address=address)

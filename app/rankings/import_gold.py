@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -74,8 +76,12 @@ async def refuse_others(
     ids = {tasks[item.key] for _, item in known if item.key in tasks}
     seen = await known_orders(session, ids)
     refused = set()
-    for number, item in known:
-        if not seen.setdefault(item.key, item).is_same(item) and number not in refused:
+    for number, said in groupby(known, key=itemgetter(0)):
+        # What a refused line says is not known to those after it.
+        own: dict[Key, Known] = {}
+        if all((seen.get(item.key) or own.setdefault(item.key, item)).is_same(item) for _, item in said):
+            seen |= own
+        else:
             refused.add(number)
             report.refuse(number, [("gold", "is known with another order or use: change that on the page of its task")])
     return refused

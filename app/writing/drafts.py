@@ -17,11 +17,12 @@ from app.prompts.models import Completion, Prompt
 from app.tasks.models import Lease, LeaseState, Purpose, Task
 
 
-async def find_draft(session: AsyncSession, *, project: Project, prompt: Prompt, author: User) -> Completion | None:
+async def find_draft(session: AsyncSession, *, project: Project, prompt: Prompt) -> Completion | None:
     """The model's best answer to a prompt, of its newest task that was judged and is ranked; None: there is none."""
     if not project.drafts_demonstrations:
         return None
-    in_hand = exists().where(Lease.task_id == Task.id, Lease.annotator_id == author.id, Lease.state == LeaseState.OPEN)
+    # In anybody's hand: who gives it back leaves its place to the author, who then would rank what they were shown.
+    in_hand = exists().where(Lease.task_id == Task.id, Lease.state == LeaseState.OPEN)
     order = await session.scalar(
         select(Task.judged_order)
         .where(Task.prompt_id == prompt.id, Task.purpose == Purpose.LEARN, ~Task.is_gold)

@@ -84,7 +84,7 @@ async def begin_demonstration(session: AsyncSession, *, project: Project, author
     )
     if prompt is None:
         return None
-    answer = await drafts.find_draft(session, project=project, prompt=prompt, author=author)
+    answer = await drafts.find_draft(session, project=project, prompt=prompt)
     return await add(session, project, author, prompt=prompt, draft=answer)
 
 

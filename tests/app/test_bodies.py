@@ -16,7 +16,7 @@ from app.accounts.models import Role, Scope
 from app.accounts.service import create_token
 from app.bodies import KEPT_BYTES, read_ahead
 from app.config import Settings
-from app.db import SessionMaker
+from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.prompts.models import Prompt
 from tests.borrowed import borrowed_app
 from tests.factories import make_project, make_user
@@ -124,3 +124,35 @@ async def test_a_reader_who_leaves_ends_its_source() -> None:
     assert await anext(answer) == b"first"
     await answer.aclose()
     assert has_ended
+
+
+async def test_a_source_waits_for_its_reader_where_much_is_ahead() -> None:
+    given = 0
+
+    async def source() -> AsyncIterator[bytes]:
+        nonlocal given
+        for number in range(100):
+            given += 1
+            yield bytes([number]) * 1000
+
+    answer = read_ahead(source(), most=10_000)
+    whole = await anext(answer)
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    assert given <= 25, "the file grew without an end"
+    async for piece in answer:
+        whole += piece
+    assert whole == b"".join(bytes([number]) * 1000 for number in range(100))
+
+
+async def test_a_long_body_while_the_database_is_away_is_503() -> None:
+    engine = make_engine("postgresql://127.0.0.1:1/none")
+    try:
+        with borrowed_app(Settings(), make_sessionmaker(engine)) as app:
+            own = {"authorization": "Bearer rl_somebody"}
+            async with AsyncClient(
+                transport=ASGITransport(app), base_url="http://127.0.0.1:8000", headers=own
+            ) as client:
+                assert (await client.post("/api/v1/projects/x/prompts:import", content=pieces(40))).status_code == 503
+    finally:
+        await engine.dispose()

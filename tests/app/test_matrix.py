@@ -57,11 +57,11 @@ MAY_BE_MISSING = {
     "GET /runs/{run_id}/artifacts/{name:path}",
     "POST /people/invitations/{invitation_id}/revoke",
 }
-# These end what may have ended already, by another tab.
 # Of everybody's name, so that it is found wherever it is told.
 FAMILY = "Xanthippe"
 # Where names are told on purpose: whoever reviews what somebody wrote, and its author.
 TOLD_NAMES = {"GET /writings/{writing_id}", "GET /projects/{slug}/writing/review"}
+# These end what may have ended already, by another tab.
 HARMLESS_TWICE = {"DELETE /projects/{project_id}/members/{user_id}", "POST /account/sessions/{session_id}/end"}
 
 
@@ -150,7 +150,8 @@ async def build(session: AsyncSession, connection: AsyncConnection) -> World:
     run = await make_run(session, project)
     version = await get_version_by_number(session, project_id=project.id, number=1)
     await begin_comparison(session, project, version)
-    member = await person(session, "annotator", project, elsewhere)
+    member = await make_user(session, role=None, name=f"{FAMILY} who ranked")
+    await service.set_member(session, user_id=member.id, project_id=project.id, role=Role.ANNOTATOR)
     await make_ranking(session, ranked_task, annotator=member)
     await report(session, member, open_task)
     invited, _ = await invitations.create(

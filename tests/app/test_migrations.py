@@ -69,6 +69,7 @@ LOCKING = {
     r"(drop_column|drop_table|rename_table)\(": "the old processes may still ask for it: drop it in a later release",
     r"alter table[^;]*(alter column[^;]*type|set not null|rename)": "a changed column, in SQL",
     r"lock table|vacuum full|cluster ": "a lock, in SQL",
+    r"drop function": "the old processes may still call it: drop it in a later release",
 }
 
 
@@ -97,6 +98,7 @@ def test_no_migration_stops_those_who_work() -> None:
     [
         ('op.add_column("tasks", sa.Column("x", sa.Integer()))', 0),
         ('op.create_index("ix", "tasks", ["x"])', 1),
+        ('op.execute("drop function sheet_of(uuid)")', 1),
         ('op.create_index("ix", "tasks", ["x"], postgresql_concurrently=True)', 0),
         ('# lock: the table holds a row a project\nop.create_index("ix", "tasks", ["x"])', 0),
         ('op.create_table("new", sa.Column("x"))\nop.create_index("ix", "new", ["x"])', 0),

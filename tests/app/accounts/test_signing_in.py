@@ -7,7 +7,8 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack
 from datetime import timedelta
 from email.message import Message
 from pathlib import Path
@@ -92,15 +93,31 @@ async def test_a_wrong_password_takes_a_hash_even_where_there_is_no_account(monk
 
 async def test_a_crowd_at_the_door_is_told_so_at_once(client: AsyncClient, session: AsyncSession) -> None:
     await with_password(session)
-    opened = threading.Event()
-    crowd = [asyncio.create_task(passwords.HASHING.do(opened.wait)) for _ in range(passwords.MOST_AT_ONCE)]
-    await asyncio.sleep(0)
-    refused = await try_password(client)
-    assert (refused.status_code, "Too many people" in refused.text) == (503, True)
-    assert await session.scalar(select(func.count()).select_from(Attempts)) == 0, "who was not let try has not tried"
-    opened.set()
-    await asyncio.gather(*crowd)
+    with ExitStack() as crowd:
+        for _ in range(passwords.MOST_AT_ONCE):
+            crowd.enter_context(passwords.HASHING.place())
+        refused = await try_password(client)
+        assert (refused.status_code, "Too many people" in refused.text) == (503, True)
+        assert await session.scalar(select(func.count()).select_from(Attempts)) == 0, "who was refused has not tried"
     assert (await try_password(client)).status_code == 303
+    assert passwords.HASHING.num_taken == 0
+
+
+async def test_who_is_counted_has_a_place(
+    client: AsyncClient, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a burst would be counted, and then refused."""
+    taken: list[int] = []
+    count = attempts.count
+
+    async def noted(counting: AsyncSession, limits: Mapping[bytes, int]) -> None:
+        taken.append(passwords.HASHING.num_taken)
+        await count(counting, limits)
+
+    monkeypatch.setattr(attempts, "count", noted)
+    await with_password(session)
+    await try_password(client)
+    assert taken == [1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import func, select, update
 
-from app.loop import comparisons, service, training
+from app.loop import asking, comparisons, service, training
 from app.loop.comparisons import ComparisonView
 from app.projects.models import CompareNew, PolicyGate
 from app.prompts.models import Prompt, RunPrompt
@@ -66,6 +66,15 @@ async def test_a_policy_is_compared_with_what_the_project_names(
     await turned.score(new=3, live=2)
     await turned.finish(await turned.claim(), PPO_RESULT)
     assert [(view.version.number, view.against.number) for view in await begun(turned)] == pairs
+
+
+async def test_people_are_asked_again_where_somebody_broke_it_off(turned: Loop) -> None:
+    turned.project.compare_new = CompareNew.BASE
+    await whole_round(turned)
+    (view,) = await begun(turned)
+    assert await asking.were_compared(turned.session, view.version, view.against)
+    await comparisons.stop(turned.session, view.comparison)
+    assert not await asking.were_compared(turned.session, view.version, view.against)
 
 
 async def test_people_are_not_asked_twice_where_the_gate_has_asked_them(turned: Loop) -> None:

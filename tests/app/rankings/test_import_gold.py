@@ -140,6 +140,17 @@ async def test_what_is_known_is_not_written_over(
     assert (order.places, order.is_qualifying, await count(session, Ranking)) == ([2, 1, 1], False, 1)
 
 
+async def test_what_a_refused_line_says_is_not_known_to_the_next(session: AsyncSession, project: Project) -> None:
+    """Line 2 says two things: one is known otherwise, so that the other is not stored either."""
+    first = item(annotations=[{"annotator": "ann", "pairs": [{"a": "a", "b": "b", "pref": "b"}]}], gold=True)
+    pairs = [{"a": "b", "b": "c", "pref": "b"}, {"a": "a", "b": "b", "pref": "a"}]
+    second = item(annotations=[{"annotator": "ann", "pairs": pairs}], gold=True)
+    third = item(annotations=[{"annotator": "ann", "pairs": [{"a": "b", "b": "c", "pref": "c"}]}], gold=True)
+    report = await send(session, project, first, second, third, by_admin=True, partial=True)
+    assert [refused.line for refused in report.refused] == [2]
+    assert report.num_gold == 2
+
+
 async def test_our_own_ranking_is_taken_over_on_its_page(session: AsyncSession) -> None:
     task = await make_task(session, k=2)
     ranking = await make_ranking(session, task)

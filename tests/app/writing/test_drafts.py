@@ -98,19 +98,23 @@ async def test_a_share_by_lot_begins_empty_and_its_draft_is_known(session: Async
     assert all(item.body == {} and item.began_from_id is None for item in found if not item.is_assisted)
 
 
-@pytest.mark.parametrize("why", ["not allowed", "not judged", "not ranked", "in hand", "gold", "comparison"])
+NOT_RANKED = ["not ranked", "in hand", "in another's hand", "comparison"]
+
+
+@pytest.mark.parametrize("why", [*NOT_RANKED, "not allowed", "not judged", "gold"])
 async def test_where_there_is_no_draft_nothing_is_marked(session: AsyncSession, project: Project, why: str) -> None:
     """Nobody ranks an answer that they were told is a model's best; gold and comparisons give none."""
     project.drafts_demonstrations = why != "not allowed"
     special: dict[str, dict[str, Any]] = {"gold": {"is_gold": True}, "comparison": {"purpose": Purpose.COMPARE}}
     fields = special.get(why, {})
-    task = await judged(session, project, is_ranked=why not in ("not ranked", "in hand", "comparison"), **fields)
+    task = await judged(session, project, is_ranked=why not in NOT_RANKED, **fields)
     if why == "not judged":
         task.judged_order = None
         await session.flush()
     author = await make_user(session)
-    if why == "in hand":
-        assert await tasks.next_lease(session, project=project, annotator=author, now=project.created_at) is not None
+    if why in ("in hand", "in another's hand"):
+        holder = author if why == "in hand" else await make_user(session)
+        assert await tasks.next_lease(session, project=project, annotator=holder, now=project.created_at) is not None
     writing = await service.begin_demonstration(session, project=project, author=author)
     assert writing is not None
     assert (writing.is_assisted, writing.draft_id, writing.body) == (False, None, {})
