@@ -17,6 +17,7 @@ ALIAS = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 LABEL_KEY = r"^[a-z0-9_]{1,40}$"
 NO_NUL = r"^[^\x00]*$"
 EMAIL = r"^[^@\s\x00]+@[^@\s\x00]+$"
+TAG = r"^[\w-]+$"
 LANGUAGE = r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$"
 
 PATTERNS = {
@@ -25,6 +26,7 @@ PATTERNS = {
     LABEL_KEY: "Use at most 40 of a-z, 0-9 and _.",
     NO_NUL: "Leave out the NUL character.",
     EMAIL: "Write an e-mail address, such as ada@example.org.",
+    TAG: "Use letters, digits, _ and - only.",
     LANGUAGE: "Write a language tag, such as en or zh-Hans.",
 }
 # Pydantic's kind of error -> our sentence; the gaps are filled from what pydantic says of the rule.

@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.accounts.models import Membership, Role, Scope, User
 from app.examples import example_id, shown
+from app.validation import TAG
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 # No space and no comma: one of a list, not several.
-Tag = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[\w-]+$")]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=TAG)]
 Email = Annotated[str, StringConstraints(strip_whitespace=True, max_length=254, pattern=r"^[^@\s\x00]+@[^@\s\x00]+$")]
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, User
-from app.accounts.service import create_sign_in_link, create_token
+from app.accounts.service import create_sign_in_link, create_token, set_member
 from app.loop import training
 from app.prompts.models import Split
 from app.quality.models import Review
@@ -61,6 +61,7 @@ async def site(live_server: LiveServer) -> Site:
         for split in (Split.TRAIN, Split.TRAIN, Split.VALIDATION, Split.TEST):
             await make_prompt(session, project, split=split)
         admin = await make_user(session, name="Ada", role=Role.ADMIN)
+        await set_member(session, user_id=admin.id, project_id=project.id, role=Role.ADMIN)
         token, _ = await create_token(session, user_id=admin.id, name="GPU machine 1", scopes=["worker"])
         turned = Loop(session, project, admin, token)
         await turned.sample()

@@ -81,7 +81,7 @@ def test_completions_and_rankings_are_imported(house: House, tmp_path: Path) -> 
 
 def test_a_file_that_is_missing_is_named(house: House, tmp_path: Path) -> None:
     result = run_rankloop(house, "import", "prompts", str(tmp_path / "nowhere.jsonl"), *address(house))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "nowhere.jsonl" in result.stderr
 
 

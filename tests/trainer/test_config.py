@@ -14,7 +14,7 @@ SMALL, LARGE = 600_000, 135_000_000
 
 
 def test_an_unknown_key_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"unknown key learning_rat; RewardConfig has adam_eps, .*learning_rate"):
+    with pytest.raises(ValueError, match=r"unknown key learning_rat; RewardConfig has adam_beta2, .*learning_rate"):
         RewardConfig.from_overrides({"learning_rat": 1e-4})
 
 

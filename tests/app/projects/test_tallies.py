@@ -213,12 +213,13 @@ async def test_a_ranking_is_stored_while_its_task_is_withdrawn(
 
 
 async def until_one_waits(sessions: SessionMaker) -> None:
-    """Until a statement waits for a lock."""
+    """Until a statement waits for a lock. Each look is a transaction of its own: in one, all see what the first saw."""
     query = text(
         "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
     )
     async with asyncio.timeout(30), sessions() as session:
-        while not await session.scalar(query):  # noqa: ASYNC110 (the event is another connection's)
+        while not await session.scalar(query):
+            await session.rollback()
             await asyncio.sleep(0.02)
 
 
