@@ -13,7 +13,7 @@ export RANKLOOP_DATA_DIR ?= .data
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test format lint types unit browser bench mutants soak messages sbom clean
+.PHONY: help run test format lint types unit browser proxies bench mutants soak messages sbom clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,7 +23,7 @@ run: $(VENV)/.for-run ## start everything on this machine: database, web, worker
 
 # One thread each: on a small busy machine the threads of torch spin against each other.
 test: export OMP_NUM_THREADS := 1
-test: $(VENV)/.for-test browser ## check all that CI checks; ARGS='-k ranking' is passed on to pytest
+test: $(VENV)/.for-test browser proxies ## check all that CI checks; ARGS='-k ranking' is passed on to pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -46,6 +46,9 @@ format: $(VENV)/.for-test ## format the code, and mend what ruff can mend
 
 browser: $(VENV)/.for-test ## look for Chromium, and install it where that is possible
 	@$(BIN)/python tests/chromium.py
+
+proxies: $(VENV)/.for-test ## look for nginx and Caddy, and fetch them where that is possible
+	@$(BIN)/python -m tests.proxies
 
 bench: $(VENV)/.for-run ## measure: run every script in benchmarks/; ARGS=--quick for less than a minute each
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done

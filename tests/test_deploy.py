@@ -71,7 +71,12 @@ def test_probes_ask_what_there_is_and_the_database_is_no_sign_of_life() -> None:
 
 def test_proxies_pass_on_the_host_and_replace_the_visitors_address() -> None:
     nginx = (DEPLOY / "nginx.conf").read_text()
-    for line in ("Host $host;", "X-Forwarded-For $remote_addr;", "X-Forwarded-Proto $scheme;", "location = /metrics"):
+    for line in (
+        "Host $http_host;",
+        "X-Forwarded-For $remote_addr;",
+        "X-Forwarded-Proto $scheme;",
+        "location = /metrics",
+    ):
         assert line in nginx
     assert nginx.count("{") == nginx.count("}")
     assert "respond /metrics 404" in (DEPLOY / "Caddyfile").read_text()

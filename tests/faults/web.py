@@ -31,11 +31,11 @@ def forks() -> ForkServerContext:
     return context
 
 
-def answer_requests(listener: socket.socket, database_url: str, folder: Path, *, is_careless: bool) -> None:
+def answer_requests(listener: socket.socket, settings: Settings, *, is_careless: bool) -> None:
     """What the process does: serve; careless: as one would write it without a second thought."""
     if is_careless:
         tasks.claim, tasks.claim_sheet = count_then_insert, count_then_insert_sheet
-    serve(Settings(data_dir=folder, database_url=database_url, api_requests_per_minute=0), listener)
+    serve(settings, listener)
 
 
 async def count_then_insert(
@@ -66,9 +66,11 @@ async def count_then_insert_sheet(
 class Web:
     """The process and its address. The listening socket is ours: whoever calls while it is down waits in the queue."""
 
-    def __init__(self, database_url: str, folder: Path, *, is_careless: bool = False) -> None:
+    def __init__(
+        self, database_url: str, folder: Path, *, is_careless: bool = False, public_url: str = "http://127.0.0.1:8000"
+    ) -> None:
         self.database_url = database_url
-        self._folder = folder
+        self._settings = Settings(data_dir=folder, database_url=database_url, public_url=public_url)
         self._is_careless = is_careless
         self._listener = bind("127.0.0.1", 0)
         self._process: BaseProcess | None = None
@@ -87,7 +89,7 @@ class Web:
         """Begin to answer."""
         self._process = forks().Process(
             target=answer_requests,
-            args=(self._listener, self.database_url, self._folder),
+            args=(self._listener, self._settings),
             kwargs={"is_careless": self._is_careless},
             daemon=True,
         )
