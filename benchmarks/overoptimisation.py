@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import tempfile
 import time
@@ -291,7 +292,7 @@ text{fill:var(--ink)} .axis{stroke:var(--ink)} .grid{stroke:var(--faint);stroke-
 path{fill:none;stroke-width:2} .true{stroke:var(--true)} .reward{stroke:var(--reward);stroke-dasharray:7 4}
 circle{fill:var(--true);stroke:var(--ink);stroke-width:1.5}
 """
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 400, 300, 52, 46, 48
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 300, 52, 26, 46, 48
 
 
 @dataclass(frozen=True)
@@ -321,17 +322,18 @@ class Panel:
 
         def at(x: float, y: float) -> tuple[float, float]:
             return (
-                self.x + LEFT + x / right * (WIDTH - LEFT - 12),
+                self.x + LEFT + x / right * (WIDTH - LEFT - RIGHT),
                 HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM),
             )
 
         (x0, y0), (x1, y1) = at(0, low), at(right, high)
         yield f'<text x="{x0:.0f}" y="20" font-weight="600">{escape(self.title)}</text>'
-        for step in range(5):
-            x, y = right * step / 4, low + (high - low) * step / 4
-            px, py = at(x, y)
+        for y in round_values(low, high):
+            _, py = at(0, y)
             yield f'<line class="grid" x1="{x0:.1f}" x2="{x1:.1f}" y1="{py:.1f}" y2="{py:.1f}"/>'
             yield f'<text x="{x0 - 6:.1f}" y="{py + 4:.1f}" text-anchor="end">{y:.1f}</text>'
+        for x in round_values(0, right):
+            px, _ = at(x, low)
             yield f'<text x="{px:.1f}" y="{y0 + 18:.1f}" text-anchor="middle">{x:,.0f}</text>'
         yield f'<path class="axis" d="M{x0:.1f} {y1:.1f}V{y0:.1f}H{x1:.1f}"/>'
         yield f'<text x="{(x0 + x1) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(self.below)}</text>'
@@ -341,6 +343,14 @@ class Panel:
         for dot in self.dots:
             px, py = at(*dot)
             yield f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5"/>'
+
+
+def round_values(low: float, high: float) -> list[float]:
+    """About five values of 1, 2 or 5 times a power of ten apart."""
+    rough = (high - low) / 4
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def plot(stories: Sequence[Story]) -> str:
