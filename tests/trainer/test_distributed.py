@@ -268,5 +268,5 @@ def test_what_a_user_can_set_right_ends_all_processes(base: Path, tmp_path: Path
     command = ["-m", "rankloop", "train", "reward", str(tmp_path / "rankings.jsonl"), "--model", str(base)]
     done = torchrun(*command, "--out", str(tmp_path / "reward"))
     assert done.returncode != 0
-    assert "There is no ranking to learn from" in done.stderr
+    assert "rankings.jsonl is empty" in done.stderr
     assert not (tmp_path / "reward").exists()
