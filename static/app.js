@@ -30,6 +30,9 @@
     menu.querySelector("summary").focus();
   });
 
+  // What the browser refuses to send is shown, wherever it is folded away.
+  document.addEventListener("invalid", (event) => { for (let fold = event.target.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true; }, true);
+
   // Colours change at once, without a new page.
   on("submit", "form[data-theme-form]", (event, form) => {
     event.preventDefault();
@@ -136,5 +139,8 @@
   makeScrollable();
   window.addEventListener("resize", makeScrollable);
   document.querySelector(".tabs [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
-  document.querySelector("[data-focus]")?.focus();
+  const focusWanted = () => document.querySelector("[data-focus]")?.focus();
+  focusWanted();
+  // The place that the address names takes the focus away when the page has loaded.
+  if (location.hash) window.addEventListener("load", () => requestAnimationFrame(focusWanted));
 })();

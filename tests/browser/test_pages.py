@@ -158,6 +158,16 @@ async def test_every_page_is_accessible_and_fits(
         await check(page, axe)
 
 
+async def test_both_forms_of_a_project_are_right_unfolded(open_page: OpenPage, site: Site, axe: AxeRun) -> None:
+    """What the walk above sees folded."""
+    page = await open_page(site.admin, viewport=PHONE)
+    for address in ("/projects/new", f"/projects/{SLUG}/settings"):
+        await page.goto(address)
+        for fold in await page.locator(".fold > summary").all():
+            await fold.click()
+        await check(page, axe)
+
+
 async def test_every_page_fits_at_twice_its_size(open_page: OpenPage, site: Site) -> None:
     """A window of 1280 x 800 at 200 %: half the width in pixels of the style sheet, and nothing scrolls sideways."""
     page = await open_page(site.admin, viewport={"width": 640, "height": 400}, device_scale_factor=2)
