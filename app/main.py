@@ -46,7 +46,7 @@ from app.projects import tallies
 from app.prompts import api as prompts_api
 from app.prompts import pages as prompts_pages
 from app.quality import api as quality_api
-from app.quality import gold_pages, qualification, qualification_pages
+from app.quality import gold_pages, qualification, qualification_pages, review_pages
 from app.quality import pages as quality_pages
 from app.quality import watch as quality_watch
 from app.rankings import ahead_pages, import_pages, mine_pages, try_pages
@@ -110,6 +110,7 @@ PAGES = [
     writing_pages,
     quality_pages,
     gold_pages,
+    review_pages,
     qualification_pages,
     datasets_pages,
     loop_pages,

@@ -9,19 +9,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from app.accounts.guards import Admin, Annotator, Reviewer
-from app.errors import Invalid
+from app.accounts.guards import Admin, Annotator
 from app.plots import Whisker, whiskers
 from app.projects.guards import PageProject
-from app.quality import gold, qualification, reviews, service, watch
+from app.quality import gold, qualification, service, watch
 from app.quality.agreement import Agreement, Estimate
 from app.quality.bias import Lean, as_csv
 from app.quality.detectors import threshold
-from app.quality.models import ReviewState
 from app.quality.schemas import BiasOut, SettleForm
-from app.rankings.forms import read_form
-from app.rankings.service import AnswerRefused
-from app.tasks.lists import list_completions
 from app.tasks.standings import has_gate
 from app.web import SessionDep, render, see_other
 
@@ -163,87 +158,6 @@ def as_file(name: str) -> dict[str, str]:
     """A download under this name; other characters than a header takes are left out."""
     plain = name.encode("ascii", "ignore").decode() or "bias"
     return {"content-disposition": f'attachment; filename="{plain}"'}
-
-
-# Disagreements
-
-
-@router.get("/projects/{slug}/quality/reviews")
-async def list_reviews(
-    request: Request,
-    project: PageProject,
-    user: Reviewer,
-    session: SessionDep,
-    state: ReviewState = ReviewState.OPEN,
-    after: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
-) -> HTMLResponse:
-    """The tasks whose rankings differ too much, the most divided first."""
-    await watch.look_on_the_way(session, project)
-    rows = await reviews.list_reviews(session, project, state=state, limit=PAGE_SIZE + 1, offset=after)
-    return render(
-        request,
-        "quality/reviews.html",
-        here="quality",
-        project=project,
-        rows=rows[:PAGE_SIZE],
-        state=state,
-        states=list(ReviewState),
-        threshold=project.review_above,
-        next_url=f"?state={state}&after={after + PAGE_SIZE}" if len(rows) > PAGE_SIZE else None,
-        is_first=after == 0,
-    )
-
-
-@router.get("/projects/{slug}/quality/reviews/{review_id}")
-async def show_review(
-    review_id: uuid.UUID, request: Request, project: PageProject, user: Reviewer, session: SessionDep
-) -> HTMLResponse:
-    """One task with its rankings side by side."""
-    sheet = await reviews.get_sheet(session, project, review_id)
-    completions = {completion.id: completion for completion, _ in await list_completions(session, sheet.task.id)}
-    cards = [(letter, completions[completion_id]) for completion_id, letter in sheet.letters.items()]
-    return render(request, "quality/review.html", here="quality", project=project, sheet=sheet, cards=cards)
-
-
-@router.post("/projects/{slug}/quality/reviews/{review_id}")
-async def settle_review(
-    review_id: uuid.UUID, request: Request, project: PageProject, user: Reviewer, session: SessionDep
-) -> RedirectResponse:
-    """Approve, reject or correct. `action` says which; fields of the others do not count."""
-    form = await request.form()
-    fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
-    action, reason = str(form.get("action", "")), str(form.get("reason", "")).strip()
-    if len(reason) > reviews.MAX_REASON_LENGTH:
-        raise Invalid.field("reason", f"at most {reviews.MAX_REASON_LENGTH} characters")
-    rejected = [read_id(value) for name, value in fields if name == "rejected"]
-    if action not in {"approve", "reject", "correct"} or (action == "reject" and not rejected):
-        raise Invalid.field("action", "approve, reject with at least one ranking marked, or correct with an order")
-    review = await reviews.get_review(session, project, review_id)
-    sent = read_form(fields, await reviews.answers_of(session, review.task_id))
-    if action == "correct" and sent.errors:
-        raise AnswerRefused(sent.errors)
-    await reviews.settle(
-        session,
-        project,
-        review_id,
-        reviewer=user,
-        rejected_ids=rejected if action != "approve" else [],
-        answer=sent.answer if action == "correct" else None,
-        reason=reason,
-    )
-    return see_other(f"/projects/{project.slug}/quality/reviews")
-
-
-def read_id(text: str) -> uuid.UUID:
-    """The id of a ranking in a form.
-
-    Raises:
-        Invalid: it is none.
-    """
-    try:
-        return uuid.UUID(text)
-    except ValueError as error:
-        raise Invalid.field("rejected", "names no ranking") from error
 
 
 # One's own work

@@ -266,10 +266,14 @@ async def reject(
     if not ids:
         return
     if not reason:
-        raise Invalid.field("reason", "say why: the annotator and whoever reads the history will ask")
+        raise Invalid.field(
+            "reason", "Say why you reject an order: its annotator will ask, and whoever reads the history."
+        )
     query = select(Ranking.id).where(Ranking.task_id == review.task_id, is_current(), ~is_rejected())
     if not set(ids) <= set(await session.scalars(query)):
-        raise Invalid.field("rejected", "names a ranking that is not a current one of this task; load the page again")
+        raise Invalid.field(
+            "rejected", "One of these is no longer a current ranking of this task. Load the page again."
+        )
     session.add_all(
         Rejection(ranking_id=item, review_id=review.id, rejected_by=reviewer.id, reason=reason) for item in set(ids)
     )

@@ -262,8 +262,11 @@ async def test_the_pages_of_gold(client: AsyncClient, session: AsyncSession, pro
     assert f"tasks/{task.id}/gold" in listed
     assert "0 %" in listed.replace("\u202f", " ").replace("\u00a0", " ").replace("0%", "0 %")
     assert "&lt;b&gt;A&lt;/b&gt;" in (await client.get(page)).text
-    refused = await client.post(page, data={f"place_{one}": "1", "why": ""})
+    refused = await client.post(page, data={f"place_{one}": "1", "why": "<i>so</i>"})
     assert refused.status_code == 422
+    assert f'href="#places.{two}"' in refused.text
+    assert "<option selected>1</option>" in refused.text
+    assert "&lt;i&gt;so&lt;/i&gt;" in refused.text
 
 
 async def test_no_page_of_an_annotator_tells_gold(client: AsyncClient, session: AsyncSession, project: Project) -> None:

@@ -165,7 +165,7 @@ async def test_what_can_not_be_settled_is_refused(session: AsyncSession) -> None
     reviewer = await make_user(session)
     with pytest.raises(Invalid, match="reason"):
         await reviews.settle(session, project, review.id, reviewer=reviewer, rejected_ids=[rankings[0].id])
-    with pytest.raises(Invalid, match="not a current one"):
+    with pytest.raises(Invalid, match="no longer a current ranking"):
         await reviews.settle(session, project, review.id, reviewer=reviewer, rejected_ids=[other.id], reason="r")
     order = await completion_ids_of(session, task)
     with pytest.raises(AnswerRefused):
@@ -266,6 +266,29 @@ async def test_a_form_that_says_nothing_is_refused(
     await session.commit()
     answer = await client.post(f"/projects/{project.slug}/quality/reviews/{review.id}", data=data)
     assert answer.status_code == 422
+
+
+async def test_a_refused_decision_keeps_what_was_typed(client: AsyncClient, session: AsyncSession) -> None:
+    """A reason is missing: nothing is stored, the page says so, and marks and places stay as they were."""
+    project, task, rankings = await divided(session)
+    await sign_in(client, session)
+    review = await open_review(session, project)
+    order = await completion_ids_of(session, task)
+    await session.commit()
+    places = {f"place_{completion_id}": str(place) for place, completion_id in enumerate(order, start=1)}
+    marked = {"action": "correct", "rejected": str(rankings[1].id)}
+    answer = await client.post(f"/projects/{project.slug}/quality/reviews/{review.id}", data=marked | places)
+    assert answer.status_code == 422
+    assert 'href="#reason"' in answer.text
+    assert f'value="{rankings[1].id}" checked' in answer.text
+    assert answer.text.count(" checked") == 1
+    assert [f"<option selected>{place}</option>" in answer.text for place in range(1, len(order) + 1)] == [True] * 3
+    assert await open_review(session, project) == review
+    answer = await client.post(
+        f"/projects/{project.slug}/quality/reviews/{review.id}", data={"action": "correct", "reason": "I <b>know</b>"}
+    )
+    assert "I &lt;b&gt;know&lt;/b&gt;" in answer.text
+    assert f'href="#places.{order[0]}"' in answer.text
 
 
 async def test_reviewers_find_the_queue_from_home(client: AsyncClient, session: AsyncSession) -> None:
