@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -85,8 +86,8 @@ def contents(url: str, columns: Columns) -> dict[str, tuple[int, int]]:
     return found
 
 
-def go_round(url: str, folder: Path, num: int) -> None:
-    """Up, filled, down to the first tables, up, down to nothing, up."""
+def go_round(url: str, folder: Path, num: int, climb: Callable[[str], object] = upgrade) -> None:
+    """Up, filled, down to the first tables, up by `climb`, down to nothing, up."""
     upgrade(url, FIRST)
     first = columns_of(url)
     upgrade(url)
@@ -97,8 +98,9 @@ def go_round(url: str, folder: Path, num: int) -> None:
     assert [table for table, (num_rows, _) in before.items() if not num_rows] == []
     command.downgrade(alembic_config(url), FIRST)
     assert contents(url, columns) == before
-    upgrade(url)
+    climb(url)
     assert contents(url, columns) == before
+    command.check(alembic_config(url))
     command.downgrade(alembic_config(url), "base")
     upgrade(url)
     assert {num_rows for num_rows, _ in contents(url, columns_of(url)).values()} == {0}

@@ -43,12 +43,11 @@ class Record:
     """A plugin of pytest that remembers how every test went, and what the soak's own tests said besides.
 
     It is written after every test, so that a soak that somebody ends keeps what it found; the files that did not run
-    keep what an earlier soak found of them.
+    keep what another soak found of them, be it earlier or beside this one.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.earlier: dict[str, Any] = read_files(path)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.tests: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
 
@@ -63,7 +62,7 @@ class Record:
         """Called after every test."""
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            files = self.earlier | {file: self.of_file(file) for file in self.tests}
+            files = read_files(self.path) | {file: self.of_file(file) for file in self.tests}
             self.path.write_text(json.dumps({"files": dict(sorted(files.items()))}, indent=2) + "\n", encoding="utf-8")
 
     def of_file(self, file: str) -> dict[str, Any]:
@@ -85,7 +84,7 @@ class Record:
 
 
 def read_files(path: Path | None) -> dict[str, Any]:
-    """What earlier soaks found, by file."""
+    """What other soaks found, by file."""
     if path is None or not path.exists():
         return {}
     files: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["files"]
