@@ -70,7 +70,8 @@ async def add_people(site: Site) -> tuple[list[str], str, str]:
         for number in range(NUM_MEMBERS):
             members.append(f"member{number}@example.org")
             user = await accounts.create_user(session, name="Member", email=members[-1], role=Role.ANNOTATOR)
-            await passwords.store(session, user, PASSWORD)
+            made = await passwords.make_hash(PASSWORD, name=user.name, email=user.email)
+            await passwords.store(session, user.id, made)
         known = await accounts.create_user(session, name="Known", email="known@example.org", role=Role.ADMIN)
         scopes = [Scope.READ, Scope.WRITE, Scope.ADMIN]
         _, token = await accounts.create_token(session, user_id=known.id, name="trouble", scopes=scopes)

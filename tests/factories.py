@@ -12,6 +12,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts import passwords
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import Role, User, UserSession
 from app.accounts.service import SESSION_LIFE, hash_secret
@@ -33,6 +34,12 @@ async def make_user(session: AsyncSession, *, role: str = Role.ANNOTATOR, **valu
     return await add(
         session, User(**{"name": f"Person {number}", "email": f"p{number}@example.org", "role": role, **values})
     )
+
+
+async def set_password(session: AsyncSession, user: User, password: str) -> None:
+    """A password for this person."""
+    made = await passwords.make_hash(password, name=user.name, email=user.email)
+    await passwords.store(session, user.id, made)
 
 
 async def make_project(session: AsyncSession, **values: Any) -> Project:

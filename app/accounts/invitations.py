@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts import passwords, service
 from app.accounts.models import ROLE_SCOPES, Invitation, Membership, Role, SignInMethod, User
 from app.accounts.service import audit, hash_secret
+from app.db import let_go
 from app.errors import Invalid, NotFound, RankloopError
 
 MAX_DAYS = 90
@@ -143,11 +144,16 @@ async def sign_up(
     Raises:
         InvitationEnded: it lets nobody in any more.
         Invalid: the name is empty, the address taken, or the password guessed soon.
+        Crowded: too many passwords are hashed at this moment.
     """
     await _require_open(session, secret)
-    user = await service.create_user(session, name=name, email=email, role=None)
-    await passwords.store(session, user, password)
-    await accept(session, secret=secret, user=user)
+    await let_go(session)
+    made = await passwords.make_hash(password, name=name, email=email)
+    # What was half done, an account without a role, is undone.
+    async with session.begin_nested():
+        user = await service.create_user(session, name=name, email=email, role=None)
+        await passwords.store(session, user.id, made)
+        await accept(session, secret=secret, user=user)
     return await service.start_session(
         session, user_id=user.id, method=SignInMethod.INVITATION, device=device, replaces=replaces
     )

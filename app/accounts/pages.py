@@ -220,14 +220,13 @@ async def join(
     """Public: accept an invitation, as who is signed in or with a new account."""
     fragment = secret.rpartition("#")[2]
     try:
-        # What was half done, an account without a password, is undone.
-        async with session.begin_nested():
-            if person is not None:
+        if person is not None:
+            async with session.begin_nested():
                 await invitations.accept(session, secret=fragment, user=person.user)
-                return see_other("/")
-            token = await invitations.sign_up(
-                session, secret=fragment, name=name, email=email, password=password, **browser_of(request)
-            )
+            return see_other("/")
+        token = await invitations.sign_up(
+            session, secret=fragment, name=name, email=email, password=password, **browser_of(request)
+        )
     except RankloopError as error:
         return render_join(request, values={"secret": secret, "name": name, "email": email}, error=error)
     return enter(settings, token)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import Password, User
+from app.accounts.models import Password
 from app.errors import Invalid, Unavailable
 
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ MIN_LENGTH = 12
 # Beyond this nobody types; hashing takes as long as it must, and no longer.
 MAX_LENGTH = 256
 MIN_LETTERS = 5
-# In one process, half of the cores hash; so many may be at it or wait, which is half a second's work of one core.
+# Half of the cores hash, half of the time; so many may be at it or wait, in one process: a second's work of one core.
 NUM_THREADS = max(1, (os.cpu_count() or 1) // 2)
 MOST_AT_ONCE = 20
 
@@ -40,10 +40,15 @@ class Crowded(Unavailable):
 class Hashing:
     """Threads that hash, and a queue with an end: a flood of sign-ins takes neither the machine from those who work nor
     the time of whoever waits behind it.
+
+    After each hash a thread rests for as long as the hash took, which is longer where others want the core. A lower
+    priority does not do: between two hashes a thread waits for Python's lock, and where it gets that and no core, all
+    of the process stands still.
     """
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="hashing", initializer=step_back)
+    def __init__(self, num_threads: int = NUM_THREADS, rest: Callable[[float], None] = time.sleep) -> None:
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="hashing")
+        self._rest = rest
         self.num_taken = 0
 
     @contextmanager
@@ -63,13 +68,21 @@ class Hashing:
 
     async def do(self, work: Callable[..., Result], *values: str | None) -> Result:
         """Do a piece of hashing beside the request loop, when it is this one's turn: for who has a place."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *values)
+        hashing = self._threads.submit(timed, work, *values)
+        self._threads.submit(self._rest_after, hashing)
+        result, _ = await asyncio.wrap_future(hashing)
+        return result
+
+    def _rest_after(self, hashing: Future[tuple[Result, float]]) -> None:
+        """In a thread, which takes this up before the next hash."""
+        _, seconds = hashing.result()
+        self._rest(seconds)
 
 
-def step_back() -> None:
-    """Have this thread hash where nobody else wants the core; on Linux, where a thread has a priority of its own."""
-    if sys.platform == "linux":
-        os.nice(5)
+def timed(work: Callable[..., Result], *values: str | None) -> tuple[Result, float]:
+    """What this work leads to, and the seconds it took."""
+    begun = time.perf_counter()
+    return work(*values), time.perf_counter() - begun
 
 
 HASHING = Hashing()
@@ -114,17 +127,21 @@ async def stored_hash(session: AsyncSession, user_id: uuid.UUID) -> str | None:
     return await session.scalar(select(Password.hash).where(Password.user_id == user_id))
 
 
-async def store(session: AsyncSession, user: User, password: str) -> None:
-    """Give a person this password.
+async def make_hash(password: str, *, name: str, email: str | None) -> str:
+    """What is stored of a person's new password. It takes its time: hold no connection meanwhile (`db.let_go`).
 
     Raises:
         Invalid: it is guessed soon.
         Crowded: too many are hashed at this moment.
     """
-    check(password, name=user.name, email=user.email)
+    check(password, name=name, email=email)
     with HASHING.place():
-        made = await HASHING.do(HASHER.hash, password)
-    row = insert(Password).values(user_id=user.id, hash=made)
+        return await HASHING.do(HASHER.hash, password)
+
+
+async def store(session: AsyncSession, user_id: uuid.UUID, made: str) -> None:
+    """Give a person the password that `make_hash` made this of."""
+    row = insert(Password).values(user_id=user_id, hash=made)
     await session.execute(
         row.on_conflict_do_update(index_elements=["user_id"], set_={"hash": made, "changed_at": func.now()})
     )

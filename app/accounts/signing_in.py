@@ -82,11 +82,14 @@ async def change_password(
     Raises:
         TooManyAttempts: the current password was guessed at too often.
         Invalid: the current password is wrong, or the new one is guessed soon.
+        Crowded: too many are hashed at this moment.
         SignInAgain: there is no password yet, and the session is not fresh.
     """
     if not await _is_fresh(session, token):
         await _require_current(sessionmaker, session, user, current)
-    await passwords.store(session, user, new)
+    await let_go(session)
+    made = await passwords.make_hash(new, name=user.name, email=user.email)
+    await passwords.store(session, user.id, made)
     await service.end_sessions(session, user_id=user.id, but=token, actor_id=user.id)
     await audit(session, actor_id=user.id, action="password.change", subject=str(user.id))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from httpx2 import ASGITransport, AsyncClient
@@ -19,10 +20,11 @@ from app.config import Settings
 from app.datasets.service import freeze
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.main import API
+from tests.app.accounts.test_invitations import invite
 from tests.app.matrix import API_ROUTES, PAGE_ROUTES
 from tests.app.test_matrix import World, ask_api, build
 from tests.borrowed import borrowed_app
-from tests.factories import make_project, make_prompt, make_ranking, make_task, make_user
+from tests.factories import make_project, make_prompt, make_ranking, make_task, make_user, set_password
 
 pytestmark = pytest.mark.real_commits
 PASSWORD = "four words are enough"
@@ -105,8 +107,36 @@ async def test_no_form_of_an_export_asks_for_a_second(
 async def test_a_new_password_asks_for_no_second(sessions: SessionMaker, client: AsyncClient, current: str) -> None:
     async with sessions.begin() as session:
         user = await make_user(session, name="Ada", email="ada@example.org")
-        await passwords.store(session, user, PASSWORD)
+        await set_password(session, user, PASSWORD)
         cookie = await service.start_session(session, user_id=user.id, method=SignInMethod.PASSWORD)
     client.cookies.set(SESSION_COOKIE, cookie)
     answer = await client.post("/account/password", data={"current": current, "password": "other words than before"})
     assert answer.status_code == (303 if current == PASSWORD else 422)
+
+
+async def test_no_connection_waits_while_a_password_is_hashed(
+    sessions: SessionMaker, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cookies = {}
+    async with sessions() as session:
+        for name, method in (("ada", SignInMethod.LINK), ("eve", SignInMethod.PASSWORD)):
+            user = await make_user(session, name="", email=f"{name}@example.org")
+            await set_password(session, user, PASSWORD)
+            cookies[name] = await service.start_session(session, user_id=user.id, method=method)
+        link = await invite(session, None)
+    pool, do, held = sessions.kw["bind"].pool, passwords.HASHING.do, []
+
+    async def noted(*work: Any) -> Any:
+        held.append(pool.checkedout())
+        return await do(*work)
+
+    monkeypatch.setattr(passwords.HASHING, "do", noted)
+    them = {"name": "Bo", "email": "bo@example.org", "password": PASSWORD, "secret": link}
+    assert (await client.post("/join", data=them)).status_code == 303
+    assert (await client.post("/sign-in", data={"email": "ada@example.org", "password": PASSWORD})).status_code == 303
+    for name, current in (("ada", ""), ("eve", PASSWORD)):
+        client.cookies.clear()
+        client.cookies.set(SESSION_COOKIE, cookies[name])
+        fields = {"current": current, "password": "other words than before"}
+        assert (await client.post("/account/password", data=fields)).status_code == 303
+    assert held == [0] * 5

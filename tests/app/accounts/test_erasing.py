@@ -12,13 +12,13 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import erasing, invitations, passwords, refusals, service, signing_in
+from app.accounts import erasing, invitations, refusals, service, signing_in
 from app.accounts.models import AuditEntry, Identity, Membership, Role, User, UserSession
 from app.db import make_engine, make_sessionmaker
 from app.embedded import _program_folders
 from app.errors import Invalid
 from app.rankings.models import Ranking
-from tests.factories import make_ranking, make_task, make_user, sign_in
+from tests.factories import make_ranking, make_task, make_user, set_password, sign_in
 
 NAME, ADDRESS = "Zebedee Quillfeather", "zq@plover.example"
 FORM = {"sec-fetch-site": "same-origin", "accept": "text/html"}
@@ -31,7 +31,7 @@ async def test_a_dump_holds_neither_name_nor_address(fresh_database_url: str, tm
     async with sessions.begin() as session:
         owner = await make_user(session, role=Role.ADMIN)
         user = await make_user(session, name=NAME, email=ADDRESS, role=None)
-        await passwords.store(session, user, "four words are enough")
+        await set_password(session, user, "four words are enough")
         session.add(Identity(issuer="https://id.example", subject="17", user_id=user.id))
         task = await make_task(session)
         ranking = await make_ranking(session, task, annotator=user)

@@ -17,14 +17,14 @@ from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import identities, passwords, service
+from app.accounts import identities, service
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import ApiToken, Identity, Password, ProviderVisit, User
 from app.config import Settings
 from app.db import SessionMaker
 from app.main import create_app
 from tests.borrowed import borrowed_app
-from tests.factories import make_user
+from tests.factories import make_user, set_password
 
 PAGE = {"accept": "text/html"}
 SUBJECTS = [
@@ -136,7 +136,7 @@ async def test_an_address_that_changed_hands_at_the_provider_opens_nothing(brows
 async def test_what_somebody_else_set_up_under_this_address_ends(
     browser: AsyncClient, session: AsyncSession, ada: User
 ) -> None:
-    await passwords.store(session, ada, "set by an impostor")
+    await set_password(session, ada, "set by an impostor")
     old = await service.start_session(session, user_id=ada.id, method="invitation")
     _, secret = await service.create_token(session, user_id=ada.id, name="t", scopes=["annotate"])
     await session.commit()

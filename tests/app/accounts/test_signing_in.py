@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import timedelta
@@ -29,7 +28,7 @@ from app.config import Settings
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Invalid
 from tests.borrowed import borrowed_app
-from tests.factories import make_user
+from tests.factories import make_user, set_password
 
 PASSWORD = "four words are enough"
 FORM = {"sec-fetch-site": "same-origin", "accept": "text/html"}
@@ -38,7 +37,7 @@ FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.
 
 async def with_password(session: AsyncSession, **values: Any) -> User:
     user = await make_user(session, **{"name": "Ada", "email": "ada@example.org"} | values)
-    await passwords.store(session, user, PASSWORD)
+    await set_password(session, user, PASSWORD)
     await session.commit()
     return user
 
@@ -120,11 +119,31 @@ async def test_who_is_counted_has_a_place(
     assert taken == [1]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
-async def test_hashing_steps_back_behind_all_other_work() -> None:
-    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    hashing = await passwords.HASHING.do(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-    assert hashing > own
+async def test_after_each_hash_there_is_a_rest_as_long() -> None:
+    """And nobody waits for it but the next."""
+    rests, goes_on = list[float](), threading.Event()
+
+    def rest(seconds: float) -> None:
+        rests.append(seconds)
+        goes_on.wait(30)
+
+    hashing = passwords.Hashing(num_threads=1, rest=rest)
+    took = time.perf_counter()
+    await hashing.do(passwords.HASHER.hash, PASSWORD)
+    took = time.perf_counter() - took
+    following = asyncio.create_task(hashing.do(str.upper, "next"))
+    await asyncio.wait([following], timeout=0.1)
+    assert not following.done()
+    goes_on.set()
+    assert await following == "NEXT"
+    assert 0 < rests[0] <= took
+
+
+async def test_who_could_not_be_hashed_hears_why() -> None:
+    hashing = passwords.Hashing(num_threads=1)
+    with pytest.raises(UnicodeEncodeError):
+        await hashing.do(str.encode, "\ud800")
+    assert await hashing.do(str.upper, "next") == "NEXT"
 
 
 async def test_signing_in_rotates_the_session(client: AsyncClient, session: AsyncSession) -> None:

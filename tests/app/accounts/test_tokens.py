@@ -9,14 +9,14 @@ from httpx2 import AsyncClient
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import invitations, passwords, service
+from app.accounts import invitations, service
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import ApiToken, Invitation, Password, Role, SignInLink, User, UserSession
 from app.main import API
 from app.projects.models import Project
 from app.registry.service import get_version_by_number
 from app.runs.models import Run
-from tests.factories import make_project, make_run, make_user, sign_in
+from tests.factories import make_project, make_run, make_user, set_password, sign_in
 
 FORM = {"sec-fetch-site": "same-origin", "accept": "text/html"}
 
@@ -133,7 +133,7 @@ async def test_a_projects_admin_is_no_admin_of_the_site(client: AsyncClient, ses
 
 async def test_no_secret_of_any_kind_is_stored_in_clear(session: AsyncSession) -> None:
     user = await make_user(session, role=Role.ADMIN)
-    await passwords.store(session, user, "four words are enough")
+    await set_password(session, user, "four words are enough")
     _, token = await service.create_token(session, user_id=user.id, name="t", scopes=["read"])
     link = (await service.create_sign_in_link(session, user=user, public_url="http://x")).rpartition("#")[2]
     cookie = await service.start_session(session, user_id=user.id, method="link")
