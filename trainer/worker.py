@@ -12,8 +12,10 @@ import signal
 import socket
 import threading
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from trainer.artifacts import deliver_folder
 from trainer.client import ApiError, Claim, ClaimedRun, Client, ClientError, FenceLost, Json, Unreachable
@@ -134,10 +136,24 @@ class Worker:
 
 def carry_out(job: Job) -> tuple[Json, list[str]]:
     """Do a run and deliver what came of it: its result, and the files' names. Raises whatever goes wrong."""
-    outcome = do(job)
+    try:
+        outcome = do(job)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(missing_file(error, job.config)) from error
     names = deliver_folder(job.run, outcome.folder) if outcome.folder else []
     job.report.flush()
     return outcome.result, names
+
+
+def missing_file(error: FileNotFoundError, config: Mapping[str, Any]) -> str:
+    """What to do about a file that the system does not find: most often it is of one of the run's models."""
+    path = Path(os.fsdecode(error.filename or ""))
+    named = [each for value in config.values() for each in (value if isinstance(value, list) else [value])]
+    aliases = sorted({each["alias"] for each in named if isinstance(each, Mapping) and "alias" in each})
+    fetch = " or ".join(f"`rankloop model fetch {alias}`" for alias in aliases)
+    advice = f"If it is of a model, look at the worker's list of models, or fetch it again ({fetch}). " if fetch else ""
+    where = f"The file “{path.name}” is missing in the worker's folder “{path.parent.name}”."
+    return f"{where} {advice}Then try the run again."
 
 
 class _RunFolder:

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Identity, Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Identity, Index, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -67,7 +67,8 @@ class Run(Base):
     config: Mapped[EmptyObject]
     is_triggered: Mapped[FalseByDefault]
     created_by: Mapped[UserId | None]
-    created_at: Mapped[Created]
+    # Not the transaction's moment: several that it makes are done in their order.
+    created_at: Mapped[Created] = mapped_column(default=func.clock_timestamp())
     # The lease number: it grows with every claim, and a write with an older one is refused.
     fence: Mapped[ZeroByDefault]
     attempt: Mapped[ZeroByDefault]

@@ -13,6 +13,7 @@ import pytest
 from tests.trainer.http_stub import CLAIM, Answer, Received, Server, problem
 from trainer.artifacts import base_folder, version_folder
 from trainer.client import ApiError, Client, ClientError, ModelReference, Retries
+from trainer.jobs import HANDLERS, Job, Outcome
 from trainer.settings import SettingsError, WorkerSettings
 from trainer.worker import Worker, cause_of, without_paths
 
@@ -109,6 +110,26 @@ def test_a_cause_is_a_sentence_for_people(error: Exception, cause: str) -> None:
 )
 def test_paths_of_the_machine_are_reduced_to_names(text: str, shortened: str) -> None:
     assert without_paths(text) == shortened
+
+
+def test_a_missing_file_is_said_with_the_models_alias_and_what_to_do(
+    server: Server, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_it(job: Job) -> Outcome:
+        (tmp_path / "tulip" / "tokenizer.model").read_bytes()
+        raise AssertionError
+
+    monkeypatch.setitem(HANDLERS, CLAIM["kind"], open_it)
+    models = {"policy": {"alias": "tulip"}, "rewards": [{"alias": "rose"}], "k": 4}
+    claim = json.dumps(CLAIM | {"config": models}).encode()
+    server.handle = lambda request: Answer(200, claim) if request.path.endswith("claim") else Answer(204, b"")
+    assert Worker(client, WorkerSettings(data_dir=tmp_path), threading.Event()).run_once()
+    [finish] = [json.loads(request.body) for request in server.requests if request.path.endswith("finish")]
+    assert finish["error"] == (
+        "The file “tokenizer.model” is missing in the worker's folder “tulip”. If it is of a model, look at the "
+        "worker's list of models, or fetch it again (`rankloop model fetch rose` or `rankloop model fetch tulip`). "
+        "Then try the run again."
+    )
 
 
 def test_a_worker_without_a_place_for_its_files_says_so_and_goes_on(

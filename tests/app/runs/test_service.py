@@ -62,6 +62,16 @@ async def test_the_oldest_run_is_claimed_once(session: AsyncSession, project: Pr
     assert await claim(session, token) is None
 
 
+async def test_runs_of_one_transaction_are_claimed_in_their_order(
+    session: AsyncSession, project: Project, token: ApiToken
+) -> None:
+    runs = [await enqueue(session, project) for _ in range(6)]
+    claimed = [await claim(session, token) for _ in runs]
+    assert [run.id for run in claimed if run] == [run.id for run in runs]
+    listed = await service.list_runs(session, project_id=project.id)
+    assert [run.id for run in listed] == [run.id for run in reversed(runs)]
+
+
 async def test_a_token_of_another_project_gets_nothing(
     session: AsyncSession, project: Project, token: ApiToken
 ) -> None:
