@@ -17,11 +17,11 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import RankloopError, Unauthorized
-from app.security import SAFE_METHODS
+from app.errors import RankloopError, TooLarge, Unauthorized, refusal
+from app.security import SAFE_METHODS, Refuse
+from app.validation import SENTENCES
 
 # So much of a body is kept in memory; what is longer lies on the disk, in a file without a name.
 KEPT_BYTES = 1024 * 1024
@@ -38,17 +38,14 @@ class TooLargeForStrangers(Unauthorized):
 
 class WholeBodies:
     """Reads a request's body, then lets the app answer. More than KEPT_BYTES only from who `is_known`: strangers fill
-    neither the memory nor the disk.
+    neither the memory nor the disk. More than `most` bytes from nobody.
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        is_known: Callable[[Request], Awaitable[bool]],
-        refuse: Callable[[Request, Exception], Awaitable[Response]],
+        self, app: ASGIApp, *, most: int, is_known: Callable[[Request], Awaitable[bool]], refuse: Refuse
     ) -> None:
         self.app = app
+        self._most = most
         self._is_known = is_known
         self._refuse = refuse
 
@@ -76,14 +73,18 @@ class WholeBodies:
         """Whether all of it came; whoever hangs up wants no answer.
 
         Raises:
+            TooLarge: it has more bytes than are taken here; where it says so beforehand, none is read.
             TooLargeForStrangers: it is long, and its sender is nobody that we know.
         """
+        self._require_fitting(announced(request))
         is_known = False
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return False
-            await body.write(message.get("body", b""))
+            piece = message.get("body", b"")
+            self._require_fitting((body.size or 0) + len(piece))
+            await body.write(piece)
             if not is_known and (body.size or 0) > KEPT_BYTES:
                 is_known = await self._is_known(request)
                 if not is_known:
@@ -91,6 +92,16 @@ class WholeBodies:
             if not message.get("more_body", False):
                 await body.seek(0)
                 return True
+
+    def _require_fitting(self, size: int) -> None:
+        if size > self._most:
+            raise TooLarge(errors=[refusal("body", SENTENCES["body_size"], number=f"{self._most:,}")])
+
+
+def announced(request: Request) -> int:
+    """The bytes that a body will have, by its own account; 0: it does not say."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() else 0
 
 
 def again(body: UploadFile, receive: Receive) -> Receive:

@@ -16,7 +16,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from sqlalchemy.exc import DataError, IntegrityError
 from starlette.exceptions import HTTPException
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from app import assets, openapi
@@ -155,14 +154,12 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     for trouble in DATABASE_TROUBLE:
         app.add_exception_handler(trouble, handle_database_trouble)
     app.add_exception_handler(OSError, handle_full_disk)
-    app.add_middleware(WholeBodies, is_known=is_known, refuse=handle_unread_body)
+    app.add_middleware(WholeBodies, most=settings.max_body_bytes, is_known=is_known, refuse=handle_unread_body)
     app.add_middleware(ETags, path=API)
     app.add_middleware(GZipMiddleware, compresslevel=6, exclude_content_types=NOT_COMPRESSED)
     if settings.api_requests_per_minute:
         app.add_middleware(RateLimits, path=API, per_minute=settings.api_requests_per_minute)
-    app.add_middleware(SameOrigin)
-    # Not by FastAPI's `max_body_size`, whose refusal would have none of our headers.
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    app.add_middleware(SameOrigin, refuse=handle_refusal)
     app.add_middleware(Bugs, answer=handle_bug)
     app.add_middleware(SecurityHeaders, is_https=settings.has_secure_cookies)
     app.add_middleware(Observed, metrics=app.state.metrics, api=API)

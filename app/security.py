@@ -1,4 +1,4 @@
-"""What every answer and every request must have: security headers, forms of this origin, bodies of a bounded size."""
+"""What every answer and every request must have: security headers, forms of this origin."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import Forbidden
+
+Refuse = Callable[[Request, Exception], Awaitable[Response]]
+"""How a middleware refuses: as a page or as JSON, whatever suits who asks."""
 
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 HEADERS = {
@@ -58,7 +63,7 @@ class Bugs:
     the exception goes on to the server's log.
     """
 
-    def __init__(self, app: ASGIApp, *, answer: Callable[[Request, Exception], Awaitable[Response]]) -> None:
+    def __init__(self, app: ASGIApp, *, answer: Refuse) -> None:
         self.app = app
         self._answer = answer
 
@@ -80,18 +85,21 @@ class Bugs:
             raise
 
 
+class FromAnotherSite(Forbidden):
+    """This form was sent from another site. Open Rankloop and send it from there."""
+
+
 class SameOrigin:
     """Refuses what another site's page sends with a visitor's cookies. Requests with a bearer token are exempt."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, refuse: Refuse) -> None:
         self.app = app
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or refuse."""
         if scope["type"] == "http" and scope["method"] not in SAFE_METHODS and not is_same_origin(Headers(scope=scope)):
-            answer = PlainTextResponse(
-                "This form was sent from another site. Open Rankloop and send it from there.", 403
-            )
+            answer = await self._refuse(Request(scope), FromAnotherSite())
             await answer(scope, receive, send)
             return
         await self.app(scope, receive, send)

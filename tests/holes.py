@@ -61,10 +61,10 @@ HOLES = (
     ),
     Mutant(
         "bodies of any size",
-        "app/main.py",
-        "max_body_size=settings.max_body_bytes",
-        "max_body_size=10**12",
-        ["tests/app/test_main.py"],
+        "app/bodies.py",
+        "if size > self._most:",
+        "if size > 10**12:",
+        ["tests/app/test_bodies.py"],
     ),
     Mutant(
         "every wrong field explained",

@@ -68,6 +68,30 @@ async def test_a_stranger_fills_neither_memory_nor_disk(
     assert num_read <= 2 * KEPT_BYTES
 
 
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_a_body_over_the_limit_is_refused_with_the_rule(
+    sessionmaker: SessionMaker, session: AsyncSession, is_announced: bool
+) -> None:
+    address, who = await trainer(session)
+    body = LINE % (1, b"word " * 50)
+
+    async def sent() -> AsyncIterator[bytes]:
+        yield body
+
+    content = body if is_announced else sent()
+    with borrowed_app(Settings(max_body_bytes=200), sessionmaker) as app:
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000", headers=who) as client:
+            refused = await client.post(address, content=content)
+            assert (await client.post(address, content=LINE % (2, b"short"))).status_code == 200
+            own = {"origin": "http://127.0.0.1:8000", "accept": "text/html", "cookie": "rl_language=zh"}
+            page = await client.post("/sign-in", content=body, headers=own)
+    rule = {"field": "body", "rule": "This takes at most 200 bytes. Send it in parts."}
+    assert (refused.status_code, refused.headers["content-type"]) == (413, "application/problem+json")
+    assert (refused.json()["title"], refused.json()["errors"]) == ("TooLarge", [rule])
+    assert (page.status_code, "最多接受 200 字节" in page.text) == (413, True)
+    assert await session.scalar(select(func.count()).select_from(Prompt)) == 1
+
+
 async def test_no_room_for_a_body_is_503_until_there_is(
     small_disk: Path, sessionmaker: SessionMaker, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:

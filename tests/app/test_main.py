@@ -11,8 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import Role, Scope
 from app.accounts.service import create_token
 from app.config import Settings
-from app.db import SessionMaker, make_engine, make_sessionmaker
-from app.main import create_app
+from app.db import make_engine, make_sessionmaker
 from tests.borrowed import borrowed_app
 from tests.factories import make_user
 
@@ -24,18 +23,6 @@ async def headers(session: AsyncSession) -> dict[str, str]:
     _, secret = await create_token(session, user_id=user.id, name="t", scopes=[Scope.ADMIN])
     await session.commit()
     return {"authorization": f"Bearer {secret}"}
-
-
-async def test_a_body_over_the_limit_is_refused(
-    sessionmaker: SessionMaker, headers: dict[str, str], tmp_path: Path
-) -> None:
-    app = create_app(Settings(data_dir=tmp_path, max_body_bytes=200), sessionmaker)
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
-        project = {"name": "Small", "model_alias": "pocket"}
-        assert (await client.post("/api/v1/projects", json=project, headers=headers)).status_code == 201
-        project |= {"name": "Large", "guidelines": "g" * 200}
-        answer = await client.post("/api/v1/projects", json=project, headers=headers)
-    assert answer.status_code == 413
 
 
 async def test_text_that_the_database_cannot_keep_is_refused(client: AsyncClient, headers: dict[str, str]) -> None:
