@@ -7,6 +7,7 @@ People rank ten tasks a second, two sign in a second, and /health is asked five 
 `rankloop serve` and a durable PostgreSQL on this machine: alone, and beside each trouble of load/troubles.py, in turns
 within one run. Every request is due at its moment, and waits count from there. Printed are p50, p95 and p99 in
 milliseconds, and p95 beside the trouble / p95 alone; what was refused; and CPU seconds a second of web and database.
+FILE keeps the figures of troubles that were not made now.
 
     aim    next and submit: p95 at most doubled; sign-in beside stalled exports: p95 below 500 ms; nothing refused
 """
@@ -138,6 +139,7 @@ def compare(name: str, visitors: Visitors, place: Place, usage: Usage, options: 
     waits = {when: one.summary() for when, one in felt.items()}
     return {
         "trouble": name,
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "met": met,
         "waits_ms": waits,
         "p95_ratio": {name: waits["beside"][name]["p95"] / waits["alone"][name]["p95"] for name in waits["alone"]},
@@ -179,7 +181,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder)
     return {
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "hardware": f"{os.cpu_count()} cores, {platform.machine()}, shared with visitors and trouble",
         "processes": options.processes,
         "rows": rows,
@@ -221,7 +222,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = run(options)
     show(found)
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(beside_others(found, options.json), indent=2) + "\n", encoding="utf-8")
+
+
+def beside_others(found: dict[str, Any], file: Path) -> dict[str, Any]:
+    """These figures, and those of troubles that were not made now and stand in the file."""
+    earlier = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    rows = {row["trouble"]: row for row in [*earlier, *found["rows"]]}
+    return found | {"rows": [rows[name] for name in TROUBLES if name in rows]}
 
 
 if __name__ == "__main__":
