@@ -1,7 +1,7 @@
 """Bodies take as long as somebody's line takes, or as somebody likes: those of requests are here as a whole before
 anything else is done for them, and answers wait in a file for their reader.
 
-Else whoever sends or reads slowly holds one of the few connections to the database for as long; twenty of these, and
+Else whoever sends or reads slowly holds one of the few connections to the database for as long; ten of these, and
 nobody else gets one.
 """
 

@@ -72,10 +72,17 @@ class DatabaseUnreachable(Exception):
     """The database cannot be reached."""
 
 
+# How many connections a web process has: for all requests but those that begin late, and for these. They are kept: one
+# that is closed after its use, as SQLAlchemy's overflow is, takes its server process with it, and all plans and tables
+# that it had at hand. At 150 rankings a second, to open them anew was half of PostgreSQL's work.
+CONNECTIONS = 10
+LATE_CONNECTIONS = 6
+
+
 def make_engine(url: str, **options: Any) -> AsyncEngine:
     """An engine on psycopg 3. Statements that wait for a lock for long fail rather than hold a page."""
-    options.setdefault("pool_size", 10)
-    options.setdefault("max_overflow", 10)
+    options.setdefault("pool_size", CONNECTIONS)
+    options.setdefault("max_overflow", 0)
     # The connection that was given back last: its server process has its plans and tables at hand, and few are in use.
     options.setdefault("pool_use_lifo", True)
     engine = create_async_engine(
@@ -115,13 +122,20 @@ def make_sessionmaker(engine: AsyncEngine) -> SessionMaker:
 BEGINS_LATE = "begins_late"
 
 
+def make_late_engine(url: str, **options: Any) -> AsyncEngine:
+    """An engine for `make_late_sessionmaker`. Few connections are faster than many: their server processes are in each
+    other's way on few cores. And whoever ranks never waits behind exports and long pages, which have the others.
+    """
+    options.setdefault("pool_size", LATE_CONNECTIONS)
+    return make_engine(url, isolation_level="AUTOCOMMIT", **options)
+
+
 def make_late_sessionmaker(engine: AsyncEngine) -> SessionMaker:
     """Sessions in which each statement is a transaction of its own, until `begin` is called.
 
     For requests that need only one statement which writes: to begin and to commit are two ways to the database more.
     """
-    each_alone = engine.execution_options(isolation_level="AUTOCOMMIT")
-    return async_sessionmaker(each_alone, expire_on_commit=False, info={BEGINS_LATE: True})
+    return async_sessionmaker(engine, expire_on_commit=False, info={BEGINS_LATE: True})
 
 
 async def begin(session: AsyncSession) -> None:

@@ -30,7 +30,7 @@ from app.config import Settings
 from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
 from app.datasets import pages as datasets_pages
-from app.db import SessionMaker, make_engine, make_late_sessionmaker, make_sessionmaker
+from app.db import SessionMaker, make_engine, make_late_engine, make_late_sessionmaker, make_sessionmaker
 from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable, refusal
 from app.etags import ETags
 from app.logs import RequestIds, named, request_id
@@ -181,14 +181,16 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         return
     settings: Settings = app.state.settings
-    engine = make_engine(settings.require_database_url())
-    app.state.sessionmaker, app.state.late_sessionmaker = make_sessionmaker(engine), make_late_sessionmaker(engine)
+    url = settings.require_database_url()
+    engine, late_engine = make_engine(url), make_late_engine(url)
+    app.state.sessionmaker, app.state.late_sessionmaker = make_sessionmaker(engine), make_late_sessionmaker(late_engine)
     jobs = [asyncio.create_task(repeat(job)) for job in jobs_of(app.state.sessionmaker, settings)]
     yield
     for task in jobs:
         task.cancel()
     await asyncio.gather(*jobs, return_exceptions=True)
     await engine.dispose()
+    await late_engine.dispose()
 
 
 def jobs_of(sessions: SessionMaker, settings: Settings) -> list[Job]:

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import sql
 
 from app.config import Settings
+from app.db import CONNECTIONS, LATE_CONNECTIONS
 from app.embedded import client_programs, running_url
 from app.runs.artifacts import artifact_path
 
@@ -28,7 +29,6 @@ LITTLE_ROOM, NO_ROOM = 10 * GIGABYTE, GIGABYTE
 MAX_CLOCK_SECONDS = 5
 SECONDS_TO_ANSWER = 5
 OLDEST_MAJOR = 15
-CONNECTIONS_OF_A_PROCESS = 20
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 SETTINGS_OF_DURABILITY = ("fsync", "full_page_writes", "synchronous_commit")
 Level = Literal["ok", "warn", "bad"]
@@ -123,11 +123,11 @@ def clock(connection: Connection) -> Finding:
 
 
 def room_for_connections(connection: Connection) -> Finding:
-    """A web process takes up to 20."""
+    """For one web process more."""
     (most,) = one(connection, "select current_setting('max_connections')::int")
     (taken,) = one(connection, "select count(*) from pg_stat_activity where backend_type = 'client backend'")
     said = f"{taken} of {most} are taken"
-    if most - taken < CONNECTIONS_OF_A_PROCESS:
+    if most - taken < CONNECTIONS + LATE_CONNECTIONS:
         return Finding(
             "connections", "warn", said, "Raise max_connections, or put a pooler before it (docs/operate.md)."
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import psycopg
 import pytest
 from sqlalchemy import text
 
-from app.db import DatabaseUnreachable, check_connection, make_engine
+from app.db import CONNECTIONS, DatabaseUnreachable, check_connection, make_engine
 
 
 async def test_a_connection_that_the_server_ended_is_replaced_unseen(empty_database_url: str) -> None:
@@ -23,6 +25,21 @@ async def test_a_connection_that_the_server_ended_is_replaced_unseen(empty_datab
             assert await connection.scalar(text("select pg_backend_pid()")) != before
     finally:
         await engine.dispose()
+
+
+async def test_a_crowd_opens_no_connections_that_are_closed_again(empty_database_url: str) -> None:
+    engine = make_engine(empty_database_url)
+
+    async def ask() -> int:
+        async with engine.connect() as connection:
+            (process,) = (await connection.execute(text("select pg_backend_pid()"))).one()
+            return int(process)
+
+    try:
+        asked = [await asyncio.gather(*[ask() for _ in range(3 * CONNECTIONS)]) for _ in range(3)]
+    finally:
+        await engine.dispose()
+    assert len({process for crowd in asked for process in crowd}) <= CONNECTIONS
 
 
 async def test_a_database_that_may_forget_what_it_took_is_not_used(empty_database_url: str) -> None:

@@ -128,7 +128,7 @@ class Crowd:
     @cached_property
     def late(self) -> SessionMaker:
         """As the app takes and answers tasks."""
-        return make_late_sessionmaker(self.sessions.kw["bind"])
+        return make_late_sessionmaker(self.sessions.kw["bind"].execution_options(isolation_level="AUTOCOMMIT"))
 
     async def next_lease(self, annotator: User) -> Lease | None:
         async with self.late.begin() as session:
