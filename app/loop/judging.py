@@ -32,14 +32,23 @@ COMPARISON = "comparison_id"
 
 
 async def find_judge(session: AsyncSession, project: Project, version: Version) -> Version | None:
-    """The reward model that the project names, or its newest but for the one that this policy was trained against."""
-    rewards = [
-        item
-        for item in await registry.list_versions(session, project.id)
-        if item.kind == VersionKind.REWARD and item.id != version.reward_version_id
-    ]
-    named = [item for item in rewards if project.policy_judge in (None, item.number)]
-    return named[0] if named else None
+    """The reward model that the project names, but for the one that this policy was trained against; or the newest that
+    is no kin of that one either: of warm starts, one goes on from the other, and what fools one may fool both.
+    """
+    versions = await registry.list_versions(session, project.id)
+    rewards = {item.id: item for item in versions if item.kind == VersionKind.REWARD}
+    own = rewards.get(version.reward_version_id) if version.reward_version_id else None
+    others = [item for item in rewards.values() if item is not own]
+    if project.policy_judge is not None:
+        return next((item for item in others if item.number == project.policy_judge), None)
+    return next((item for item in others if own is None or began(item, rewards) is not began(own, rewards)), None)
+
+
+def began(reward: Version, rewards: Mapping[uuid.UUID, Version]) -> Version:
+    """The reward model that began fresh, from which this one came by warm starts; itself where it began fresh."""
+    while reward.parent_id in rewards:
+        reward = rewards[reward.parent_id]
+    return reward
 
 
 async def both_answered(session: AsyncSession, event: BothAnswered) -> None:

@@ -232,6 +232,17 @@ async def test_the_judge_is_the_one_that_is_named_and_never_the_policy_s_own(tur
     assert await judging.find_judge(turned.session, turned.project, policy) is None
 
 
+async def test_no_kin_of_a_policy_s_own_reward_model_judges_it_unasked(turned: Loop) -> None:
+    policy = await to_the_judge(turned)
+    older, own = await version(turned, 2), await version(turned, 4)
+    assert await judging.find_judge(turned.session, turned.project, policy) is older
+    own.parent_id = older.id
+    await turned.session.flush()
+    assert await judging.find_judge(turned.session, turned.project, policy) is None
+    turned.project.policy_judge = 2
+    assert await judging.find_judge(turned.session, turned.project, policy) is older
+
+
 async def test_the_first_policy_has_no_second_reward_model_to_ask(turned: Loop) -> None:
     turned.project.policy_gate = PolicyGate.SECOND_REWARD_MODEL
     policy = await first_policy(turned)
