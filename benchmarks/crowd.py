@@ -6,8 +6,8 @@
 People rank ten tasks a second, two sign in a second, and /health is asked five times, over HTTP against
 `rankloop serve` and a durable PostgreSQL on this machine: alone, and beside each trouble of load/troubles.py, in turns
 within one run. Every request is due at its moment, and waits count from there. Printed are p50, p95 and p99 in
-milliseconds, and p95 beside the trouble / p95 alone; what was refused; and CPU seconds a second of web and database.
-FILE keeps the figures of troubles that were not made now.
+milliseconds, and p95 beside the trouble / p95 alone (the median of three rounds); what was refused; and CPU seconds a
+second of web and database. FILE keeps the figures of troubles that were not made now.
 
     aim    next and submit: p95 at most doubled; sign-in beside stalled exports: p95 below 500 ms; nothing refused
 """
@@ -30,6 +30,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -126,29 +127,43 @@ def trouble(name: str, place: Place, seconds: float, folder: Path) -> Iterator[C
 
 def compare(name: str, visitors: Visitors, place: Place, usage: Usage, options: argparse.Namespace) -> dict[str, Any]:
     """Alone and beside one trouble, in turns."""
-    felt = {"alone": Felt(), "beside": Felt()}
+    rounds: dict[str, list[Felt]] = {"alone": [], "beside": []}
     spent: dict[str, dict[str, float]] = {}
     met: Counter[str] = Counter()
     for _ in range(options.rounds):
-        felt["alone"].add(spend(visitors, options.seconds, usage, spent.setdefault("alone", {})))
+        rounds["alone"].append(spend(visitors, options.seconds, usage, spent.setdefault("alone", {})))
         # It begins before they come, and ends after them.
         with trouble(name, place, options.seconds + 4, options.folder) as one:
             time.sleep(3)
-            felt["beside"].add(spend(visitors, options.seconds, usage, spent.setdefault("beside", {})))
+            rounds["beside"].append(spend(visitors, options.seconds, usage, spent.setdefault("beside", {})))
         met += one
-    waits = {when: one.summary() for when, one in felt.items()}
+    felt = {when: together(each) for when, each in rounds.items()}
     return {
         "trouble": name,
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "met": met,
-        "waits_ms": waits,
-        "p95_ratio": {name: waits["beside"][name]["p95"] / waits["alone"][name]["p95"] for name in waits["alone"]},
+        "waits_ms": {when: one.summary() for when, one in felt.items()},
+        "p95_ratio": p95_ratio(*rounds.values()),
         "refused": {when: one.refused for when, one in felt.items()},
         "cpu_seconds_a_second": {
             when: {part: seconds / options.rounds / options.seconds for part, seconds in parts.items()}
             for when, parts in spent.items()
         },
     }
+
+
+def together(rounds: Sequence[Felt]) -> Felt:
+    """What was felt in all of these rounds."""
+    whole = Felt()
+    for one in rounds:
+        whole.add(one)
+    return whole
+
+
+def p95_ratio(alone: Sequence[Felt], beside: Sequence[Felt]) -> dict[str, float]:
+    """p95 beside the trouble / p95 alone, of each request: the median of the rounds' ratios."""
+    each = [(one.summary(), other.summary()) for one, other in zip(alone, beside, strict=True)]
+    return {name: median(late[name]["p95"] / usual[name]["p95"] for usual, late in each) for name in each[0][0]}
 
 
 def spend(visitors: Visitors, seconds: float, usage: Usage, spent: dict[str, float]) -> Felt:
@@ -175,7 +190,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             place = prepare(site, base, token, cookie)
             visitors = Visitors(base, str(site.project_id), json.loads(site.credentials.read_text()), members)
             usage = Usage({"web": pid, "database": server.process_id})
-            asyncio.run(visitors.visit(2))
+            # What is new is slow: connections, plans, tables that were filled just now.
+            asyncio.run(visitors.visit(options.seconds))
             names = [name for name in TROUBLES if options.only in name]
             rows = [compare(name, visitors, place, usage, options) for name in names]
     finally:

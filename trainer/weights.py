@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import peft
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -171,7 +172,7 @@ def from_pretrained(kind: Any, source: ModelSource, dtype: torch.dtype) -> Any:
             if parts:
                 was_read_in_parts(model)
             return model
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(
             f"The model “{source.name}” cannot be loaded: its folder needs config.json and model.safetensors ({error})."
         ) from error

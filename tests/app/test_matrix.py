@@ -311,10 +311,28 @@ async def test_what_is_not_there_is_not_found(client: AsyncClient, world: World,
         assert answer.status_code in {404, 422} | already_gone, answer.text[-300:]
 
 
-async def test_a_thing_of_another_project_is_not_in_this_one(client: AsyncClient, world: World) -> None:
+# These let anybody of the site in, or end what may have ended.
+MEMBERS = "/projects/{project_id}/members/{user_id}"
+FITTING = {"abilities": {"languages": [], "skills": []}, "standing": {"decision": "let_in"}}
+
+
+def below_a_project(route: str) -> bool:
+    """Whether its address names a project, and below it a thing that this project may have or not."""
+    return bool(re.search(r"\{(slug|project_id)\}.*" + ID_GAP.pattern, route)) and not route.endswith(MEMBERS)
+
+
+@pytest.mark.parametrize("route", [route for route in API_ROUTES + PAGE_ROUTES if below_a_project(route)])
+async def test_a_thing_of_another_project_is_not_in_this_one(client: AsyncClient, world: World, route: str) -> None:
+    """Also where whoever asks may see both."""
+    method, path = route.split()
+    client.headers["authorization"] = f"Bearer {world.tokens['owner']}"
     client.cookies.set(SESSION_COOKIE, world.cookies["owner"])
-    assert (await client.get(f"/projects/access/runs/{world.ids['run_id']}")).status_code == 200
-    assert (await client.get(f"/projects/elsewhere/runs/{world.ids['run_id']}")).status_code == 404
+    prefix = API if route in API_ROUTES else ""
+    elsewhere = re.sub(r"\{(slug|project_id)\}", "elsewhere", path)
+    body = FITTING.get(path.rpartition("/")[2])
+    sent = {} if method == "GET" or body is None else {"json": body} if prefix else {"data": body}
+    answer = await client.request(method, prefix + world.address(elsewhere, "owner"), **sent)
+    assert answer.status_code == 404, answer.text[-300:]
 
 
 async def test_everybody_sees_their_own_projects(client: AsyncClient, world: World) -> None:

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from app.config import Settings
 from tests.contract.conftest import LEASE_SECONDS, House, held_back, start_worker, wait_for, work_off
 from trainer import artifacts
 from trainer.artifacts import BadCheckpoint, CheckpointStore
 from trainer.client import ApiError, Claim, Client, FenceLost, Json
 from trainer.folders import sha256_file, write_manifest
-from trainer.worker import Worker
+from trainer.worker import LONGEST_POLL_SECONDS, Worker
 
 pytestmark = pytest.mark.real_commits
 
@@ -102,7 +103,12 @@ def test_a_cancelled_run_stops_and_keeps_what_it_had(house: House) -> None:
     assert 0 < len(house.admin.completions(project["id"])) < 750
 
 
-def test_a_worker_that_was_given_up_can_not_write(house: House) -> None:
+def test_the_run_of_a_dead_worker_waits_for_less_than_a_minute() -> None:
+    assert Settings().run_lease_seconds + LONGEST_POLL_SECONDS < 60
+
+
+def test_a_worker_that_was_given_up_can_not_write(house: House, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"late")
     _, run = sampling_run(house)
     with house.worker_client() as client:
         old = client.claimed(claim(client))
@@ -113,7 +119,10 @@ def test_a_worker_that_was_given_up_can_not_write(house: House) -> None:
             lambda: old.heartbeat(None),
             lambda: old.metrics([{"step": 1, "name": "loss/reward", "value": 1.0}]),
             lambda: old.log([{"level": "info", "text": "late"}]),
+            lambda: old.completions([]),
+            lambda: old.upload("model.safetensors", tmp_path / "model.safetensors"),
             lambda: old.finish("finished", result={}),
+            lambda: old.finish("failed", error="late"),
             old.release,
         ):
             with pytest.raises(FenceLost):

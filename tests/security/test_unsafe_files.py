@@ -4,8 +4,11 @@ are read (torch CVE-2025-32434, transformers CVE-2026-1839, vLLM CVE-2025-66448,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
+import re
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +18,12 @@ import pytest
 
 pytest.importorskip("torch", reason="the extra `trainer` is not installed")
 
+from tests.trainer.http_stub import CLAIM, Answer, Received, Server
 from tests.trainer.tiny import save_tiny
+from trainer.client import Client, Retries
+from trainer.settings import WorkerSettings
 from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
+from trainer.worker import Worker
 
 CODE = "from pathlib import Path\nPath({canary!r}).touch()\nclass Evil: pass\n"
 
@@ -126,6 +133,46 @@ def test_no_weights_run_anything(
         with pytest.raises(Exception, match=REFUSED_BY_US.get(harm, r"\w")):
             load_causal_lm(source)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("harm", [only_a_pickle, a_pickle_called_safetensors, an_adapter_that_is_a_pickle])
+def test_a_worker_fails_the_run_with_the_cause_and_lives_on(
+    tmp_path: Path, base: Path, canary: Path, harm: Callable[[Path, Path], None]
+) -> None:
+    version = save_tiny(tmp_path / "version", seed=1)
+    harm(version, canary)
+    files = {path.name.lower(): path.read_bytes() for path in version.iterdir() if path.is_file()}
+    claims, finished = [json.dumps(sampling_from(files)).encode()], []
+
+    def handle(request: Received) -> Answer:
+        last = request.path.partition("?")[0].rpartition("/")[2]
+        if last == "runs:claim":
+            return Answer(200, claims.pop()) if claims else Answer(204, b"")
+        finished.extend([json.loads(request.body)] if last == "finish" else [])
+        prompt = {"id": "p", "messages": [{"role": "user", "content": "a"}], "num_completions": 0}
+        return Answer(200, files.get(last, json.dumps(prompt).encode() + b"\n"))
+
+    models = tmp_path / "models.json"
+    models.write_text(json.dumps({"tiny": str(base)}))
+    settings = WorkerSettings(data_dir=tmp_path / "data", models=models)
+    with Server() as server, Client(server.url, "rl_x", retries=Retries(0.0)) as client:
+        server.handle = handle
+        worker = Worker(client, settings, threading.Event())
+        assert worker.run_once()
+        assert not worker.run_once(), "it asks for the next"
+    assert [end["state"] for end in finished] == ["failed"]
+    assert re.search("“tiny”.*safetensors|adapter_model", finished[0]["error"]), finished
+    assert not canary.exists()
+
+
+def sampling_from(files: dict[str, bytes]) -> dict[str, Any]:
+    """A claimed run that samples from a version of these files."""
+    infos = [
+        {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in files.items()
+    ]
+    policy = {"version_id": "v1", "number": 2, "kind": "policy", "alias": "tiny", "files": infos}
+    return CLAIM | {"kind": "sample", "config": {"policy": policy, "k": 2, "sampling": {"max_new_tokens": 4}}}
 
 
 def test_no_tokenizer_runs_anything(base: Path, canary: Path) -> None:
