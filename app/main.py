@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -60,7 +61,7 @@ from app.security import Bugs, SameOrigin, SecurityHeaders
 from app.subpath import SubPath, require_free
 from app.tasks import api as tasks_api
 from app.tasks import pages as tasks_pages
-from app.validation import SENTENCES, explain
+from app.validation import NO_NUL, PATTERNS, SENTENCES, explain
 from app.web import render, see_other, words
 from app.webhooks import api as webhooks_api
 from app.webhooks import delivery
@@ -303,7 +304,18 @@ async def handle_integrity_error(request: Request, error: Exception) -> Response
 
 async def handle_unstorable_text(request: Request, error: Exception) -> Response:
     """A NUL in a text, or a number beyond its column: nothing was stored."""
-    return answer(request, Invalid("A value can't be stored: a text holds a NUL character, or a number is too large."))
+    assert isinstance(error, DataError)
+    errors = [refusal(column, PATTERNS[NO_NUL]) for column in columns_with_nul(error.params)]
+    told = "A value can't be stored: a text holds a NUL character, or a number is too large."
+    return answer(request, Invalid(told, errors=errors))
+
+
+def columns_with_nul(params: object) -> list[str]:
+    """Of a statement's parameters, the columns that were to hold a NUL: fields are called as their columns are."""
+    rows = params if isinstance(params, list) else [params]
+    named = [item for row in rows if isinstance(row, Mapping) for item in row.items()]
+    found = [name.partition("__")[0] for name, value in named if re.search(r"\x00|\\u0000", str(value))]
+    return [name for name in dict.fromkeys(found) if not re.search(r"_\d+$", name)]
 
 
 async def handle_database_trouble(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,31 @@ from tests.factories import make_user
 async def headers(session: AsyncSession) -> dict[str, str]:
     """An admin's token."""
     user = await make_user(session, role=Role.ADMIN)
-    _, secret = await create_token(session, user_id=user.id, name="t", scopes=[Scope.ADMIN])
+    _, secret = await create_token(session, user_id=user.id, name="t", scopes=[Scope.ADMIN, Scope.READ])
     await session.commit()
     return {"authorization": f"Bearer {secret}"}
 
 
-async def test_text_that_the_database_cannot_keep_is_refused(client: AsyncClient, headers: dict[str, str]) -> None:
-    project = {"name": "Nul", "model_alias": "pocket", "guidelines": "before\0after"}
-    answer = await client.post("/api/v1/projects", json=project, headers=headers)
-    assert answer.status_code == 422
-    assert "NUL" in answer.json()["detail"]
+@pytest.mark.parametrize("text", [r"before\u0000after", r"\ud800", r"\udfff after"])
+@pytest.mark.parametrize("field", ["name", "slug", "guidelines", "model_alias"])
+async def test_text_that_the_database_cannot_keep_is_refused_by_its_field(
+    client: AsyncClient, headers: dict[str, str], field: str, text: str
+) -> None:
+    project = {"name": "Nul", "model_alias": "pocket"} | {field: "hostile"}
+    body = json.dumps(project).replace("hostile", text)
+    answer = await client.post("/api/v1/projects", content=body, headers=headers | {"content-type": "application/json"})
+    assert (answer.status_code, [error["field"] for error in answer.json()["errors"]]) == (422, [field])
+
+
+@pytest.mark.parametrize("letters", ["%00", "a%00b", "%ed%a0%80", "%ff"])
+@pytest.mark.parametrize(
+    "path", ["/projects/{}", "/projects/{}/prompts", "/runs?project_id={}", "/prompts?project_id={}"]
+)
+async def test_an_address_that_the_database_cannot_look_for_is_refused(
+    client: AsyncClient, headers: dict[str, str], path: str, letters: str
+) -> None:
+    answer = await client.get("/api/v1" + path.format(letters), headers=headers)
+    assert answer.status_code in {404, 422}, answer.text
 
 
 @pytest.mark.real_commits
