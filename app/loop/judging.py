@@ -46,7 +46,7 @@ async def find_judge(session: AsyncSession, project: Project, version: Version) 
 
 def began(reward: Version, rewards: Mapping[uuid.UUID, Version]) -> Version:
     """The reward model that began fresh, from which this one came by warm starts; itself where it began fresh."""
-    while reward.parent_id in rewards:
+    while reward.parent_id is not None and reward.parent_id in rewards:
         reward = rewards[reward.parent_id]
     return reward
 

@@ -10,7 +10,7 @@ import pickle
 import re
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def test_a_worker_fails_the_run_with_the_cause_and_lives_on(
     assert not canary.exists()
 
 
-def sampling_from(files: dict[str, bytes]) -> dict[str, Any]:
+def sampling_from(files: dict[str, bytes]) -> Mapping[str, Any]:
     """A claimed run that samples from a version of these files."""
     infos = [
         {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
