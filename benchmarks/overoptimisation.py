@@ -2,9 +2,10 @@
 
 The loop of `rankloop simulate`, made to fail: the reward model learns from 200 rankings, and beta is a fiftieth of its
 value there. Every few rollouts the policy sits an exam, by the true utility, which no part of the loop sees: always the
-same draws of answers to prompts that nothing learned from. Each seed is run twice, to its end, and with a guard: a
-second reward model, from rankings of other prompts, that stops the run and decides which weights are kept. A seed mixes
-the prompts and draws the people's noise and the training's; the pocket model's answers are drawn once for all.
+same draws of answers to prompts that nothing learned from. A guard looks just as often, at answers to other prompts:
+noisy people, who rank each among answers of the SFT policy. It says when the run should stop, and which weights are
+kept; the run goes on without it to its end, as it would have gone (it follows from its seed and its episodes). A seed
+mixes the prompts and draws the people's noise and the training's; the SFT policy's answers are drawn once for all.
 
     python benchmarks/overoptimisation.py [--quick] [--seeds 3] [--pocket FOLDER] [--json FILE] [--plot FILE.svg]
 """
@@ -23,6 +24,9 @@ from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from trainer.config import PPOConfig, RewardConfig
 from trainer.models import RewardModel, ValueModel, load_policy
@@ -54,35 +58,38 @@ class Setting:
 
     num_rankings: int = 200
     """That the reward model learns from."""
-    num_guard_rankings: int = 600
-    """That the guard learns from, of other prompts."""
+    num_guard_prompts: int = 128
+    """Other prompts, whose answers people rank for the guard."""
+    guard_answers: int = 256
+    """That people rank at each look."""
+    guard_patience: int = 3
+    """Looks."""
     num_examined: int = 128
     """Prompts of the exam."""
     num_answers: int = 4
     """To each of them."""
     num_rollouts: int = 36
-    rollouts_per_exam: int = 2
+    rollouts_per_look: int = 3
+    """Of the guard, and from one exam to the next."""
     batch: int = 128
     """Episodes a rollout."""
     max_new_tokens: int = int(SAMPLING["max_new_tokens"])
-    guard_answers: int = 256
-    guard_patience: int = 5
 
     @property
     def num_prompts(self) -> int:
         """Of the pocket world."""
-        return self.num_rankings + self.num_guard_rankings + self.num_examined
+        return self.num_rankings + self.num_guard_prompts + self.num_examined
 
 
 QUICK = Setting(
     num_rankings=16,
-    num_guard_rankings=16,
+    num_guard_prompts=8,
     num_examined=8,
+    guard_answers=16,
     num_answers=2,
     num_rollouts=3,
-    rollouts_per_exam=1,
+    rollouts_per_look=1,
     batch=32,
-    guard_answers=16,
 )
 
 
@@ -148,11 +155,17 @@ def make_world(source: ModelSource, setting: Setting) -> World:
 
 def ranked(item: Ranking, rng: random.Random) -> Ranking:
     """As a noisy annotator ranks it."""
+    places = heard_places(item.messages[-1]["content"], [answer.text for answer in item.answers], rng)
+    return replace(item, places=tuple(places))
+
+
+def heard_places(prompt: str, texts: Sequence[str], rng: random.Random) -> list[int]:
+    """The place of each of these answers, 0 the best, as a noisy annotator ranks them."""
     people = Annotators()
-    worth = [utility(item.messages[-1]["content"], answer.text) for answer in item.answers]
+    worth = [utility(prompt, text) for text in texts]
     cells = rank(worth, rng, noise=people.noise, tie_margin=people.tie_margin)
     places = {index: place for place, cell in enumerate(cells) for index in cell}
-    return replace(item, places=tuple(places[index] for index in range(len(worth))))
+    return [places[index] for index in range(len(worth))]
 
 
 # One seed
@@ -164,20 +177,20 @@ class Examiner(SilentReporter):
     def __init__(self, learner: Learner, world: World, spread: float) -> None:
         self._learner, self._world, self._spread = learner, world, spread
         self._num_rollouts = 0
-        self._last = self.examine(0)
         self.points: list[Point] = []
+        self.exams = [self.examine(0)]
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """What a rollout showed: its answers are those of the policy before it, which may just have been examined."""
         if "objective/kl" not in values:
             return
-        every = self._world.setting.rollouts_per_exam
+        every = self._world.setting.rollouts_per_look
         if self._num_rollouts % every == 0:
             reward = values["objective/reward"] / self._spread
-            self.points.append(replace(self._last, kl=values["objective/kl"], reward=reward))
+            self.points.append(replace(self.exams[-1], kl=values["objective/kl"], reward=reward))
         self._num_rollouts += 1
         if self._num_rollouts % every == 0:
-            self._last = self.examine(step)
+            self.exams.append(self.examine(step))
 
     def examine(self, episodes: int) -> Point:
         """The true utility of the policy of now."""
@@ -193,20 +206,43 @@ class Examiner(SilentReporter):
         return Point(episodes, fmean(value for values in utilities_of(drawn).values() for value in values))
 
 
+class People:
+    """A guard's score that no model gives: of how many of the SFT policy's answers annotators prefer an answer to.
+
+    They see each answer among K - 1 of the SFT policy's to the same prompt, and rank them through noise and ties, as
+    they rank in `rankloop simulate`.
+    """
+
+    def __init__(self, world: World, rankings: Sequence[Ranking], seed: int) -> None:
+        self._tokenizer = load_tokenizer(world.source)
+        self._rng = random.Random(f"people who guard {seed}")
+        questions = questions_of(world, rankings)
+        self._known = {tuple(asked.tokens): item for asked, item in zip(questions, rankings, strict=True)}
+        self._lengths = sorted({len(tokens) for tokens in self._known}, reverse=True)
+
+    def __call__(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
+        """score_B, from 0 to 1."""
+        rows = zip(tokens_BL, attention_BL, strict=True)
+        return torch.tensor([self._share_of_wins(tokens[is_real].tolist()) for tokens, is_real in rows])
+
+    def _share_of_wins(self, tokens: list[int]) -> float:
+        num_asked = next(num for num in self._lengths if tuple(tokens[:num]) in self._known)
+        known = self._known[tuple(tokens[:num_asked])]
+        texts = [str(self._tokenizer.decode(tokens[num_asked:], skip_special_tokens=True))]
+        texts += [answer.text for answer in known.answers[:-1]]
+        place, *others = heard_places(known.messages[-1]["content"], texts, self._rng)
+        return fmean(1.0 if place < other else 0.5 if place == other else 0.0 for other in others)
+
+
 def tell(world: World, seed: int, folder: Path) -> Story:
-    """Both runs of one seed."""
+    """One seed: rank, train the reward model, push, and watch."""
+    setting = world.setting
     rng = random.Random(f"over-optimisation {seed}")
-    mixed = [ranked(item, rng) for item in rng.sample(list(world.unranked), len(world.unranked))]
-    own, others = mixed[: world.setting.num_rankings], mixed[world.setting.num_rankings :]
-    reward = fit(world, own, seed, folder / "reward")
-    judge = fit(world, others, seed + 1000, folder / "judge")
-    learner, examiner = push(world, own, reward, seed, Guard(judge, questions_of(world, others)))
-    guard, stopped_by = learner.progress.guard, learner.progress.stopped_by
-    assert guard is not None
-    learner.settle()
-    kept = examiner.examine(guard.num_episodes)
-    _, alone = push(world, own, reward, seed, None)
-    return Story(alone.points, kept, learner.progress.num_episodes if stopped_by == "guard" else None)
+    mixed = rng.sample(list(world.unranked), len(world.unranked))
+    own = [ranked(item, rng) for item in mixed[: setting.num_rankings]]
+    others = mixed[setting.num_rankings :]
+    guard = Guard(People(world, others, seed), questions_of(world, others))
+    return push(world, own, fit(world, own, seed, folder / "reward"), seed, guard)
 
 
 def fit(world: World, rankings: Sequence[Ranking], seed: int, out: Path) -> RewardModel:
@@ -216,10 +252,8 @@ def fit(world: World, rankings: Sequence[Ranking], seed: int, out: Path) -> Rewa
     return RewardModel.load(replace(world.source, version=out)).requires_grad_(False)
 
 
-def push(
-    world: World, rankings: Sequence[Ranking], reward: RewardModel, seed: int, guard: Guard | None
-) -> tuple[Learner, Examiner]:
-    """PPO on the prompts of these rankings, hardly held back."""
+def push(world: World, rankings: Sequence[Ranking], reward: RewardModel, seed: int, guard: Guard) -> Story:
+    """PPO on the prompts of these rankings, hardly held back: until the guard stops it, and from there to the end."""
     setting = world.setting
     config = PPOConfig(
         **TRAINING["ppo"]
@@ -232,16 +266,23 @@ def push(
             "max_new_tokens": setting.max_new_tokens,
             "missing_eos_penalty": reward.score_std,
             "guard_answers": setting.guard_answers,
+            "guard_every": setting.rollouts_per_look,
             "guard_patience": setting.guard_patience,
         }
     ).for_model(0, "cpu")
     value = ValueModel.from_reward(reward).requires_grad_(True)
     policy = load_policy(world.source, lora=None, seed=seed)
-    learner = Learner.create(policy, value, config, is_guarded=guard is not None)
+    learner = Learner.create(policy, value, config, is_guarded=True)
     examiner = Examiner(learner, world, reward.score_std)
     questions, tokenizer = questions_of(world, rankings), load_tokenizer(world.source)
     optimise(learner, reward, questions, tokenizer, config, examiner, guard=guard)
-    return learner, examiner
+    judgement, num_episodes = learner.progress.guard, learner.progress.num_episodes
+    assert judgement is not None
+    stopped = num_episodes if learner.progress.stopped_by == "guard" else None
+    learner.progress.guard = None
+    optimise(learner, reward, questions, tokenizer, config, examiner)
+    kept = next(exam for exam in examiner.exams if exam.episodes == judgement.num_episodes)
+    return Story(examiner.points, kept, stopped)
 
 
 def questions_of(world: World, rankings: Sequence[Ranking]) -> list[Question]:
@@ -381,7 +422,7 @@ def at_episodes(story: Story, episodes: int) -> float:
 
 
 def main() -> None:
-    """Measure, print, and write the figures and the drawing where that is asked for."""
+    """Measure, and say what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, little of everything: says nothing")
     parser.add_argument("--seeds", type=int, default=3)
@@ -393,15 +434,21 @@ def main() -> None:
     build_pocket(chosen.pocket, progress=lambda message, _: print(message, flush=True))
     started = time.monotonic()
     world = make_world(ModelSource(chosen.pocket), setting)
-    stories = []
+    stories: list[Story] = []
     for seed in range(1, seeds + 1):
         with tempfile.TemporaryDirectory() as folder:
             stories.append(tell(world, seed, Path(folder)))
         print(f"seed {seed}: {time.monotonic() - started:.0f} s", flush=True)
-    figures = figures_of(stories)
-    show(figures, stories)
+        # A seed takes long: what is known is written down at once.
+        write(stories, setting, chosen)
+    show(figures_of(stories), stories)
+
+
+def write(stories: Sequence[Story], setting: Setting, chosen: argparse.Namespace) -> None:
+    """The figures and the drawing, where that was asked for."""
     if chosen.json:
-        chosen.json.write_text(json.dumps({"setting": asdict(setting)} | figures, indent=1) + "\n", encoding="utf-8")
+        figures = {"setting": asdict(setting)} | figures_of(stories)
+        chosen.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if chosen.plot:
         chosen.plot.write_text(plot(stories), encoding="utf-8")
 

@@ -218,9 +218,11 @@ class PPOConfig(_Config):
     """IG: 0.992 a step: the version is an average of the last 125 or so. null: it is what the last step left, because
     the default run has but 64 steps, of which that average would still be to 60 % the weights that it began with."""
     guard_answers: int = 32
-    """Answers that a guard scores after each update. IG has no guard."""
+    """Answers that a guard scores each time. IG has no guard."""
+    guard_every: int = 1
+    """Rollouts from one look of the guard to the next. More where its scores are dear. IG has no guard."""
     guard_patience: int = 3
-    """Stop after so many rollouts in a row in which the guard's score was below its best and the training score above
+    """Stop after so many looks in a row in which the guard's score was below its best and the training score above
     what it was then. IG has no guard."""
     lora: Lora = "auto"
     """IG: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
@@ -253,6 +255,7 @@ class PPOConfig(_Config):
             "samples_per_prompt",
             "ptx_examples_per_episode",
             "guard_answers",
+            "guard_every",
             "guard_patience",
         )
         _require_between(self, 0, 1, "gamma", "gae_lambda")

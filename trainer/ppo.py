@@ -141,7 +141,7 @@ def optimise(
     """Run the episodes that are left; `keep` saves a checkpoint, every `checkpoint_every` rollouts but the last.
 
     `passages`: what the policy learns to write in the same steps, where `ptx_coefficient` is over 0. `guard`: judges
-    the policy before the first rollout and after each update.
+    the policy before the first rollout and after every `guard_every` updates.
 
     Randomness comes only from (config.seed, episode or iteration), so that a resumed run is the same run.
     Raises TrainingFailed at the first NaN or infinity, before it reaches a weight, and RunCancelled.
@@ -178,7 +178,7 @@ def optimise(
         progress.beta = _next_beta(progress.beta, metrics["objective/kl"], batch_size, config)
 
         # 5. What it led to, what the guard says of it, and a checkpoint now and then.
-        if guard is not None:
+        if guard is not None and progress.num_iterations % config.guard_every == 0:
             metrics |= _consult(guard, learner, score, sampler, config, report)
         report.metrics(progress.num_episodes, metrics)
         log_samples(report, tokenizer, rollout, judged.score_B, judged.logprobs_BT - judged.reference_BT)

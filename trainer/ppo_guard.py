@@ -28,7 +28,7 @@ class Judgement:
     num_episodes: int
     """Episodes learned from until then."""
     num_exploited: int = 0
-    """Rollouts in a row with a worse guard's score, and a better training score, than then."""
+    """Looks in a row with a worse guard's score, and a better training score, than then."""
 
     def hear(self, score: float, training_score: float, num_episodes: int) -> bool:
         """Both scores of the policy of now; whether it is the best so far."""
@@ -43,7 +43,7 @@ class Judgement:
     def verdict(self) -> str:
         """Why the run stops, for its log."""
         return (
-            f"for {self.num_exploited} rollouts the guard's score has been below its {self.best_score:.3f} after "
+            f"for {self.num_exploited} looks the guard's score has been below its {self.best_score:.3f} after "
             f"{self.num_episodes} episodes, while the training score rose: the policy exploits its reward model. The "
             "version takes the weights of then."
         )

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+import torch
 
-from benchmarks.overoptimisation import QUICK, Point, Story, figures_of, make_world, plot, tell
-from tests.trainer.tiny import save_tiny
-from trainer.weights import ModelSource
+from benchmarks.overoptimisation import (
+    QUICK,
+    People,
+    Point,
+    Story,
+    World,
+    figures_of,
+    make_world,
+    plot,
+    questions_of,
+    tell,
+)
+from tests.trainer.tiny import WORDS, save_tiny
+from trainer.pocket.world import Quality, answer_of_quality, held_out_requests
+from trainer.preferences import Answer, Ranking
+from trainer.weights import ModelSource, load_tokenizer
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -40,12 +56,41 @@ def test_the_drawing_has_a_line_a_seed_and_a_dot_where_the_guard_stayed() -> Non
     assert "prefers-color-scheme:dark" in "".join(style.text or "" for style in drawn.iter(f"{SVG}style"))
 
 
-def test_a_guard_keeps_weights_that_the_run_without_it_had_too(tmp_path: Path) -> None:
-    """The guarded run is the first part of the other one, and the exam is always the same."""
+def test_a_guard_keeps_weights_that_were_examined_and_the_run_goes_on(tmp_path: Path) -> None:
+    """Where the guard stops, the run goes on as it would have gone without one: a point for each exam, to the end."""
     source = ModelSource(save_tiny(tmp_path / "tiny"))
-    world = make_world(source, replace(QUICK, guard_patience=1, max_new_tokens=8))
-    found = tell(world, 1, tmp_path)
+    impatient = replace(QUICK, guard_patience=1, max_new_tokens=8)
+    world = make_world(source, impatient)
+    found = tell(world, 1, tmp_path / "one")
+    patient = replace(world, setting=replace(impatient, guard_patience=99))
+    assert found.points == tell(patient, 1, tmp_path / "other").points
     assert [point.episodes for point in found.points] == [0, QUICK.batch, 2 * QUICK.batch]
     assert abs(found.points[0].kl) < 1e-4
-    assert found.kept.episodes < QUICK.num_rollouts * QUICK.batch
     assert found.kept.utility in [point.utility for point in found.points if point.episodes == found.kept.episodes]
+
+
+def test_people_who_guard_prefer_a_better_answer(tmp_path: Path) -> None:
+    """The score is the share of the SFT policy's answers that an answer is preferred to."""
+    requests = [request for request in held_out_requests(60, 7) if request.language == "en"]
+    rng = random.Random(1)
+    good, rude = (
+        [answer_of_quality(request, quality, rng) for request in requests] for quality in (Quality.GOOD, Quality.RUDE)
+    )
+    rankings = [
+        Ranking(
+            item.prompt, item.prompt, [{"role": "user", "content": item.prompt}], (Answer("x", text, "stop"),) * 4, ()
+        )
+        for item, text in zip(requests, rude, strict=True)
+    ]
+    words = {word for text in (*good, *rude, *(item.prompt for item in requests)) for word in text.split()}
+    source = ModelSource(save_tiny(tmp_path / "tiny", words=(*WORDS, *sorted(words))))
+    world = World(source, QUICK, rankings, [])
+    people, tokenizer = People(world, rankings, seed=1), load_tokenizer(source)
+
+    def score(texts: Sequence[str]) -> float:
+        asked = zip(questions_of(world, rankings), texts, strict=True)
+        rows = [torch.tensor([[*question.tokens, *tokenizer.encode(text)]]) for question, text in asked]
+        return torch.cat([people(row, torch.ones_like(row, dtype=torch.bool)) for row in rows]).mean().item()
+
+    assert score(good) > 0.95
+    assert score(rude) == pytest.approx(0.5, abs=0.1)

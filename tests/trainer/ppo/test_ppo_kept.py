@@ -131,6 +131,16 @@ def test_a_guard_that_agrees_keeps_the_last_weights_and_changes_nothing_of_the_t
     assert all(torch.equal(tensor, found[True][name]) for name, tensor in found[False].items())
 
 
+def test_a_guard_looks_before_the_first_rollout_and_then_every_few(base: ModelSource) -> None:
+    config = make_config(num_episodes=56, guard_every=3, guard_answers=4)
+    learner, report = make_learner(base, config, is_guarded=True), Diary()
+    guard = Guard(partial(rise, itertools.count()), QUESTIONS)
+    optimise(learner, count(A), QUESTIONS, TOKENIZER, config, report, guard=guard)
+    assert [point["step"] for point in report.points if "guard/score" in point] == [0, 24, 48]
+    assert learner.progress.guard is not None
+    assert learner.progress.guard.num_episodes == 48
+
+
 def test_the_version_of_a_guarded_run_holds_the_weights_of_the_guard_s_best_moment(
     base: ModelSource, reward: ModelSource, tmp_path: Path
 ) -> None:
