@@ -210,6 +210,8 @@ class Story:
             overlap=min(PEOPLE, self._loop.annotators.num),
             sampling=SAMPLING | {"seed": 1000 * self._seed},
             training=training,
+            # What an earlier reward model had wrong is unlearned: each round's policy begins with the SFT policy.
+            policy_start="sft",
             # What the loop does by itself is measured, not what its gates keep back.
             reward_gate="off",
             **SHARES,
