@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
@@ -84,6 +85,17 @@ async def test_overlapping_rankings_are_found_among_the_newest(
     assert len(await reading.overlapping(session, project.id)) == 2
     monkeypatch.setattr(reading, "SCANNED", 2)
     assert len(await reading.overlapping(session, project.id)) == 2
+
+
+async def test_each_task_is_looked_up_whatever_the_statistics_say(session: AsyncSession) -> None:
+    """Of a table in which nobody was second yet, PostgreSQL would begin with the tasks that have two rankings, and
+    compare each with the newest 20,000; a limit it can't pull apart."""
+    project = await make_project(session)
+    await session.execute(text("set local enable_seqscan = off"))
+    query = reading.of_several(project.id, 100).compile(compile_kwargs={"literal_binds": True})
+    plan = "\n".join(await session.scalars(text(f"explain {query}")))
+    looked_up = r"Limit .*\n +->  Index Scan using pk_tasks on tasks .*\n +Index Cond: \(id = "
+    assert re.search(looked_up, plan), plan
 
 
 async def test_another_projects_rankings_are_not_read(session: AsyncSession) -> None:
