@@ -54,7 +54,10 @@ class History:
     num_unanswered: int = 0
     troubles: Counter[int] = field(default_factory=Counter)
     """Statuses of 500 and more that were answered. Only 503 says that the same may be sent again."""
-    num_working: int = 0
+    num_changes: int = 0
+    """Moments at which there may be work again for who had none."""
+    found_nothing: dict[str, int] = field(default_factory=dict)
+    """By person: after how many changes they asked last for a task, and there was none."""
     goals: list[tuple[int, asyncio.Event]] = field(default_factory=list)
 
     async def reach(self, num_taken: int) -> None:
@@ -98,21 +101,24 @@ class Person:
     chance: random.Random
     history: History
 
-    async def work(self, project_id: str) -> None:
-        """Until nothing waits and nobody has anything in hand that could come back."""
-        while True:
-            self.history.num_working += 1
-            try:
-                found = await self.send("/tasks:next", {"project_id": project_id})
-                if found.status_code == 200:
-                    await self.handle(found.json())
-                    continue
+    async def work(self, project_id: str, num_people: int) -> None:
+        """Until nobody finds anything. Whoever found nothing asks again after the next change: on a busy machine all of
+        them asking all the time would keep each other from an end.
+        """
+        history = self.history
+        while list(history.found_nothing.values()).count(history.num_changes) < num_people:
+            if history.found_nothing.get(self.name) == history.num_changes:
+                await asyncio.sleep(IDLE_SECONDS)
+                continue
+            seen = history.num_changes
+            found = await self.send("/tasks:next", {"project_id": project_id})
+            if found.status_code == 200:
+                history.num_changes += 1
+                await self.handle(found.json())
+                history.num_changes += 1
+            else:
                 assert found.status_code == 204, found.text
-            finally:
-                self.history.num_working -= 1
-            if not self.history.num_working:
-                return
-            await asyncio.sleep(IDLE_SECONDS)
+                history.found_nothing[self.name] = seen
 
     async def handle(self, task: dict[str, Any]) -> None:
         """Skip it, or rank it."""
@@ -162,7 +168,7 @@ class Person:
         raise AssertionError("the server did not come back")
 
 
-async def let_time_jump(sessions: SessionMaker, *, share: float) -> None:
+async def let_time_jump(history: History, sessions: SessionMaker, *, share: float) -> None:
     """For some of the open leases the time is over."""
     query = text(
         "update leases set expires_at = now() - interval '1 second' where id in"
@@ -170,6 +176,13 @@ async def let_time_jump(sessions: SessionMaker, *, share: float) -> None:
     )
     async with sessions.begin() as session:
         await session.execute(query, {"share": share})
+    history.num_changes += 1
+
+
+async def work_off(people: Sequence[Person], project_id: str) -> None:
+    """All work until nothing is left; since they were asked last, there may be more."""
+    people[0].history.num_changes += 1
+    await asyncio.gather(*(person.work(project_id, len(people)) for person in people))
 
 
 async def play(
@@ -178,7 +191,7 @@ async def play(
     """All work until nothing is left, and something goes wrong meanwhile."""
     history = people[0].history
     trouble: asyncio.Task[None] = asyncio.create_task(disturb(history))
-    await asyncio.gather(*(person.work(project_id) for person in people))
+    await work_off(people, project_id)
     trouble.cancel()
     # What went wrong with the trouble itself is no cancellation, and is told.
     for outcome in await asyncio.gather(trouble, return_exceptions=True):

@@ -19,7 +19,7 @@ from app.accounts.service import create_token
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.embedded import EmbeddedPostgres
 from tests.factories import make_user
-from tests.faults.history import History, Person, read_facts, violations
+from tests.faults.history import History, Person, read_facts, violations, work_off
 from tests.faults.house import kill, let_in
 from tests.faults.web import Web, forks
 from tests.faults.worker import WorkerProcess, train_undisturbed
@@ -88,7 +88,7 @@ class Loop:
         is_over = False
         while not is_over:
             is_over = await self.has_finished("sample", number)
-            await asyncio.gather(*(person.work(self.project_id) for person in self.people))
+            await work_off(self.people, self.project_id)
 
     # Kills
 

@@ -28,7 +28,7 @@ async def test_no_promise_is_broken_when_web_and_database_are_killed(
         async def kill_both(history: History) -> None:
             await history.reach(15)
             house.web.kill()
-            await let_time_jump(house.sessions, share=0.5)
+            await let_time_jump(history, house.sessions, share=0.5)
             house.web.start()
             await history.reach(35)
             await asyncio.to_thread(kill, durable_server)

@@ -84,7 +84,7 @@ class Trouble:
                 await history.reach(moment)
                 await asyncio.to_thread(self._kill, victim)
                 self.kills[victim] += 1
-                await self._jump()
+                await self._jump(history)
 
         history = await play(self._house.people, self._house.project_id, disturb=disturb)
         return history, violations(history, await self._house.facts())
@@ -96,7 +96,7 @@ class Trouble:
         self._house.web.kill()
         self._house.web.start()
 
-    async def _jump(self) -> None:
+    async def _jump(self, history: History) -> None:
         """Our own connections were killed as well."""
         with suppress(DBAPIError):
-            await let_time_jump(self._house.sessions, share=0.2)
+            await let_time_jump(history, self._house.sessions, share=0.2)
