@@ -80,6 +80,10 @@ async def count(session: AsyncSession, limits: Mapping[bytes, int]) -> None:
 
 async def forgive(session: AsyncSession, *, account: bytes, address: bytes) -> None:
     """A try succeeded: the account starts anew, and the address has this one back."""
+    # In the order in which they are counted: who signs in twice at once waits, and not in a circle.
+    await session.execute(
+        select(Attempts.key).where(Attempts.key.in_([account, address])).order_by(Attempts.key).with_for_update()
+    )
     await session.execute(delete(Attempts).where(Attempts.key == account))
     await session.execute(
         update(Attempts).where(Attempts.key == address, Attempts.num > 0).values(num=Attempts.num - 1)

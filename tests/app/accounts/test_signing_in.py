@@ -17,7 +17,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Message as MessageHandler
 from httpx2 import ASGITransport, AsyncClient, Response
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import attempts, passwords, service, signing_in
@@ -274,6 +274,25 @@ async def test_what_succeeds_is_not_held_against_an_office(
     assert [(await try_password(client)).status_code for _ in range(5)] == [303] * 5
     guesses = [await try_password(client, "no", email=f"p{number}@example.org") for number in range(4)]
     assert [answer.status_code for answer in guesses] == [401, 401, 401, 429]
+
+
+@pytest.mark.real_commits
+async def test_who_signs_in_twice_at_once_waits_in_no_circle(fresh_database_url: str) -> None:
+    engine = make_engine(fresh_database_url)
+    sessions, account, address = make_sessionmaker(engine), b"b account", b"a address"
+    async with sessions.begin() as session:
+        await attempts.count(session, {account: 9, address: 9})
+    async with sessions() as counting, sessions() as forgiving:
+        await counting.execute(update(Attempts).where(Attempts.key == address).values(num=2))
+        one = asyncio.create_task(attempts.forgive(forgiving, account=account, address=address))
+        async with sessions() as watching:
+            while not await watching.scalar(text("select exists (select from pg_locks where not granted)")):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await counting.execute(update(Attempts).where(Attempts.key == account).values(num=2))
+        await counting.commit()
+        await one
+        await forgiving.commit()
+    await engine.dispose()
 
 
 def test_one_customers_addresses_are_one_key() -> None:
