@@ -128,7 +128,7 @@ def fresh_database_url(
 async def shared_engine(database_server: DatabaseServer, template_database: str) -> AsyncIterator[AsyncEngine]:
     """An engine on the database that all rolled-back tests share. Use `sessionmaker` or `session` instead."""
     name = database_server.create(template=template_database)
-    engine = make_engine(database_server.url(name), pool_size=1)
+    engine = make_engine(database_server.url(name), pool_size=2)
     yield engine
     await engine.dispose()
     database_server.drop(name)

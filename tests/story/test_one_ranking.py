@@ -56,8 +56,8 @@ async def make_project(page: Page) -> None:
     await page.get_by_role("link", name="New project").click()
     for name, value in {"name": "Story", "slug": "story", "model_alias": "tiny"}.items():
         await page.locator(f"[name={name}]").fill(value)
-    for details in await page.locator("main form details:not([open]) > summary").all():
-        await details.click()
+    for folded in await page.locator("main form details > summary").all():
+        await folded.click()
     for name, value in {"max_new_tokens": "6", "validation_share": "0.2", "training_ppo": json.dumps(PPO)}.items():
         await page.locator(f"[name={name}]").fill(value)
     await page.locator("main form button.primary").click()
