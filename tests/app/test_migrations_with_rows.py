@@ -86,7 +86,7 @@ def contents(url: str, columns: Columns) -> dict[str, tuple[int, int]]:
     return found
 
 
-def go_round(url: str, folder: Path, num: int, climb: Callable[[str], object] = upgrade) -> None:
+def check_round_trip(url: str, folder: Path, num: int, climb: Callable[[str], object] = upgrade) -> None:
     """Up, filled, down to the first tables, up by `climb`, down to nothing, up."""
     upgrade(url, FIRST)
     first = columns_of(url)
@@ -107,4 +107,4 @@ def go_round(url: str, folder: Path, num: int, climb: Callable[[str], object] = 
 
 
 def test_nothing_of_a_full_database_is_lost_on_the_way_down_and_up(empty_database_url: str, tmp_path: Path) -> None:
-    go_round(empty_database_url, tmp_path, NUM_ROWS)
+    check_round_trip(empty_database_url, tmp_path, NUM_ROWS)

@@ -10,7 +10,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from app.migrate import alembic_config, upgrade
-from tests.app.test_migrations_with_rows import go_round
+from tests.app.test_migrations_with_rows import check_round_trip
 
 pytestmark = pytest.mark.soak
 NUM_ROWS = 1_000_000
@@ -30,7 +30,7 @@ def test_a_million_rankings_survive_the_way_down_and_up(
             seconds[script.revision] = round(perf_counter() - begun, 1)
 
     begun = perf_counter()
-    go_round(empty_database_url, tmp_path, NUM_ROWS, climb)
+    check_round_trip(empty_database_url, tmp_path, NUM_ROWS, climb)
     record_property("rankings", NUM_ROWS)
     record_property("seconds, filling included", round(perf_counter() - begun))
     record_property("seconds of each migration", seconds)

@@ -285,13 +285,15 @@ async def test_who_signs_in_twice_at_once_waits_in_no_circle(fresh_database_url:
     async with sessions() as counting, sessions() as forgiving:
         await counting.execute(update(Attempts).where(Attempts.key == address).values(num=2))
         one = asyncio.create_task(attempts.forgive(forgiving, account=account, address=address))
-        async with sessions() as watching:
+        async with sessions() as watching, asyncio.timeout(60):
             while not await watching.scalar(text("select exists (select from pg_locks where not granted)")):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await counting.execute(update(Attempts).where(Attempts.key == account).values(num=2))
         await counting.commit()
         await one
         await forgiving.commit()
+        left = (await forgiving.execute(select(Attempts.key, Attempts.num))).all()
+    assert [(key, num) for key, num in left] == [(address, 1)]
     await engine.dispose()
 
 
