@@ -41,14 +41,23 @@ def begins_late(endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
+def is_late(endpoint: Any) -> bool:
+    """Whether an endpoint is marked so."""
+    return getattr(endpoint, "begins_late", False)
+
+
+def sessions_of(request: Request) -> SessionMaker:
+    """Where the session of a request's endpoint comes from."""
+    state = request.app.state
+    sessions: SessionMaker = state.late_sessionmaker if is_late(request.scope.get("endpoint")) else state.sessionmaker
+    return sessions
+
+
 async def open_session(request: Request) -> AsyncIterator[AsyncSession]:
     """The transaction of a request. It is committed before the answer is sent: a failed commit is a 500, never a false
     success.
     """
-    state = request.app.state
-    is_late = getattr(request.scope.get("endpoint"), "begins_late", False)
-    sessionmaker = state.late_sessionmaker if is_late else state.sessionmaker
-    async with sessionmaker() as session:
+    async with sessions_of(request)() as session:
         yield session
         await session.commit()
 

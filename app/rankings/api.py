@@ -13,6 +13,7 @@ from fastapi.sse import format_sse_event
 from starlette import status
 
 from app.accounts.guards import AnnotateCaller, Ranker, ReadCaller
+from app.accounts.quick import QuickRoute
 from app.db import SessionMaker
 from app.errors import BadRequest
 from app.projects.guards import ApiProject, find_project
@@ -26,7 +27,7 @@ from app.rankings.service import RankingView
 from app.tasks import service as tasks
 from app.web import SessionDep, begins_late
 
-router = APIRouter(tags=["rankings"])
+router = APIRouter(tags=["rankings"], route_class=QuickRoute)
 NDJSON = "application/x-ndjson"
 EVENTS = "text/event-stream"
 STREAM_PAGE = 500

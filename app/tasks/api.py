@@ -10,13 +10,14 @@ from fastapi import APIRouter, Query, Response
 from starlette import status
 
 from app.accounts.guards import AnnotateCaller, ApiCaller, Ranker, ReadCaller, project_in_body
+from app.accounts.quick import QuickRoute
 from app.projects.guards import find_project, known_project
 from app.tasks import drafts, lists, service
 from app.tasks.models import Lease
 from app.tasks.schemas import DraftIn, DraftOut, LeaseOut, NextTaskIn, ReleaseIn, TaskOut, TaskPage
 from app.web import SessionDep, begins_late
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], route_class=QuickRoute)
 
 
 @router.post("/tasks:next", response_model=LeaseOut, responses={204: {"description": "Nothing waits."}})

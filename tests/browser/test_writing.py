@@ -62,6 +62,8 @@ async def test_a_page_older_than_the_save_it_crossed_shows_the_last_words(
     page = await open_page(author)
     await page.goto("/projects/tone/writing")
     await page.get_by_role("button", name="Write an answer").click()
+    # Loaded, or the page on its way would be held for the older one.
+    await page.wait_for_url("**/writings/*")
     field = page.get_by_role("textbox", name="Ideal answer")
     await cross(page, r"/writings/[^/]+$", lambda: field.fill("Gravity pulls."))
     await expect(field).to_have_value("Gravity pulls.")
