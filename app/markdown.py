@@ -1,12 +1,14 @@
 """Hostile Markdown to safe HTML: no raw HTML, no images, no scripts, nothing fetched, invisible letters made visible.
 
-Owns the renderer and its cache by content; what the marks look like is the style sheet's.
+Owns the renderer and its cache by content; what the marks look like is the style sheet's. What a page shows goes
+through `app.rendering`, which has dear texts rendered elsewhere.
 """
 
 import re
 import unicodedata
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from html import escape
 
 import nh3
@@ -44,7 +46,13 @@ LEXERS |= {
     "shell": "bash",
 }
 HEADING_OFFSET = 3
-CACHE_SIZE = 2_048
+# Of HTML and what it was made of, in letters: some twenty megabytes.
+CACHE_SIZE = 10_000_000
+# What a character that means something costs at most, in plain letters; and what a letter does in a text that is shown
+# as it is written. A plain letter takes a third of a microsecond.
+EFFORT_OF_SPECIAL = 30
+EFFORT_AS_WRITTEN = 0.25
+AS_WRITTEN = '<pre class="plain" dir="auto">'
 
 ALLOWED_TAGS = {"p", "br", "hr", "h4", "h5", "h6", "strong", "em", "s", "a", "span", "div", "code", "pre", "blockquote"}
 ALLOWED_TAGS |= {"ul", "ol", "li", "table", "thead", "tbody", "tr", "th", "td"} | markdown_math.TAGS
@@ -62,16 +70,52 @@ INVISIBLE += "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\U0001bca0-\U0001bca3\U0001d173
 INVISIBLE_LETTER = re.compile(f"[{INVISIBLE}]")
 TAG_OR_INVISIBLE = re.compile(f"<[^>]*>|[{INVISIBLE}]+")
 MAX_NAMED_IN_RUN = 3
+# Of the runs of one text: a name is sixty letters for one.
+MAX_NAMED_RUNS = 1_000
+UNNAMED = "\u25af"
 # A joiner inside a word of a script that needs it, or inside an emoji, is spelling and not a trick.
 JOINERS = "\u200c\u200d"
 JOINED_SCRIPTS = re.compile("[\u0600-\u06ff\u0900-\u0dff\u1780-\u17ff\ufe0f\u2190-\u2bff\U0001f000-\U0001faff]")
 
 
-@lru_cache(maxsize=CACHE_SIZE)
+class Kept:
+    """What was rendered lately, the oldest of it dropped when there is too much."""
+
+    def __init__(self, most: int = CACHE_SIZE) -> None:
+        self._most = most
+        self._html: OrderedDict[str, Markup] = OrderedDict()
+        self._size = 0
+
+    def get(self, text: str) -> Markup | None:
+        """The HTML of a text, if it is kept."""
+        if text not in self._html:
+            return None
+        self._html.move_to_end(text)
+        return self._html[text]
+
+    def put(self, text: str, html: Markup) -> Markup:
+        """Keep it, and give it back."""
+        if text not in self._html:
+            self._html[text] = html
+            self._size += len(text) + len(html)
+        while self._size > self._most:
+            old, made = self._html.popitem(last=False)
+            self._size -= len(old) + len(made)
+        return html
+
+
+KEPT = Kept()
+
+
 def render(text: str) -> Markup:
     """`text` as HTML that is safe to put on a page. The same text is rendered once."""
+    known = KEPT.get(text)
+    return KEPT.put(text, _rendered(text)) if known is None else known
+
+
+def _rendered(text: str) -> Markup:
     if _is_too_costly(text):
-        return Markup(mark_invisible(f'<pre class="plain" dir="auto">{escape(text)}</pre>'))  # noqa: S704 - escaped right here
+        return as_written(text)
     html = nh3.clean(
         _parser().render(text),
         tags=ALLOWED_TAGS,
@@ -88,6 +132,21 @@ def render(text: str) -> Markup:
     return Markup(mark_invisible(html))  # noqa: S704 - cleaned by the allow-list above
 
 
+def as_written(text: str) -> Markup:
+    """`text` with nothing in it taken for Markdown."""
+    return Markup(mark_invisible(f"{AS_WRITTEN}{escape(text)}</pre>"))  # noqa: S704 - escaped right here
+
+
+def effort(text: str) -> float:
+    """What it costs at most to render a text, in plain letters; nothing where it is kept."""
+    if KEPT.get(text) is not None:
+        return 0
+    if len(text) > MAX_MARKDOWN_LENGTH:
+        return EFFORT_AS_WRITTEN * len(text)
+    num_special = len(SPECIAL_CHARACTERS.findall(text)) + len(INVISIBLE_LETTER.findall(text))
+    return len(text) + EFFORT_OF_SPECIAL * num_special
+
+
 def _is_too_costly(text: str) -> bool:
     if len(text) > MAX_MARKDOWN_LENGTH or text.count("[") > MAX_OPEN_BRACKETS:
         return True
@@ -95,12 +154,19 @@ def _is_too_costly(text: str) -> bool:
 
 
 def mark_invisible(html: str) -> str:
-    """`html` with every run of invisible characters outside its tags replaced by a visible mark that names them."""
+    """`html` with every run of invisible characters outside its tags replaced by a visible mark that names them; of
+    many, the first are named.
+    """
+    num_named = 0
 
     def mark(match: re.Match[str]) -> str:
+        nonlocal num_named
         run = match[0]
         if run[0] == "<" or (len(run) == 1 and _is_spelling(html, match.start())):
             return run
+        if num_named == MAX_NAMED_RUNS:
+            return UNNAMED
+        num_named += 1
         more = f" +{len(run) - MAX_NAMED_IN_RUN:,}" if len(run) > MAX_NAMED_IN_RUN else ""
         codes = " ".join(f"U+{ord(character):04X}" for character in run[:MAX_NAMED_IN_RUN])
         name = unicodedata.name(run[0], "CONTROL CHARACTER").title()

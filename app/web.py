@@ -16,13 +16,15 @@ from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette import status
+from starlette.types import Receive, Scope, Send
 
-from app import assets, i18n, markdown
+from app import assets, i18n
 from app.bodies import read_ahead
 from app.config import Settings
 from app.db import SessionMaker
 from app.errors import FieldError, RankloopError
 from app.ndjson import MEDIA_TYPE
+from app.rendering import Texts
 from app.subpath import in_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +86,6 @@ def environment() -> Environment:
     )
     jinja.globals["static_url"] = assets.url
     jinja.globals["static_modules"] = assets.modules
-    jinja.globals["markdown"] = markdown.render
     return jinja
 
 
@@ -98,20 +99,39 @@ def words(request: Request) -> dict[str, Any]:
     return i18n.template_words(request_language(request))
 
 
-def render(request: Request, template: str, *, status_code: int = 200, **context: Any) -> HTMLResponse:
-    """A page in the reader's language. `user` is who is signed in, or None."""
+class Page(HTMLResponse):
+    """A page. Texts that are dear to render are filled in before it is sent, when the request's transaction is over."""
+
+    def __init__(self, html: str, status_code: int, *, texts: Texts, base: str) -> None:
+        self._texts, self._base = texts, base
+        super().__init__(html if texts.are_missing else in_page(html, base), status_code)
+
+    async def whole(self) -> str:
+        """All of its HTML. It may take its time: hold no connection meanwhile (`db.let_go`)."""
+        html = bytes(self.body).decode()
+        if self._texts.are_missing:
+            html = in_page(await self._texts.fill_in(html), self._base)
+            self.body = self.render(html)
+            self.headers["content-length"] = str(len(self.body))
+        return html
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await self.whole()
+        await super().__call__(scope, receive, send)
+
+
+def render(request: Request, template: str, *, status_code: int = 200, **context: Any) -> Page:
+    """A page in the reader's language. `user` is who is signed in, or None; `markdown` shows a text of any kind."""
+    user, language = getattr(request.state, "user", None), words(request)
+    reader = user.id if user else request.client and request.client.host
+    texts = Texts(whose=reader, note=language["_"]("Shown as it is written: too long or too intricate to be set."))
     html = (
         environment()
         .get_template(template)
-        .render(
-            request=request,
-            user=getattr(request.state, "user", None),
-            now=datetime.now(UTC),
-            **words(request),
-            **context,
-        )
+        .render(request=request, user=user, now=datetime.now(UTC), markdown=texts.show, **language, **context)
     )
-    return HTMLResponse(in_page(html, get_settings(request).base_path), status_code)
+    return Page(html, status_code, texts=texts, base=get_settings(request).base_path)
 
 
 def told(request: Request, error: RankloopError) -> list[FieldError]:

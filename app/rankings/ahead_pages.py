@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import Annotator
 from app.accounts.models import User
+from app.db import let_go
 from app.projects.guards import PageProject
 from app.rankings.pages import PACK_COOKIE, read_draft, show_sheet
 from app.tasks import ahead
@@ -57,8 +59,8 @@ class PackOut(BaseModel):
 async def fetch_ahead(request: Request, project: PageProject, annotator: SamePerson, session: SessionDep) -> DeskOut:
     """The task after the one in hand, as a page."""
     desk = await ahead.preload(session, project=project, annotator=annotator, now=datetime.now(UTC))
-    page = await page_of(request, session, desk.ahead, annotator, num_before=1) if desk.ahead else None
-    return DeskOut(in_hand=desk.in_hand.id if desk.in_hand else None, ahead=page)
+    pages = await pages_of(request, session, [desk.ahead] if desk.ahead else [], annotator, num_before=1)
+    return DeskOut(in_hand=desk.in_hand.id if desk.in_hand else None, ahead=pages[0] if pages else None)
 
 
 @router.post("/projects/{slug}/rank/pack", response_class=PagesResponse)
@@ -83,7 +85,7 @@ async def take_pack(
         samesite="lax",
         secure=settings.has_secure_cookies,
     )
-    pages = [await page_of(request, session, lease, annotator, num_before=n) for n, lease in enumerate(leases)]
+    pages = await pages_of(request, session, leases, annotator)
     return PackOut(pack_id=pack_id, expires_at=min((lease.expires_at for lease in leases), default=None), pages=pages)
 
 
@@ -96,10 +98,13 @@ async def return_pack(project: PageProject, annotator: Annotator, session: Sessi
     return answer
 
 
-async def page_of(
-    request: Request, session: AsyncSession, lease: Lease, annotator: User, *, num_before: int
-) -> PageOut:
-    """The ranking page of a lease, as it will be seen after so many others."""
-    sheet = await tasks.get_sheet(session, lease)
-    answer = await show_sheet(request, session, sheet, annotator, answer=read_draft(lease), num_before=num_before)
-    return PageOut(lease_id=lease.id, html=bytes(answer.body).decode())
+async def pages_of(
+    request: Request, session: AsyncSession, leases: Sequence[Lease], annotator: User, *, num_before: int = 0
+) -> list[PageOut]:
+    """The ranking pages of leases, as they will be seen one after the other, after so many others."""
+    made = []
+    for number, lease in enumerate(leases, num_before):
+        sheet = await tasks.get_sheet(session, lease)
+        made.append(await show_sheet(request, session, sheet, annotator, answer=read_draft(lease), num_before=number))
+    await let_go(session)
+    return [PageOut(lease_id=lease.id, html=await page.whole()) for lease, page in zip(leases, made, strict=True)]

@@ -12,7 +12,6 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import markdown
 from app.accounts.guards import Annotator, Trainer
 from app.accounts.models import User
 from app.db import stamp
@@ -34,7 +33,7 @@ from app.tasks.guards import SamePerson
 from app.tasks.models import Lease, Task
 from app.tasks.service import LETTERS, Sheet, TasksPacked
 from app.tasks.standings import Unqualified
-from app.web import SessionDep, begins_late, render, see_other, words
+from app.web import Page, SessionDep, begins_late, render, see_other, words
 
 router = APIRouter()
 PAGE_SIZE = 50
@@ -136,7 +135,7 @@ async def show_sheet(
     num_before: int = 0,
     is_trial: bool = False,
     changes: uuid.UUID | None = None,
-) -> HTMLResponse:
+) -> Page:
     """The ranking page with what was placed so far. With errors it is a 422 that names each card.
 
     `num_before`: so many tasks will be done when this page is seen. `is_trial`: the task is only tried. `changes`: the
@@ -158,7 +157,7 @@ async def show_sheet(
             "is_assisted": lease.is_assisted,
             "expires_in_seconds": NEVER if changes else max(0.0, (lease.expires_at - now).total_seconds()),
         },
-        prompt={"turns": [{"role": turn["role"], "html": markdown.render(turn["content"])} for turn in sheet.messages]},
+        turns=sheet.messages,
         k=len(sheet.cards),
         cards=cards_of(sheet, answer, {error["field"]: error["rule"] for error in told}),
         said={"rationale": answer.rationale, "confidence": answer.confidence, "all_bad": answer.all_bad},
@@ -215,13 +214,11 @@ def change_addresses(project: Project, changes: uuid.UUID) -> dict[str, Any]:
 
 def asked(project: Project) -> dict[str, Any]:
     """What an annotator may know of a project."""
-    names = ("slug", "name", "ties_allowed", "partial_allowed", "layout", "has_review_step", "examples")
+    names = ("slug", "name", "guidelines", "ties_allowed", "partial_allowed", "layout", "has_review_step", "examples")
     questions = ("rationale", "min_rationale", "confidence", "asks_all_bad")
-    guidelines = markdown.render(project.guidelines) if project.guidelines.strip() else ""
     return {
         **{name: getattr(project, name) for name in (*names, *questions)},
         "labels": asked_labels(project),
-        "guidelines_html": guidelines,
     }
 
 
@@ -244,7 +241,7 @@ def cards_of(sheet: Sheet, answer: RankingAnswer, errors: Mapping[str, str]) -> 
         {
             "letter": card.letter,
             "completion_id": card.id,
-            "html": markdown.render(card.text),
+            "text": card.text,
             "place": answer.places.get(card.id),
             "rating": answer.ratings.get(card.id),
             "flags": set(answer.labels.get(card.id, ())),
