@@ -72,7 +72,7 @@ def test_a_marker_is_one_token(tokenizer: Any) -> None:
     assert [len(tokenizer.encode(token, add_special_tokens=False)) for token in SPECIAL_TOKENS] == [1] * 6
 
 
-@pytest.mark.parametrize("number", ["7", "12", "20"])
+@pytest.mark.parametrize("number", ["1", "7", "9"])
 def test_a_number_is_one_token_wherever_it_stands(tokenizer: Any, number: str) -> None:
     (token,) = tokenizer.encode(number, add_special_tokens=False)
     for text in (f"It is {number}.", f"{number}加1", f"({number})"):

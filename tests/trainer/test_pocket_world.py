@@ -75,7 +75,7 @@ def test_a_prompt_of_another_world_is_not_parsed() -> None:
     ("prompt", "answer"),
     [
         ("What is the capital of Norway?", "Oslo"),
-        ("What is 9 plus 13?", "22"),
+        ("What is 2 plus 5?", "7"),
         ("“满”的反义词是什么？", "空"),
         ("牛奶是什么颜色的？", "白色"),
     ],

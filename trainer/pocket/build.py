@@ -132,8 +132,8 @@ def build_pocket(
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 2,048 tokens on the world's text: any text can be encoded, and comes back unchanged.
 
-    A number is one token, the same one after a space and without. In pieces, some of them with a space (" 17", but
-    "2", "9"), so small a model learned neither to copy a number nor to add two.
+    A number of one digit is one token, the same one after a space and without. In pieces, some of them with a space
+    (" 17", but "2", "9"), so small a model learned neither to copy a number nor to add two.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

@@ -26,7 +26,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 from trainer.pocket.words import PHRASEBOOKS, Kind
@@ -62,6 +62,7 @@ class Judgement:
         return substance + form - 3.0 * self.rudeness - 2.0 * self.repetition - self.length
 
 
+@lru_cache(maxsize=20_000)
 def utility(prompt: str, answer: str) -> float:
     """How good an answer is, in truth: about -3 to 3.75, defined for every text."""
     return judge(prompt, answer).total
