@@ -133,6 +133,9 @@ class RewardConfig(FitConfig):
     """Of "pairs". IG: none. What the better score must exceed the other by, for each place between the two."""
     label_smoothing: float = 0.0
     """Of "pairs". IG: none. The chance that a pair was ranked the wrong way round."""
+    text_coefficient: float = 0.0
+    """IG: none. The weight of the loss of writing the answer of each task that people liked best, in nats a token, by a
+    language model on the same transformer: what it knew of language is kept (GRM, arXiv 2406.10216: 0.01)."""
     num_heads: int = 1
     """IG: 1. More are an ensemble on one transformer (arXiv 2310.02743 has whole models): each learns from a resampling
     of the rankings; their mean is the score, their spread its doubt."""
@@ -149,7 +152,7 @@ class RewardConfig(FitConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "epochs", "rankings_per_batch")
-        _require_between(self, 0, math.inf, "cache_megabytes", "margin")
+        _require_between(self, 0, math.inf, "cache_megabytes", "margin", "text_coefficient")
         _require_between(self, 0, 0.49, "label_smoothing")
         _require_between(self, 1, 64, "num_heads")
         if self.loss == "plackett_luce" and (self.ties != "drop" or self.margin or self.label_smoothing):
@@ -157,6 +160,8 @@ class RewardConfig(FitConfig):
                 'loss: "plackett_luce" looks at whole orders and takes ties by Efron\'s rule: ties, margin and '
                 'label_smoothing are settings of "pairs"'
             )
+        if self.text_coefficient and self.sharding == "full":
+            raise ValueError('text_coefficient: not with sharding: "full", where every process must compute alike')
 
     def for_rankings(self, num_rankings: int) -> RewardConfig:
         """The same settings with the number of epochs filled in for so many rankings to learn from."""

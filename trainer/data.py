@@ -48,6 +48,12 @@ class Task:
         """The tokens of each answer."""
         return [row[self.num_prompt_tokens :] for row in self.rows]
 
+    @property
+    def favourite(self) -> int:
+        """The answer that the rankings prefer to most others; the first of those where several are."""
+        preferred = [sum(sum(weights[index]) for weights in self.weights) for index in range(len(self.rows))]
+        return preferred.index(max(preferred))
+
     def num_tokens(self, *, shares_prompt: bool) -> int:
         """Of all K rows; of the prompt only once where they share it."""
         repeated = self.num_prompt_tokens * (len(self.rows) - 1) if shares_prompt else 0

@@ -382,6 +382,16 @@ class RewardModel(_ScalarModel):
             model.average_members()
         return model.to(device).eval()
 
+    def writer(self, sft: ModelSource) -> PreTrainedModel:
+        """The SFT version's causal language model around this very transformer: what it learns, the scores learn from.
+        Its head is the embeddings where the base ties them; elsewhere it stays what it was.
+        """
+        model: Any = load_causal_lm(sft, device=str(self.head.weight.device)).requires_grad_(False)
+        setattr(model, model.base_model_prefix, self.blocks)
+        if model.config.get_text_config().tie_word_embeddings:
+            model.get_output_embeddings().weight = self.blocks.get_input_embeddings().weight
+        return cast(PreTrainedModel, model)
+
     def score_answers(self, tokens_BL: Tensor, attention_BL: Tensor, *, num_new: int, num_shared: int) -> Tensor:
         """score_B as `forward` gives it, of answers in the last `num_new` columns; each `num_shared` share a prompt."""
         if not is_packing(self.blocks):

@@ -18,6 +18,8 @@ What differs from the paper:
 7. A prompt is computed once for its K answers, and an answer once for all who ranked it, in training too
    (`shared_prompt.py`, `data.Task`); scores and gradients are those of separate rows and rankings. The paper forwards
    each answer once a ranking, with its prompt.
+8. The transformer may go on learning to write the answers that people liked best (`text_coefficient`, off): rankings
+   are few and noisy, and what they alone leave of a small model knows less of language than before (GRM, 2406.10216).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from trainer.config import LoraConfig, RewardConfig
 from trainer.data import (
@@ -51,6 +53,7 @@ from trainer.fitting import (
     Keeper,
     apply_step,
     as_spread,
+    autocast,
     checkpoint_folder,
     compute_again,
     identity_of,
@@ -67,6 +70,7 @@ from trainer.fitting import (
 from trainer.folders import sha256_file
 from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
 from trainer.models import REWARD_HEAD, RewardModel
+from trainer.packing import Document, Packed, learned_logprobs, pack
 from trainer.preferences import (
     Accuracy,
     Ranking,
@@ -154,7 +158,8 @@ def train_reward(
     scorer = Scorer(model, pad_id=pad_id_of(load_tokenizer(source)), config=config)
     report.log("info", scorer.way)
     keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
-    loss = fit(scorer, training, validation, config, report, keep)
+    writer = model.writer(source) if config.text_coefficient else None
+    loss = fit(scorer, training, validation, config, report, keep, writer)
     _centre(scorer, training)
     scores = scorer.score_tasks(validation)
     result = RewardResult(
@@ -190,8 +195,11 @@ def fit(
     config: RewardConfig,
     report: Reporter,
     keep: Keeper,
+    writer: PreTrainedModel | None = None,
 ) -> float:
-    """Train for `config.epochs`; returns the mean loss of the last epoch.
+    """Train for `config.epochs`; returns the mean loss of the last epoch, of the rankings alone.
+
+    `writer`: the language model on the same transformer, where it learns from text, too (`text_coefficient`).
 
     Everything follows from (config.seed, step), so that a resumed run is the same run.
     """
@@ -215,9 +223,11 @@ def fit(
         # 2. The gradient of the mean loss over the batch's rankings.
         optimizer.zero_grad()
         loss, accuracy = _accumulate(scorer, chosen, config, [importance[index] for index in batch.indices])
+        text_loss = _accumulate_text(writer, scorer, chosen, config) if writer else 0.0
 
         # 3. The step, unless something is not finite.
-        norm, rate = apply_step(model, optimizer, loss, step=progress.step, num_steps=len(plan), config=config)
+        whole = loss + config.text_coefficient * text_loss
+        norm, rate = apply_step(model, optimizer, whole, step=progress.step, num_steps=len(plan), config=config)
         model.average_members()
         progress.step += 1
         progress.epoch_losses = batch.append(loss, progress.epoch_losses)
@@ -225,6 +235,8 @@ def fit(
         # 4. What it led to, and a checkpoint now and then.
         metrics = {"loss/reward": loss, "accuracy/train": accuracy}
         metrics |= {"reward/grad_norm": norm, "reward/learning_rate": rate}
+        if writer:
+            metrics["loss/text"] = text_loss
         if config.ties == "davidson":
             metrics["reward/tie_theta"] = model.tie_theta.item()
         if batch.ends_epoch and (held_out := scorer.accuracy(validation)):
@@ -278,6 +290,27 @@ def _accumulate(
         right, total = right + won_RKK.sum().item(), total + won_RKK.numel()
     loss, right, total = add_up(loss, right, total)
     return loss, right / max(total, 1.0)
+
+
+def _accumulate_text(writer: PreTrainedModel, scorer: Scorer, batch: Sequence[Task], config: RewardConfig) -> float:
+    """Gradients of `text_coefficient` times the loss of writing each task's favourite answer after its prompt, into the
+    parameters: this process's part of them. Returns the loss, the mean over the batch's tokens of these answers."""
+    num_learned = sum(lesson.num_learned for lesson in map(_lesson, batch))
+    lessons = [_lesson(task) for task in part_of(batch)]
+    total = 0.0
+    for part in pack(lessons, tokens_per_forward=config.tokens_per_forward, pad_id=scorer.pad_id, is_packing=False):
+        with autocast(config, writer.device.type):
+            logprob_M, _ = learned_logprobs(writer, Packed(*(tensor.to(writer.device) for tensor in part)))
+        loss = -logprob_M.sum() / max(1, num_learned)
+        torch.autograd.backward([config.text_coefficient * loss])
+        total += loss.item()
+    return add_up(total)[0]
+
+
+def _lesson(task: Task) -> Document:
+    """The prompt and the favourite answer, of which the answer is learned."""
+    row = task.rows[task.favourite]
+    return Document(row, [place >= task.num_prompt_tokens for place in range(len(row))])
 
 
 def ranking_loss(

@@ -50,7 +50,7 @@ class Scorer:
         self, model: RewardModel, *, pad_id: int, config: RewardConfig, cache: StateCache | None = None
     ) -> None:
         self.model = model
-        self._pad_id = pad_id
+        self.pad_id = pad_id
         self._tokens_per_forward = config.tokens_per_forward
         self._is_sharded = config.sharding == "full"
         self._autocast = partial(autocast, config)
@@ -81,7 +81,7 @@ class Scorer:
         device = self.model.head.weight.device
         found: list[Tensor] = []
         for chunk in chunks:
-            tokens_BL, mask_BL = right_pad([rows[index] for index in chunk], pad_id=self._pad_id)
+            tokens_BL, mask_BL = right_pad([rows[index] for index in chunk], pad_id=self.pad_id)
             found.append(self.model.last_states(tokens_BL.to(device), mask_BL.to(device)))
         order = torch.tensor([index for chunk in chunks for index in chunk])
         return torch.cat(found)[order.argsort().to(device)]

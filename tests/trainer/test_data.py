@@ -54,6 +54,13 @@ def test_a_ranking_that_is_one_tie_is_named_unless_ties_count() -> None:
     assert len(encode_rankings([tie], TOKENIZER, max_length=64, ties="half")[0]) == 1
 
 
+def test_the_favourite_is_what_most_rankings_prefer_and_a_missing_place_prefers_nothing() -> None:
+    people = [make_ranking("a", "b", "c", places=places) for places in [(1, 0, 2), (1, 2, 0), (0, 1, None)]]
+    together = [replace(ranking, ranking_id=f"r{number}") for number, ranking in enumerate(people)]
+    (task,), _ = encode_rankings(together, TOKENIZER, max_length=64, ties="drop")
+    assert task.favourite == 0
+
+
 def test_right_padding_masks_by_length_and_not_by_token() -> None:
     tokens, mask = right_pad([[5, 0], [7, 8, 9]], pad_id=0)
     assert tokens.tolist() == [[5, 0, 0], [7, 8, 9]]

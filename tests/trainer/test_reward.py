@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.tiny import Recorder, save_tiny
+from tests.trainer.tiny import Recorder, make_model, make_tokenizer, save_tiny
 from trainer.config import LoraConfig, RewardConfig
 from trainer.cross_validation import cross_validate
 from trainer.data import encode_rankings
@@ -20,9 +20,9 @@ from trainer.folders import sha256_file
 from trainer.models import RewardModel
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import RunCancelled, SilentReporter
-from trainer.reward import RewardResult, _accumulate, _importance, ranking_loss, train_reward
+from trainer.reward import RewardResult, _accumulate, _accumulate_text, _importance, ranking_loss, train_reward
 from trainer.scorer import Scorer, StateCache, score, score_with_doubt
-from trainer.weights import ModelSource, load_tokenizer
+from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 
 LORA = LoraConfig(rank=4, alpha=8, num_last_blocks=1)
 CONFIG = RewardConfig(
@@ -530,3 +530,63 @@ def test_a_checkpoint_of_another_start_and_a_start_that_is_no_reward_model_are_r
         train(rankings, source, tmp_path / "warm", start=start, resume_from=kept[-1])
     with pytest.raises(ValueError, match="is no reward model"):
         train(rankings, source, tmp_path / "warm", start=source)
+
+
+# --- Text beside rankings
+
+
+def save_tied(folder: Path) -> Path:
+    """A tiny model whose head is its embeddings."""
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, spread=0.1)
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.get_input_embeddings().weight
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_text_has_the_gradient_of_a_language_model_on_the_favourites(is_tied: bool, tmp_path: Path) -> None:
+    source = ModelSource(save_tied(tmp_path) if is_tied else save_tiny(tmp_path, spread=0.1))
+    rankings = [*make_rankings(3), *make_rankings(2, k=2, seed=3)]
+    tasks, _ = encode_rankings(rankings, load_tokenizer(source), max_length=64, ties="drop")
+    config = dataclasses.replace(CONFIG, text_coefficient=0.5, tokens_per_forward=16)
+    model = RewardModel.from_sft(source, None)
+    scorer = Scorer(model, pad_id=0, config=config)
+    writer = model.writer(source)
+    loss = _accumulate_text(writer, scorer, tasks, config)
+
+    alone: Any = load_causal_lm(source)
+    rows = [task.rows[ranking.places.index(0)] for task, ranking in zip(tasks, rankings, strict=True)]
+    said = []
+    for task, row in zip(tasks, rows, strict=True):
+        of_all = alone(torch.tensor([row])).logits[0, :-1].log_softmax(dim=1)
+        said += [of_all[place - 1, row[place]] for place in range(task.num_prompt_tokens, len(row))]
+    expected = -torch.stack(said).mean()
+    (0.5 * expected).backward()
+
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in alone.base_model.named_parameters():
+        torch.testing.assert_close(model.blocks.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-6)
+    assert writer.get_output_embeddings().weight.requires_grad is is_tied, "a head of its own stays what it was"
+
+
+def test_with_text_a_reward_model_still_writes(source: ModelSource, tmp_path: Path) -> None:
+    rankings = make_rankings(24)
+    lost = {}
+    for coefficient in (1e-6, 1.0):
+        report = Recorder()
+        config = dataclasses.replace(CONFIG, epochs=2, text_coefficient=coefficient)
+        train(rankings, source, tmp_path / str(coefficient), config=config, report=report)
+        lost[coefficient] = report.points["loss/text"][-1]
+    assert lost[1.0] < lost[1e-6] - 0.1
+
+
+def test_with_text_a_run_goes_on_bit_for_bit(source: ModelSource, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, text_coefficient=0.5, checkpoint_every=3)
+    kept: list[Path] = []
+    whole = train(make_rankings(40), source, tmp_path / "whole", config=config, on_checkpoint=kept.append)
+    resumed = train(make_rankings(40), source, tmp_path / "resumed", config=config, resume_from=kept[-1])
+    one, other = (load_file(run.folder / "reward_head.safetensors") for run in (whole, resumed))
+    assert torch.equal(one["weight"], other["weight"])
