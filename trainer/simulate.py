@@ -212,6 +212,8 @@ class Story:
             training=training,
             # What an earlier reward model had wrong is unlearned: each round's policy begins with the SFT policy.
             policy_start="sft",
+            # What it learned of the rankings of all rounds is kept: a round costs one more reading of them.
+            reward_start="live",
             # What the loop does by itself is measured, not what its gates keep back.
             reward_gate="off",
             **SHARES,
