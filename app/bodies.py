@@ -54,17 +54,29 @@ class WholeBodies:
         if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
             await self.app(scope, receive, send)
             return
+        most_at_once = min(KEPT_BYTES, self._most)
+        if announced(Request(scope)) <= most_at_once:
+            first = await beginning(receive, most_at_once)
+            receive = first_again(first, receive)
+            if is_whole(first, most_at_once):
+                # As nearly all are: it needs no file.
+                await self.app(scope, receive, send)
+                return
+        await self._gather(scope, receive, send)
+
+    async def _gather(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read a body piece by piece into a file, and answer."""
         file = SpooledTemporaryFile(KEPT_BYTES)  # noqa: SIM115 (it is closed below)
         body = UploadFile(cast("BinaryIO", file), size=0)
         try:
             request = Request(scope)
             try:
-                is_whole = await self._fill(body, request, receive)
+                has_all = await self._fill(body, request, receive)
             except (RankloopError, HTTPException, OSError, *DATABASE_TROUBLE) as error:
                 answer = await self._refuse(request, error)
                 await answer(scope, receive, send)
                 return
-            if is_whole:
+            if has_all:
                 await self.app(scope, again(body, receive), send)
         finally:
             await body.close()
@@ -102,6 +114,31 @@ def announced(request: Request) -> int:
     """The bytes that a body will have, by its own account; 0: it does not say."""
     length = request.headers.get("content-length", "")
     return int(length) if length.isascii() and length.isdigit() else 0
+
+
+async def beginning(receive: Receive, most: int) -> Message:
+    """A body's beginning as one message: all of it, or the first so many bytes and a piece."""
+    message = await receive()
+    held = bytearray(message.get("body", b""))
+    while message.get("more_body", False) and len(held) <= most:
+        message = await receive()
+        held += message.get("body", b"")
+    return {**message, "body": bytes(held)}
+
+
+def is_whole(first: Message, most: int) -> bool:
+    """Whether that is all of a body, and nobody hung up."""
+    return first["type"] == "http.request" and not first.get("more_body", False) and len(first["body"]) <= most
+
+
+def first_again(first: Message, receive: Receive) -> Receive:
+    """What was received already, then what `receive` says."""
+    waiting = [first]
+
+    async def receive_again() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return receive_again
 
 
 def again(body: UploadFile, receive: Receive) -> Receive:

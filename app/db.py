@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 import uuid
 from collections.abc import AsyncIterator
@@ -151,6 +152,19 @@ async def let_go(session: AsyncSession) -> None:
     What was loaded can still be read; the next statement begins another transaction.
     """
     await session.commit()
+
+
+@asynccontextmanager
+async def committed(sessions: SessionMaker) -> AsyncIterator[AsyncSession]:
+    """A session that is committed at the end. One that was holds nothing any more; one that was not is closed."""
+    session = sessions()
+    try:
+        yield session
+        await session.commit()
+    except BaseException:
+        # To the end, whoever is cancelled: the connection goes back to its pool.
+        await asyncio.shield(session.close())
+        raise
 
 
 @asynccontextmanager

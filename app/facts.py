@@ -9,6 +9,7 @@ of tables there are facts: named tuples with those of a table's columns that thi
 from __future__ import annotations
 
 import uuid
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 Table = TypeVar("Table")
 Values = Mapping[str, Any]
+Driver = psycopg.AsyncConnection[Any]
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,33 @@ async def ask(session: AsyncSession, question: Question, values: Values) -> list
     """
     if session.new or session.dirty:
         await session.flush()
-    connection = await session.connection()
-    driver = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]
-    assert isinstance(driver, psycopg.AsyncConnection)
+    driver = await driver_of(session)
     try:
         cursor = await driver.execute(question.sql, values)
         row = await cursor.fetchone()
     except psycopg.Error as error:
         if driver.closed:
-            await connection.invalidate(error)
+            await (await session.connection()).invalidate(error)
         raise DBAPIError.instance(
             question.sql, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=driver.closed
         ) from error
     return question.read(row) if row else None
+
+
+async def driver_of(session: AsyncSession) -> Driver:
+    """The driver's connection of a session's transaction, which SQLAlchemy is asked for once: each way there is a
+    greenlet of its own.
+    """
+    transaction = session.sync_session.get_transaction()
+    known: tuple[weakref.ref[Any], Driver] | None = session.info.get("driver")
+    if known is not None and transaction is not None and known[0]() is transaction:
+        return known[1]
+    connection = await session.connection()
+    driver = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]
+    assert isinstance(driver, psycopg.AsyncConnection)
+    # A weak reference: the session, which the transaction knows, is to go with its request.
+    session.info["driver"] = weakref.ref(session.sync_session.get_transaction()), driver
+    return driver
 
 
 # What was found already

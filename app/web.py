@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from app import assets, i18n
 from app.bodies import read_ahead
 from app.config import Settings
-from app.db import SessionMaker
+from app.db import SessionMaker, committed
 from app.errors import FieldError, RankloopError
 from app.ndjson import MEDIA_TYPE
 from app.rendering import Texts
@@ -59,9 +59,8 @@ async def open_session(request: Request) -> AsyncIterator[AsyncSession]:
     """The transaction of a request. It is committed before the answer is sent: a failed commit is a 500, never a false
     success.
     """
-    async with sessions_of(request)() as session:
+    async with committed(sessions_of(request)) as session:
         yield session
-        await session.commit()
 
 
 def get_settings(request: Request) -> Settings:

@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.accounts.guards import Ranker, bearer, find_ranker
+from app.db import committed
 from app.web import is_late, sessions_of
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -82,10 +83,9 @@ class Desk:
         told = Response(status_code=self.status, media_type=JSON)
         if self.takes_response:
             given["response"] = told
-        async with sessions_of(request)() as session:
+        async with committed(sessions_of(request)) as session:
             caller = await find_ranker(request, session, await bearer(request))
             found = await self.endpoint(**given, caller=caller, session=session)
-            await session.commit()
         if isinstance(found, Response):
             return found
         content = self.answers.dump_json(found)

@@ -49,6 +49,23 @@ async def test_a_long_body_arrives_as_it_was_sent(client: AsyncClient, session: 
     assert stored == sum(len(b"%d " % number) + 50_000 for number in range(num))
 
 
+async def test_a_short_body_needs_no_file(
+    client: AsyncClient, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, who = await trainer(session)
+    body = LINE % (1, b"word") + LINE % (2, b"word")
+
+    async def in_three() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 20):
+            yield body[start : start + 20]
+
+    monkeypatch.delattr("app.bodies.SpooledTemporaryFile")
+    for content in (body, in_three()):
+        assert (await client.post(address, content=content, headers=who)).json()["num_lines"] == 2
+    with pytest.raises(NameError):
+        await client.post(address, content=pieces(2 * KEPT_BYTES // 50_000), headers=who)
+
+
 @pytest.mark.parametrize("path", ["/sign-in", "/api/v1/tasks:next", "/api/v1/projects/x/prompts:import", "/nowhere"])
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer rl_nobody"}, {"cookie": "rl_session=nobody"}])
 async def test_a_stranger_fills_neither_memory_nor_disk(

@@ -7,8 +7,17 @@ import asyncio
 import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
-from app.db import CONNECTIONS, DatabaseUnreachable, check_connection, make_engine
+from app.db import (
+    CONNECTIONS,
+    DatabaseUnreachable,
+    SessionMaker,
+    check_connection,
+    committed,
+    make_engine,
+    make_sessionmaker,
+)
 
 
 async def test_a_connection_that_the_server_ended_is_replaced_unseen(empty_database_url: str) -> None:
@@ -40,6 +49,48 @@ async def test_a_crowd_opens_no_connections_that_are_closed_again(empty_database
     finally:
         await engine.dispose()
     assert len({process for crowd in asked for process in crowd}) <= CONNECTIONS
+
+
+async def test_a_session_that_was_not_committed_gives_its_connection_back(empty_database_url: str) -> None:
+    engine = make_engine(empty_database_url, pool_size=1, pool_timeout=1)
+    sessions = make_sessionmaker(engine)
+    try:
+        async with committed(sessions) as session:
+            await session.execute(text("create table kept ()"))
+        with pytest.raises(KeyError):
+            await fail_within(sessions)
+        with pytest.raises(DBAPIError):
+            await fail_at_the_end(sessions)
+        started = asyncio.Event()
+        waiting = asyncio.create_task(wait_for_ever(sessions, started))
+        await started.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        async with committed(sessions) as session:
+            tables = await session.scalars(text("select relname from pg_class where relname in ('kept', 'told')"))
+            assert tables.all() == ["kept"]
+    finally:
+        await engine.dispose()
+
+
+async def fail_within(sessions: SessionMaker) -> None:
+    async with committed(sessions) as session:
+        await session.execute(text("drop table kept"))
+        raise KeyError
+
+
+async def fail_at_the_end(sessions: SessionMaker) -> None:
+    async with committed(sessions) as session:
+        await session.execute(text("create table told (n int unique deferrable initially deferred)"))
+        await session.execute(text("insert into told values (1), (1)"))
+
+
+async def wait_for_ever(sessions: SessionMaker, started: asyncio.Event) -> None:
+    async with committed(sessions) as session:
+        await session.execute(text("drop table kept"))
+        started.set()
+        await asyncio.Event().wait()
 
 
 async def test_a_database_that_may_forget_what_it_took_is_not_used(empty_database_url: str) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import facts
 from app.accounts.models import ApiToken, Scope, User
 from app.accounts.service import create_token
+from app.db import make_engine, make_sessionmaker
 from app.facts import Question
 from app.projects.models import Project
 from app.tasks.models import Lease, Task
@@ -93,3 +94,18 @@ async def test_what_the_guards_found_is_not_asked_again(session: AsyncSession) -
     assert await facts.get(session, Task, task.id) is task
     facts.remember(session, found)
     assert await facts.get(session, Task, task.id) is found[0]
+
+
+async def test_a_new_transaction_asks_on_its_own_connection(empty_database_url: str) -> None:
+    engine = make_engine(empty_database_url, pool_size=2)
+    sessions = make_sessionmaker(engine)
+    process = Question.of("select pg_backend_pid()", None)
+    try:
+        async with sessions() as asking, sessions() as other:
+            first = await facts.ask(asking, process, {})
+            assert await facts.ask(asking, process, {}) == first
+            await asking.commit()
+            assert await facts.ask(other, process, {}) == first
+            assert await facts.ask(asking, process, {}) != first
+    finally:
+        await engine.dispose()
