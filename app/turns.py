@@ -71,7 +71,7 @@ class Turns:
     def __init__(self, at_once: int, most_waiting: int, lines: int = 1) -> None:
         self._lines = deque(Line(most_waiting) for _ in range(lines))
         self._by_number = tuple(self._lines)
-        self._num_free = at_once
+        self.num_free = at_once
 
     @property
     def num_waiting(self) -> int:
@@ -92,8 +92,8 @@ class Turns:
             self._pass_on()
 
     async def _wait(self, whose: Hashable, line: Line) -> None:
-        if self._num_free:
-            self._num_free -= 1
+        if self.num_free:
+            self.num_free -= 1
             return
         waiter = line.join(whose)
         try:
@@ -111,4 +111,4 @@ class Turns:
             self._lines.rotate(-1)
             if self._lines[-1].let_on():
                 return
-        self._num_free += 1
+        self.num_free += 1

@@ -63,7 +63,7 @@ async def open_session(request: Request) -> AsyncIterator[AsyncSession]:
         yield session
 
 
-def get_settings(request: Request) -> Settings:
+async def get_settings(request: Request) -> Settings:
     """The settings that the app was created with."""
     settings: Settings = request.app.state.settings
     return settings
@@ -130,7 +130,7 @@ def render(request: Request, template: str, *, status_code: int = 200, **context
         .get_template(template)
         .render(request=request, user=user, now=datetime.now(UTC), markdown=texts.show, **language, **context)
     )
-    return Page(html, status_code, texts=texts, base=get_settings(request).base_path)
+    return Page(html, status_code, texts=texts, base=request.app.state.settings.base_path)
 
 
 def told(request: Request, error: RankloopError) -> list[FieldError]:

@@ -3,11 +3,12 @@
     pip install psutil
     python benchmarks/crowd.py [--quick] [--json FILE] [--only PART] [--processes 1]
 
-People rank ten tasks a second, two sign in a second, and /health is asked five times, over HTTP against
-`rankloop serve` and a durable PostgreSQL on this machine: alone, and beside each trouble of load/troubles.py, in turns
-within one run. Every request is due at its moment, and waits count from there. Printed are p50, p95 and p99 in
-milliseconds, and p95 beside the trouble / p95 alone (the median of three rounds); what was refused; and CPU seconds a
-second of web and database. FILE keeps the figures of troubles that were not made now.
+People rank ten tasks a second, two sign in a second in a browser that they used before, one in two seconds in another
+one, and /health is asked five times, over HTTP against `rankloop serve` and a durable PostgreSQL on this machine:
+alone, and beside each trouble of load/troubles.py, in turns within one run. Every request is due at its moment, and
+waits count from there. Printed are p50, p95 and p99 in milliseconds, and p95 beside the trouble / p95 alone (the median
+of three rounds); what was refused; and CPU seconds a second of web and database. FILE keeps the figures of troubles
+that were not made now.
 
     aim    next and submit: p95 at most doubled; sign-in beside stalled exports: p95 below 500 ms; nothing refused
 """
@@ -191,6 +192,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             visitors = Visitors(base, str(site.project_id), json.loads(site.credentials.read_text()), members)
             usage = Usage({"web": pid, "database": server.process_id})
             # What is new is slow: connections, plans, tables that were filled just now.
+            asyncio.run(visitors.meet())
             asyncio.run(visitors.visit(options.seconds))
             names = [name for name in TROUBLES if options.only in name]
             rows = [compare(name, visitors, place, usage, options) for name in names]
@@ -212,7 +214,7 @@ def show(found: dict[str, Any]) -> None:
             times = [
                 "{p50:.0f}, {p95:.0f}, {p99:.0f}".format(**row["waits_ms"][when][name]) for when in ("alone", "beside")
             ]
-            print(f"  {name:10}alone {times[0]:18}beside {times[1]:18}p95 x {ratio:.2f}")
+            print(f"  {name:14}alone {times[0]:18}beside {times[1]:18}p95 x {ratio:.2f}")
         parts = row["cpu_seconds_a_second"]
         told = [f"{when} " + ", ".join(f"{part} {spent:.2f}" for part, spent in parts[when].items()) for when in parts]
         print(

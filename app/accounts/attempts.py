@@ -33,6 +33,11 @@ def account_key(email: str) -> bytes:
     return hashlib.sha256(b"account " + email.strip().lower().encode()).digest()
 
 
+def browser_key(mark: str) -> bytes:
+    """The key of a browser that somebody signed in with before."""
+    return hashlib.sha256(b"browser " + mark.encode()).digest()
+
+
 def address_key(host: str | None) -> bytes:
     """The key of a network address; of IPv6 the first 64 bits, of which one customer has all."""
     try:

@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts import abilities, service, signing_in
 from app.accounts.guards import SESSION_COOKIE, Access, AccessDep
 from app.accounts.models import Scope
-from app.accounts.pages import Secret, errors_of
+from app.accounts.pages import Secret, errors_of, remember
 from app.accounts.service import hash_secret
 from app.errors import RankloopError
-from app.web import SessionDep, render, see_other
+from app.web import SessionDep, SettingsDep, render, see_other
 
 router = APIRouter()
 SCOPES_IN_ORDER = [scope.value for scope in Scope]
@@ -53,17 +53,24 @@ async def render_account(
 
 @router.post("/account/password", response_model=None)
 async def change_password(
-    request: Request, access: AccessDep, session: SessionDep, current: Secret = "", password: Secret = ""
+    request: Request,
+    access: AccessDep,
+    session: SessionDep,
+    settings: SettingsDep,
+    current: Secret = "",
+    password: Secret = "",
 ) -> RedirectResponse | HTMLResponse:
     """A new password; every other browser is signed out."""
     token = cookie_of(request)
     try:
-        await signing_in.change_password(
+        mark = await signing_in.change_password(
             request.app.state.sessionmaker, session, user=access.user, token=token, current=current, new=password
         )
     except RankloopError as error:
         return await render_account(request, session, access, error=error)
-    return see_other("/account?done=password")
+    answer = see_other("/account?done=password")
+    remember(answer, settings, mark)
+    return answer
 
 
 @router.post("/account/languages", response_model=None)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, BackgroundTasks, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from app import mail
-from app.accounts import invitations, service, signing_in
+from app.accounts import browsers, invitations, service, signing_in
 from app.accounts.devices import device_name
 from app.accounts.guards import SESSION_COOKIE, MaybePerson
 from app.config import Settings
@@ -58,6 +58,19 @@ def enter(settings: Settings, token: str, way: str = "/") -> RedirectResponse:
     return answer
 
 
+def remember(answer: Response, settings: Settings, mark: str) -> None:
+    """Have this browser known when somebody signs in with it again; who signs out leaves that."""
+    answer.set_cookie(
+        browsers.COOKIE,
+        mark,
+        max_age=YEAR,
+        path=browsers.PATH,
+        httponly=True,
+        samesite="strict",
+        secure=settings.has_secure_cookies,
+    )
+
+
 def errors_of(request: Request, error: RankloopError | None) -> list[Any]:
     """What is wrong, in the reader's language: with fields where there are any, else a sentence."""
     translate = words(request)["_"]
@@ -103,12 +116,19 @@ async def sign_in(
     """Public: with a password."""
     sessionmaker: SessionMaker = request.app.state.sessionmaker
     try:
-        token = await signing_in.sign_in(
-            sessionmaker, email=email, password=password, host=host_of(request), **browser_of(request)
+        entered = await signing_in.sign_in(
+            sessionmaker,
+            email=email,
+            password=password,
+            host=host_of(request),
+            mark=request.cookies.get(browsers.COOKIE),
+            **browser_of(request),
         )
     except RankloopError as error:
         return render_sign_in(request, settings, way_back=way_back, email=email, error=error)
-    return enter(settings, token, way_back)
+    answer = enter(settings, entered.token, way_back)
+    remember(answer, settings, entered.mark)
+    return answer
 
 
 @router.get("/sign-in/link")

@@ -6,9 +6,9 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Password
 from app.errors import Invalid, Unavailable
+from app.turns import NoRoom, Turns
 
 Result = TypeVar("Result")
 # OWASP's second choice of parameters for argon2id: 19 MiB, two passes, one lane; about 25 ms.
@@ -28,18 +29,22 @@ MIN_LENGTH = 12
 # Beyond this nobody types; hashing takes as long as it must, and no longer.
 MAX_LENGTH = 256
 MIN_LETTERS = 5
-# Half of the cores hash, half of the time; so many may be at it or wait, in one process: a second's work of one core.
+# Half of the cores hash, half of the time. Others come in while a thread rests, and in either line some ten seconds'
+# work of one core may wait.
 NUM_THREADS = max(1, (os.cpu_count() or 1) // 2)
-MOST_AT_ONCE = 20
+MOST_WAITING = 100
+STRANGERS, KNOWN = 0, 1
 
 
 class Crowded(Unavailable):
-    """Too many people sign in at this moment. Try again in a few seconds."""
+    """Too many people sign in at this moment. Try again in a few seconds, or use a one-time link, which waits for
+    nobody.
+    """
 
 
 class Hashing:
-    """Threads that hash, and a queue with an end: a flood of sign-ins takes neither the machine from those who work nor
-    the time of whoever waits behind it.
+    """Threads that hash, and who waits for them: a flood of sign-ins takes neither the machine from those who work nor
+    the turn of whoever waits beside it.
 
     After each hash a thread rests for as long as the hash took, which is longer where others want the core. A lower
     priority does not do: between two hashes a thread waits for Python's lock, and where it gets that and no core, all
@@ -49,25 +54,24 @@ class Hashing:
     def __init__(self, num_threads: int = NUM_THREADS, rest: Callable[[float], None] = time.sleep) -> None:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="hashing")
         self._rest = rest
-        self.num_taken = 0
+        self.turns = Turns(2 * num_threads, MOST_WAITING, lines=2)
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue, from before a try is counted until it is judged.
+    @asynccontextmanager
+    async def turn(self, whose: Hashable, line: int = STRANGERS) -> AsyncIterator[None]:
+        """Wait for a turn, and have it from before a try is counted until it is judged. KNOWN is the line of people
+        whom we know already: strangers leave them every second turn.
 
         Raises:
-            Crowded: there is none.
+            Crowded: too many wait.
         """
-        if self.num_taken >= MOST_AT_ONCE:
-            raise Crowded
-        self.num_taken += 1
         try:
-            yield
-        finally:
-            self.num_taken -= 1
+            async with self.turns.turn(whose, line):
+                yield
+        except NoRoom as error:
+            raise Crowded from error
 
     async def do(self, work: Callable[..., Result], *values: str | None) -> Result:
-        """Do a piece of hashing beside the request loop, when it is this one's turn: for who has a place."""
+        """Do a piece of hashing beside the request loop: for who has a turn."""
         hashing = self._threads.submit(timed, work, *values)
         self._threads.submit(self._rest_after, hashing)
         result, _ = await asyncio.wrap_future(hashing)
@@ -95,7 +99,7 @@ def hash_of_nobody() -> str:
 
 
 async def verify(password: str, stored: str | None) -> bool:
-    """Whether this is the password, for who has a place. Without a stored hash it is not, after the same time."""
+    """Whether this is the password, for who has a turn. Without a stored hash it is not, after the same time."""
     return len(password) <= MAX_LENGTH and await HASHING.do(is_password, password, stored)
 
 
@@ -128,14 +132,15 @@ async def stored_hash(session: AsyncSession, user_id: uuid.UUID) -> str | None:
 
 
 async def make_hash(password: str, *, name: str, email: str | None) -> str:
-    """What is stored of a person's new password. It takes its time: hold no connection meanwhile (`db.let_go`).
+    """What is stored of the new password of somebody whom we know, or who was invited. It takes its time: hold no
+    connection meanwhile (`db.let_go`).
 
     Raises:
         Invalid: it is guessed soon.
         Crowded: too many are hashed at this moment.
     """
     check(password, name=name, email=email)
-    with HASHING.place():
+    async with HASHING.turn(email or name, KNOWN):
         return await HASHING.do(HASHER.hash, password)
 
 

@@ -7,12 +7,14 @@ while it is hashed. Neither the words nor the time of a refusal tell whether the
 from __future__ import annotations
 
 import uuid
+from collections.abc import Hashable
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import attempts, passwords, service
+from app.accounts import attempts, browsers, passwords, service
 from app.accounts.models import Password, SignInMethod, User, UserSession
 from app.accounts.service import audit, hash_secret
 from app.db import SessionMaker, let_go
@@ -31,36 +33,59 @@ class SignInAgain(Forbidden):
     """To set a first password, sign in again with a one-time link, and do it within 15 minutes."""
 
 
+class Entered(NamedTuple):
+    """The secret of a new session, and the mark by which this browser is known from now on."""
+
+    token: str
+    mark: str
+
+
 async def sign_in(
     sessionmaker: SessionMaker,
     *,
     email: str,
     password: str,
     host: str | None,
+    mark: str | None = None,
     device: str = "",
     replaces: str | None = None,
-) -> str:
-    """Sign in with a password; returns the secret of a new session.
+) -> Entered:
+    """Sign in with a password. Of strangers, tries are counted by account and by network address; of a browser whose
+    `mark` is right, by itself: others who guess at this account neither lock it out nor keep it waiting.
 
     Raises:
         Crowded: too many do so at this moment; nothing was counted.
-        TooManyAttempts: for this account, or from this network address.
+        TooManyAttempts: for this account, or from this network address, or this browser.
         WrongPassword: it is wrong, or there is no such account, or it is switched off or has no password.
     """
     account, address = attempts.account_key(email), attempts.address_key(host)
-    with passwords.HASHING.place():
+    limits: dict[bytes, int] = {account: attempts.PER_ACCOUNT, address: attempts.PER_ADDRESS}
+    whose: Hashable = address
+    known = await _known(sessionmaker, email, mark) if mark else None
+    if mark and known:
+        account = address = attempts.browser_key(mark)
+        limits, whose = {account: attempts.PER_ACCOUNT}, known
+    async with passwords.HASHING.turn(whose, passwords.KNOWN if known else passwords.STRANGERS):
         async with sessionmaker.begin() as session:
-            await attempts.count(session, {account: attempts.PER_ACCOUNT, address: attempts.PER_ADDRESS})
+            await attempts.count(session, limits)
             user_id, stored = await _find_account(session, email)
         is_right = await passwords.verify(password, stored)
     async with sessionmaker.begin() as session:
-        if is_right and user_id:
+        if is_right and user_id and stored:
             await attempts.forgive(session, account=account, address=address)
-            return await service.start_session(
+            token = await service.start_session(
                 session, user_id=user_id, method=SignInMethod.PASSWORD, device=device, replaces=replaces
             )
+            return Entered(token, browsers.mark(stored))
         await audit(session, actor_id=None, action="sign_in.refused", subject=str(user_id or "nobody"))
     raise WrongPassword
+
+
+async def _known(sessionmaker: SessionMaker, email: str, mark: str) -> uuid.UUID | None:
+    """Whose account this is, if the mark was made for them."""
+    async with sessionmaker.begin() as session:
+        user_id, stored = await _find_account(session, email)
+    return user_id if stored and browsers.is_known(mark, stored) else None
 
 
 async def _find_account(session: AsyncSession, email: str) -> tuple[uuid.UUID | None, str | None]:
@@ -76,8 +101,9 @@ async def _find_account(session: AsyncSession, email: str) -> tuple[uuid.UUID | 
 
 async def change_password(
     sessionmaker: SessionMaker, session: AsyncSession, *, user: User, token: str, current: str, new: str
-) -> None:
-    """Give oneself a new password. All other sessions end; this one, whose secret is `token`, stays.
+) -> str:
+    """Give oneself a new password; returns the mark by which this browser is known from now on. All other sessions end;
+    this one, whose secret is `token`, stays.
 
     Raises:
         TooManyAttempts: the current password was guessed at too often.
@@ -92,6 +118,7 @@ async def change_password(
     await passwords.store(session, user.id, made)
     await service.end_sessions(session, user_id=user.id, but=token, actor_id=user.id)
     await audit(session, actor_id=user.id, action="password.change", subject=str(user.id))
+    return browsers.mark(made)
 
 
 async def _require_current(sessionmaker: SessionMaker, session: AsyncSession, user: User, current: str) -> None:
@@ -102,7 +129,9 @@ async def _require_current(sessionmaker: SessionMaker, session: AsyncSession, us
     await let_go(session)
     async with sessionmaker.begin() as counting:
         await attempts.count(counting, {attempts.account_key(user.email or str(user.id)): attempts.PER_ACCOUNT})
-    if not await passwords.verify(current, stored):
+    async with passwords.HASHING.turn(user.id, passwords.KNOWN):
+        is_right = await passwords.verify(current, stored)
+    if not is_right:
         raise Invalid.field("current", "is not your password")
 
 

@@ -25,7 +25,7 @@ async def find_project(session: AsyncSession, key: str) -> Project:
         return await service.get_project_by_slug(session, key)
 
 
-def project_of_path(caller: Annotated[ApiCaller, Depends(find_caller)]) -> Project:
+async def project_of_path(caller: Annotated[ApiCaller, Depends(find_caller)]) -> Project:
     """The project of an API address or body, which the guards found and asked about already."""
     assert isinstance(caller.project, Project), "this request names no project"
     return caller.project
@@ -37,7 +37,7 @@ def known_project(caller: ApiCaller) -> AnyProject:
     return caller.project
 
 
-def project_of_slug(access: AccessDep) -> Project:
+async def project_of_slug(access: AccessDep) -> Project:
     """The project of a page's address. Whoever has no role in it was sent away by the guards."""
     assert isinstance(access.project, Project), "this address names no project"
     return access.project

@@ -72,7 +72,7 @@ class ImportedFile:
         return ImportRefused.unless_stored(report)
 
 
-def sent_file(
+async def sent_file(
     project: ApiProject,
     caller: WriteCaller,
     request: Request,

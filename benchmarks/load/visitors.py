@@ -9,12 +9,16 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import httpx2
 
+from app.accounts.browsers import COOKIE as MARK
+
 CYCLES_A_SECOND = 10
 SIGN_INS_A_SECOND = 2
+FIRST_SIGN_INS_A_SECOND = 0.5
 LOOKS_A_SECOND = 5
 PASSWORD = "four words are enough"  # noqa: S105 (of people who are made for one run)
 
@@ -58,15 +62,20 @@ class Visitors:
         self.people = people
         self.members = members
         self._next_person = 0
+        # What the browser of each member keeps of signing in.
+        self._marks: dict[str, str] = {}
 
     async def visit(self, seconds: float) -> Felt:
         """All of them for a while. Each request is due at its moment: what is late counts from there."""
         felt = Felt()
         limits = httpx2.Limits(max_connections=200, max_keepalive_connections=200)
         async with httpx2.AsyncClient(base_url=self.base, timeout=60, limits=limits) as client:
+            # These are many people's browsers: nothing that one of them is given is sent by another.
+            client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
             await asyncio.gather(
                 at_pace(CYCLES_A_SECOND, seconds, lambda due: self._rank(client, felt, due)),
                 at_pace(SIGN_INS_A_SECOND, seconds, lambda due: self._sign_in(client, felt, due)),
+                at_pace(FIRST_SIGN_INS_A_SECOND, seconds, lambda due: self._sign_in_first(client, felt, due)),
                 at_pace(LOOKS_A_SECOND, seconds, lambda due: self._look(client, felt, due)),
             )
         return felt
@@ -89,10 +98,25 @@ class Visitors:
         felt.note("submit", begun, await client.post(place, json={"order": order}, headers=headers), 201)
 
     async def _sign_in(self, client: httpx2.AsyncClient, felt: Felt, due: float) -> None:
-        """With the right password."""
-        data = {"email": random.choice(self.members), "password": PASSWORD}
-        answer = await client.post("/sign-in", data=data, headers={"sec-fetch-site": "same-origin"})
+        """Again, in the browser in which they did before."""
+        member = random.choice(self.members)
+        answer = await self._send_password(client, member, self._marks.get(member))
         felt.note("sign-in", due, answer, 303)
+
+    async def _sign_in_first(self, client: httpx2.AsyncClient, felt: Felt, due: float) -> None:
+        """In a browser in which they never did."""
+        felt.note("first sign-in", due, await self._send_password(client, random.choice(self.members), None), 303)
+
+    async def meet(self) -> None:
+        """Every member signs in once."""
+        async with httpx2.AsyncClient(base_url=self.base, timeout=60) as client:
+            for member in self.members:
+                client.cookies.clear()
+                self._marks[member] = (await self._send_password(client, member, None)).cookies[MARK]
+
+    async def _send_password(self, client: httpx2.AsyncClient, member: str, mark: str | None) -> httpx2.Response:
+        headers = {"sec-fetch-site": "same-origin"} | ({"cookie": f"{MARK}={mark}"} if mark else {})
+        return await client.post("/sign-in", data={"email": member, "password": PASSWORD}, headers=headers)
 
     async def _look(self, client: httpx2.AsyncClient, felt: Felt, due: float) -> None:
         """Whether the process is alive, as whatever watches over it asks."""

@@ -244,14 +244,20 @@ ALLOWED = {
 }
 
 
-def routes(routers: list[APIRouter]) -> Iterator[str]:
-    """Method and path of every route, those of routers within routers too."""
+def every_route(routers: list[APIRouter]) -> Iterator[APIRoute]:
+    """Every route, those of routers within routers too."""
     for router in routers:
         for route in router.routes:
             if isinstance(route, APIRoute):
-                yield from (f"{method} {route.path}" for method in sorted(route.methods or ()))
+                yield route
             else:
-                yield from routes([route.original_router])  # type: ignore[attr-defined]
+                yield from every_route([route.original_router])  # type: ignore[attr-defined]
+
+
+def routes(routers: list[APIRouter]) -> Iterator[str]:
+    """Method and path of every route."""
+    for route in every_route(routers):
+        yield from (f"{method} {route.path}" for method in sorted(route.methods or ()))
 
 
 ID_GAP = re.compile(r"\{(?!project_id)\w+_id(:\w+)?\}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fastapi.dependencies.models import Dependant
 from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -13,6 +16,8 @@ from app.accounts.models import Role, Scope
 from app.accounts.service import create_token
 from app.config import Settings
 from app.db import make_engine, make_sessionmaker
+from app.main import DOMAINS, PAGES
+from tests.app.matrix import every_route
 from tests.borrowed import borrowed_app
 from tests.factories import make_user
 
@@ -58,3 +63,22 @@ async def test_who_gets_no_connection_is_told_to_try_again(fresh_database_url: s
                 assert (await client.get("/api/v1/projects")).status_code == 503
             assert (await client.get("/api/v1/projects")).status_code == 401
     await engine.dispose()
+
+
+def calls(dependant: Dependant) -> Iterator[Callable[..., object]]:
+    """What is called to answer a route: its handler, and all that this depends on."""
+    assert dependant.call
+    yield dependant.call
+    for needed in dependant.dependencies:
+        yield from calls(needed)
+
+
+def test_nothing_that_answers_waits_for_a_thread() -> None:
+    """FastAPI runs what is no coroutine in a thread: two milliseconds of each request, where others want the core."""
+    every = {
+        call
+        for route in every_route([module.router for module in (*PAGES, *DOMAINS)])
+        for call in calls(route.dependant)
+    }
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    assert {call for call in every if not any(kind(call) or kind(type(call).__call__) for kind in kinds)} == set()

@@ -7,11 +7,10 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack
 from datetime import timedelta
 from email.message import Message
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from aiosmtpd.controller import Controller
@@ -20,7 +19,7 @@ from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import attempts, passwords, service, signing_in
+from app.accounts import attempts, browsers, passwords, service, signing_in
 from app.accounts.devices import device_name
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import Attempts, AuditEntry, Password, Role, SignInLink, User, UserSession
@@ -90,33 +89,114 @@ async def test_a_wrong_password_takes_a_hash_even_where_there_is_no_account(monk
     assert len(hashed) == 1
 
 
-async def test_a_crowd_at_the_door_is_told_so_at_once(client: AsyncClient, session: AsyncSession) -> None:
+class Crowd:
+    """Strangers from ever other addresses, who have every turn and every place behind, until one of them goes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.hashing = passwords.Hashing(num_threads=1)
+        monkeypatch.setattr(passwords, "HASHING", self.hashing)
+        self.stays: list[asyncio.Event] = []
+
+    async def stand(self, number: int) -> None:
+        async with self.hashing.turn(number):
+            await self.stays[number].wait()
+
+    async def __aenter__(self) -> Self:
+        self.stays = [asyncio.Event() for _ in range(passwords.MOST_WAITING + 2)]
+        self.people = [asyncio.create_task(self.stand(number)) for number in range(len(self.stays))]
+        await asyncio.sleep(0)
+        assert self.hashing.turns.num_waiting == passwords.MOST_WAITING
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for stay in self.stays:
+            stay.set()
+        await asyncio.gather(*self.people)
+        assert self.hashing.turns.num_waiting == 0
+
+
+async def test_a_stranger_in_a_crowd_is_told_so_at_once(
+    client: AsyncClient, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await with_password(session)
-    with ExitStack() as crowd:
-        for _ in range(passwords.MOST_AT_ONCE):
-            crowd.enter_context(passwords.HASHING.place())
+    async with Crowd(monkeypatch):
         refused = await try_password(client)
         assert (refused.status_code, "Too many people" in refused.text) == (503, True)
         assert await session.scalar(select(func.count()).select_from(Attempts)) == 0, "who was refused has not tried"
     assert (await try_password(client)).status_code == 303
-    assert passwords.HASHING.num_taken == 0
 
 
-async def test_who_is_counted_has_a_place(
+async def test_a_crowd_of_strangers_leaves_every_second_turn_to_whom_we_know(
+    client: AsyncClient, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await with_password(session)
+    assert (await try_password(client)).status_code == 303
+    async with Crowd(monkeypatch) as crowd:
+        known = asyncio.create_task(try_password(client))
+        while crowd.hashing.turns.num_waiting == passwords.MOST_WAITING:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for stay in crowd.stays[:2]:
+            stay.set()
+        assert (await known).status_code == 303
+        assert crowd.hashing.turns.num_waiting >= passwords.MOST_WAITING - 2
+
+
+async def test_guesses_elsewhere_lock_nobody_out_of_their_own_browser(
+    client: AsyncClient, session: AsyncSession
+) -> None:
+    await with_password(session)
+    await try_password(client)
+    own = client.cookies[browsers.COOKIE]
+    client.cookies.clear()
+    guesses = [(await try_password(client, "a guess")).status_code for _ in range(attempts.PER_ACCOUNT + 1)]
+    assert guesses == [401] * attempts.PER_ACCOUNT + [429]
+    assert (await try_password(client)).status_code == 429
+    client.cookies.set(browsers.COOKIE, own)
+    assert (await try_password(client)).status_code == 303
+    client.cookies.clear()
+    assert (await try_password(client)).status_code == 429, "and that opens no door to those who guess"
+    client.cookies.set(browsers.COOKIE, own)
+    guesses = [(await try_password(client, "a guess")).status_code for _ in range(attempts.PER_ACCOUNT + 1)]
+    assert guesses == [401] * attempts.PER_ACCOUNT + [429], "who found the browser may not guess on"
+
+
+async def test_a_mark_is_for_one_person_and_one_password(client: AsyncClient, session: AsyncSession) -> None:
+    stored, other = [passwords.HASHER.hash(PASSWORD) for _ in range(2)]
+    mark = browsers.mark(stored)
+    assert browsers.is_known(mark, stored)
+    assert mark != browsers.mark(stored)
+    for forged in (None, "", "é" * 96, mark[:-1], mark[:32], "0" * 32 + mark[32:], mark + "0"):
+        assert not browsers.is_known(forged, stored)
+    assert not browsers.is_known(mark, other)
+
+
+async def test_who_changes_a_password_is_known_by_the_new_one(client: AsyncClient, session: AsyncSession) -> None:
+    user = await with_password(session)
+    await try_password(client)
+    before = client.cookies[browsers.COOKIE]
+    await client.post("/account/password", data={"current": PASSWORD, "password": "a whole new one"}, headers=FORM)
+    stored = await passwords.stored_hash(session, user.id)
+    assert stored
+    assert browsers.is_known(client.cookies[browsers.COOKIE], stored)
+    assert not browsers.is_known(before, stored)
+
+
+async def test_who_is_counted_has_a_turn(
     client: AsyncClient, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a burst would be counted, and then refused."""
-    taken: list[int] = []
+    hashing, free = passwords.Hashing(num_threads=1), list[int]()
+    monkeypatch.setattr(passwords, "HASHING", hashing)
     count = attempts.count
 
     async def noted(counting: AsyncSession, limits: Mapping[bytes, int]) -> None:
-        taken.append(passwords.HASHING.num_taken)
+        free.append(hashing.turns.num_free)
         await count(counting, limits)
 
     monkeypatch.setattr(attempts, "count", noted)
     await with_password(session)
     await try_password(client)
-    assert taken == [1]
+    assert (free, hashing.turns.num_free) == ([1], 2)
 
 
 async def test_after_each_hash_there_is_a_rest_as_long() -> None:
