@@ -15,10 +15,10 @@ pytestmark = pytest.mark.soak
 
 HOURS = 3600
 COVERED = 0.7
-"""Of the room between one half and the ceiling. The goal is 0.85 (docs/loop.md)."""
+"""Of the room between one half and the ceiling: what was measured, less a margin. The goal is 0.85 (docs/loop.md)."""
 MOST_NATS = 10.0
-REWARD_SHARE = 0.85
-"""Of the accuracy that the true utilities have on the same noisy rankings. The goal is 0.95, and not reached."""
+REWARD_SHARE = 0.92
+"""Of the accuracy that the true utilities have on the same noisy rankings: as above. The goal is 0.95."""
 
 
 @pytest.mark.timeout(3 * HOURS)
