@@ -6,6 +6,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
+
+from anyio import CancelScope
 
 log = logging.getLogger(__name__)
 
@@ -30,3 +33,16 @@ async def repeat(job: Job) -> None:
             await job.do()
         except Exception:
             log.exception("%s failed; trying again in %s s", job.name, job.every)
+
+
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel it once, and wait until it is over.
+
+    Where a reader went away, anyio cancels whoever waits here again and again, and `gather` would pass that on: a task
+    that is cancelled while it takes back a question to the database has psycopg drop the connection.
+    """
+    task.cancel()
+    with CancelScope(shield=True):
+        await asyncio.wait([task])
+    # Looked at, so that nobody logs it: who went away does not ask what became of it.
+    _ = task.cancelled() or task.exception()

@@ -8,6 +8,7 @@ nobody else gets one.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.background import end
 from app.errors import RankloopError, TooLarge, Unauthorized, refusal
 from app.security import SAFE_METHODS, Refuse
 from app.validation import SENTENCES
@@ -28,6 +30,8 @@ KEPT_BYTES = 1024 * 1024
 # Who is known stands in the database.
 DATABASE_TROUBLE = (OperationalError, NoConnectionFree)
 PIECE_BYTES = 256 * 1024
+MOST_DIGITS = 20
+"""Of a number of bytes: more than any disk has."""
 MOST_AHEAD = 256 * 1024 * 1024
 """Of an answer that nobody reads: a disk has an end, too. Beyond it the source waits for its reader."""
 
@@ -105,15 +109,18 @@ class WholeBodies:
                 await body.seek(0)
                 return True
 
-    def _require_fitting(self, size: int) -> None:
+    def _require_fitting(self, size: float) -> None:
         if size > self._most:
             raise TooLarge(errors=[refusal("body", SENTENCES["body_size"], number=f"{self._most:,}")])
 
 
-def announced(request: Request) -> int:
+def announced(request: Request) -> float:
     """The bytes that a body will have, by its own account; 0: it does not say."""
     length = request.headers.get("content-length", "")
-    return int(length) if length.isascii() and length.isdigit() else 0
+    if not (length.isascii() and length.isdigit()):
+        return 0
+    # Python refuses to read numbers of thousands of digits, which no body needs.
+    return int(length) if len(length) < MOST_DIGITS else math.inf
 
 
 async def beginning(receive: Receive, most: int) -> Message:
@@ -193,5 +200,4 @@ async def read_ahead(source: AsyncIterable[bytes], most: int = MOST_AHEAD) -> As
                     await has_more.wait()
             await filling
         finally:
-            filling.cancel()
-            await asyncio.gather(filling, return_exceptions=True)
+            await end(filling)

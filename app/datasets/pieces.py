@@ -20,6 +20,7 @@ from psycopg.rows import class_row
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.background import end
 from app.datasets.models import Dataset, DatasetPiece
 from app.db import SessionMaker
 
@@ -176,8 +177,7 @@ async def one_ahead(items: AsyncGenerator[T]) -> AsyncGenerator[T]:
                 waiting = asyncio.create_task(take(items))
                 yield item
         finally:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
+            await end(waiting)
 
 
 async def take(items: AsyncGenerator[T]) -> T | None:

@@ -11,10 +11,11 @@ import pytest
 from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import Request
 
 from app.accounts.models import Role, Scope
 from app.accounts.service import create_token
-from app.bodies import KEPT_BYTES, read_ahead
+from app.bodies import KEPT_BYTES, announced, read_ahead
 from app.config import Settings
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.prompts.models import Prompt
@@ -197,3 +198,11 @@ async def test_a_long_body_while_the_database_is_away_is_503() -> None:
                 assert (await client.post("/api/v1/projects/x/prompts:import", content=pieces(40))).status_code == 503
     finally:
         await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("length", "num"),
+    [(b"5", 5), (b"9" * 19, 10**19 - 1), (b"9" * 5_000, float("inf")), (b"-5", 0), ("٥".encode(), 0), (b"", 0)],
+)
+def test_any_length_can_be_announced(length: bytes, num: float) -> None:
+    assert announced(Request({"type": "http", "headers": [(b"content-length", length)]})) == num
