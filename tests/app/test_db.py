@@ -16,6 +16,7 @@ from app.db import (
     check_connection,
     committed,
     make_engine,
+    make_late_engine,
     make_sessionmaker,
 )
 
@@ -100,5 +101,19 @@ async def test_a_database_that_may_forget_what_it_took_is_not_used(empty_databas
     try:
         with pytest.raises(DatabaseUnreachable, match="synchronous_commit off"):
             await check_connection(engine)
+    finally:
+        await engine.dispose()
+
+
+async def test_who_ranks_is_looked_up_by_key(empty_database_url: str) -> None:
+    engine = make_late_engine(empty_database_url, pool_size=1)
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text("create table people as select n from generate_series(1, 150) n"))
+            await connection.execute(text("create unique index on people (n)"))
+            await connection.execute(text("analyze people"))
+            plan = (await connection.execute(text("explain select from people where n = 7"))).scalars().all()
+            assert "Index" in plan[0]
+            assert await connection.scalar(text("show statement_timeout")) == "2min"
     finally:
         await engine.dispose()

@@ -252,3 +252,18 @@ def test_root_copies_programs_that_the_server_cannot_reach(folder: Path, monkeyp
     monkeypatch.setattr(embedded, "choose_programs", lambda cluster: hidden)
     with EmbeddedPostgres(folder, durable=False) as server:
         assert fetch_one(server.url("postgres"), "select 1") == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "megabytes"), [("max\n", None), (f"{4 * 2**30}\n", 512), (f"{256 * 2**20}\n", 128), (None, None)]
+)
+def test_memory_for_pages_goes_by_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, megabytes: int | None
+) -> None:
+    file = tmp_path / "memory.max"
+    monkeypatch.setattr(embedded, "CONTAINER_LIMIT", file)
+    of_the_machine = embedded.shared_megabytes()
+    assert 128 <= of_the_machine <= 2048
+    if limit is not None:
+        file.write_text(limit)
+    assert embedded.shared_megabytes() == min(of_the_machine, megabytes or of_the_machine)
