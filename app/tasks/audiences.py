@@ -61,14 +61,15 @@ async def waiting_elsewhere(session: AsyncSession, project: AnyProject, annotato
     return [Elsewhere(language, skills, count) for language, skills, count in await session.execute(query)]
 
 
-# Tasks wait, and of all who have a role here nobody belongs to their audience.
+# Tasks wait, and of all who have a role here nobody belongs to their audience. The limit has one task of each audience
+# looked up: as a mere condition, PostgreSQL may first put together the audiences of all tasks that wait.
 FOR_NOBODY = text(
     """
-    select a.* from audiences a
-    where a.project_id = :project_id and exists (
+    select a.* from audiences a, lateral (
         select from tasks t
-        where t.audience_id = a.id and t.num_taken < t.overlap and t.withdrawn_at is null and not t.is_gold
-    ) and not exists (
+        where t.audience_id = a.id and t.num_taken < t.overlap and t.withdrawn_at is null and not t.is_gold limit 1
+    ) waiting
+    where a.project_id = :project_id and not exists (
         select from users u left join memberships m on m.user_id = u.id and m.project_id = a.project_id
         where u.disabled_at is null and coalesce(m.role, u.role) is not null and is_in_audience(a, u, m)
     ) order by a.language, a.skills
