@@ -14,10 +14,10 @@ import pytest
 pytestmark = pytest.mark.soak
 
 HOURS = 3600
-COVERED = 0.7
+COVERED = 0.65
 """Of the room between one half and the ceiling: what was measured, less a margin. The goal is 0.85 (docs/loop.md)."""
 MOST_NATS = 10.0
-REWARD_SHARE = 0.92
+REWARD_SHARE = 0.9
 """Of the accuracy that the true utilities have on the same noisy rankings: as above. The goal is 0.95."""
 
 
