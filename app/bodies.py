@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.background import end
@@ -163,6 +164,26 @@ def again(body: UploadFile, receive: Receive) -> Receive:
         return {"type": "http.request", "body": piece, "more_body": not has_ended}
 
     return receive_again
+
+
+class StreamedBody(StreamingResponse):
+    """An answer piece by piece. When its reader goes away, what makes it is cancelled once, and ended in peace.
+
+    Starlette leaves that to anyio, which cancels again at each turn of the loop: whatever waits for the database is
+    interrupted while it takes back its question, and psycopg drops the connection.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, or as much of it as its reader waits for."""
+        sending = asyncio.create_task(self.stream_response(send))
+        listening = asyncio.create_task(self.listen_for_disconnect(receive))
+        try:
+            await asyncio.wait((sending, listening), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                await sending
+        finally:
+            await end(listening)
+            await end(sending)
 
 
 async def read_ahead(source: AsyncIterable[bytes], most: int = MOST_AHEAD) -> AsyncGenerator[bytes]:

@@ -12,14 +12,14 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette import status
 from starlette.types import Receive, Scope, Send
 
 from app import assets, i18n
-from app.bodies import read_ahead
+from app.bodies import StreamedBody, read_ahead
 from app.config import Settings
 from app.db import SessionMaker, committed
 from app.errors import FieldError, RankloopError
@@ -144,9 +144,7 @@ def see_other(url: str) -> RedirectResponse:
     return RedirectResponse(url, status.HTTP_303_SEE_OTHER)
 
 
-def stream(
-    request: Request, chunks: Callable[[AsyncSession], AsyncIterator[bytes]], **headers: str
-) -> StreamingResponse:
+def stream(request: Request, chunks: Callable[[AsyncSession], AsyncIterator[bytes]], **headers: str) -> StreamedBody:
     """JSON lines, from a session of their own: that of the request ends before the first chunk is sent, and this one as
     soon as all was read, however slowly it is sent.
     """
@@ -158,7 +156,7 @@ def stream(
                 yield chunk
 
     names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return StreamingResponse(read_ahead(body()), media_type=MEDIA_TYPE, headers=names)
+    return StreamedBody(read_ahead(body()), media_type=MEDIA_TYPE, headers=names)
 
 
 def local_path(url: str | None, default: str = "/") -> str:

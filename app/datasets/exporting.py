@@ -15,10 +15,11 @@ from urllib.parse import quote
 import orjson
 import zstandard
 from fastapi import Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette import status
 
+from app.bodies import StreamedBody
 from app.datasets import pieces, service
 from app.datasets.cards import card_markdown
 from app.datasets.models import Dataset
@@ -205,11 +206,11 @@ async def download(
     if wanted is None:
         if export.is_frozen_form:
             headers["Content-Length"] = str(await export.count_bytes())
-        return StreamingResponse(export.chunks(), media_type=export.media_type, headers=headers)
+        return StreamedBody(export.chunks(), media_type=export.media_type, headers=headers)
     size = await export.count_bytes()
     first, last = in_file(wanted, size)
     headers |= {"Content-Range": f"bytes {first}-{last}/{size}", "Content-Length": str(last - first + 1)}
-    return StreamingResponse(
+    return StreamedBody(
         export.part(first, last + 1),
         status_code=status.HTTP_206_PARTIAL_CONTENT,
         media_type=export.media_type,

@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from starlette import status
 
 from app.accounts.guards import AnnotateCaller, Ranker, ReadCaller
 from app.accounts.quick import QuickRoute
+from app.bodies import StreamedBody
 from app.db import SessionMaker
 from app.errors import BadRequest
 from app.projects.guards import ApiProject, find_project
@@ -101,7 +101,7 @@ async def list_rankings(
     after = read_cursor(cursor)
     if NDJSON in request.headers.get("accept", ""):
         lines = stream_rankings(request.app.state.sessionmaker, project.id, after)
-        return StreamingResponse(lines, media_type=NDJSON)
+        return StreamedBody(lines, media_type=NDJSON)
     views = await service.follow_rankings(session, project_id=project.id, after=after, limit=limit)
     following = views[-1].cursor if views else cursor
     return RankingPage(items=[RankingOut.of(view) for view in views], next_cursor=following)
@@ -162,9 +162,9 @@ async def list_changes(
     accepted = request.headers.get("accept", "")
     sessionmaker: SessionMaker = request.app.state.sessionmaker
     if EVENTS in accepted:
-        return StreamingResponse(change_events(changes.follow(sessionmaker, project.id, after)), media_type=EVENTS)
+        return StreamedBody(change_events(changes.follow(sessionmaker, project.id, after)), media_type=EVENTS)
     if NDJSON in accepted:
-        return StreamingResponse(change_lines(changes.all_changes(sessionmaker, project.id, after)), media_type=NDJSON)
+        return StreamedBody(change_lines(changes.all_changes(sessionmaker, project.id, after)), media_type=NDJSON)
     found = await changes.list_changes(session, project_id=project.id, after=after, limit=limit)
     following = found[-1].cursor if found else since
     return ChangePage(items=[ChangeOut.of(change) for change in found], next_cursor=following)

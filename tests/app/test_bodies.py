@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 from httpx2 import ASGITransport, AsyncClient
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
+from starlette.types import Message
 
 from app.accounts.models import Role, Scope
 from app.accounts.service import create_token
-from app.bodies import KEPT_BYTES, announced, read_ahead
+from app.bodies import KEPT_BYTES, StreamedBody, announced, read_ahead
 from app.config import Settings
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.prompts.models import Prompt
@@ -121,6 +122,61 @@ async def test_no_room_for_a_body_is_503_until_there_is(
             assert (await client.post(address, content=pieces(60))).status_code == 503
             filler.unlink()
             assert (await client.post(address, content=pieces(60))).status_code == 200
+
+
+@pytest.mark.real_commits
+async def test_a_reader_who_leaves_while_the_database_works_costs_no_connection(
+    fresh_database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(fresh_database_url, pool_size=1)
+    sessions = make_sessionmaker(engine)
+    works = asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        async with sessions.begin() as session:
+            # As exports ask. SQLAlchemy gives up a connection whose question was cancelled, whatever became of it.
+            connection = (await (await session.connection()).get_raw_connection()).driver_connection
+            assert connection is not None
+            works.set()
+            await connection.execute("select pg_sleep(60)")
+            yield b"never"
+
+    async def receive() -> Message:
+        await works.wait()
+        await asyncio.sleep(0.2)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        assert not message.get("body")
+
+    async def server_process() -> int:
+        async with sessions() as session:
+            return int(await session.scalar(text("select pg_backend_pid()")) or 0)
+
+    before = await server_process()
+    async with asyncio.timeout(20):
+        await StreamedBody(source())({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+    assert await server_process() == before
+    assert not [record.getMessage() for record in caplog.records if record.name.startswith("psycopg")]
+    await engine.dispose()
+
+
+async def test_a_source_that_fails_fails_its_streamed_answer() -> None:
+    async def source() -> AsyncIterator[bytes]:
+        yield b"as far as this"
+        raise ConnectionError
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+
+    sent: list[bytes] = []
+    with pytest.raises(ConnectionError):
+        await StreamedBody(source())({"type": "http"}, receive, send)
+    assert sent == [b"", b"as far as this"]
 
 
 async def test_a_source_does_not_wait_for_its_reader() -> None:
