@@ -6,7 +6,6 @@ through `app.rendering`, which has dear texts rendered elsewhere.
 
 import re
 import unicodedata
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cache
 from html import escape
@@ -24,6 +23,7 @@ from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
 from pygments.token import STANDARD_TYPES  # type: ignore[import-untyped]
 
 from app import markdown_math
+from app.remembering import Remembered
 
 # Longer texts, and texts built to make a parser slow, are shown as they are written.
 MAX_MARKDOWN_LENGTH = 20_000
@@ -78,39 +78,13 @@ JOINERS = "\u200c\u200d"
 JOINED_SCRIPTS = re.compile("[\u0600-\u06ff\u0900-\u0dff\u1780-\u17ff\ufe0f\u2190-\u2bff\U0001f000-\U0001faff]")
 
 
-class Kept:
-    """What was rendered lately, the oldest of it dropped when there is too much."""
-
-    def __init__(self, most: int = CACHE_SIZE) -> None:
-        self._most = most
-        self._html: OrderedDict[str, Markup] = OrderedDict()
-        self._size = 0
-
-    def get(self, text: str) -> Markup | None:
-        """The HTML of a text, if it is kept."""
-        if text not in self._html:
-            return None
-        self._html.move_to_end(text)
-        return self._html[text]
-
-    def put(self, text: str, html: Markup) -> Markup:
-        """Keep it, and give it back."""
-        if text not in self._html:
-            self._html[text] = html
-            self._size += len(text) + len(html)
-        while self._size > self._most:
-            old, made = self._html.popitem(last=False)
-            self._size -= len(old) + len(made)
-        return html
-
-
-KEPT = Kept()
+KEPT: Remembered[str, Markup] = Remembered(CACHE_SIZE, size=lambda text, html: len(text) + len(html))
 
 
 def render(text: str) -> Markup:
     """`text` as HTML that is safe to put on a page. The same text is rendered once."""
     known = KEPT.get(text)
-    return KEPT.put(text, _rendered(text)) if known is None else known
+    return KEPT.keep(text, _rendered(text)) if known is None else known
 
 
 def _rendered(text: str) -> Markup:

@@ -95,7 +95,7 @@ class Renderer:
                 html = await asyncio.get_running_loop().run_in_executor(self._asking, self._ask, text)
         except NoRoom:
             return markdown.as_written(text)
-        return markdown.KEPT.put(text, markdown.as_written(text) if html is None else Markup(html))  # noqa: S704 - rendered there
+        return markdown.KEPT.keep(text, markdown.as_written(text) if html is None else Markup(html))  # noqa: S704 - rendered there
 
     def _ask(self, text: str) -> str | None:
         """The process's answer; none if it did not survive the question. In the thread."""

@@ -18,9 +18,9 @@ from app.accounts.models import User
 from app.db import at_most
 from app.prompts.models import Completion, Prompt
 from app.quality.orders import Judgement
-from app.quality.remembering import Remembered
 from app.rankings.models import Ranking, RankingPlace
 from app.rankings.service import is_counted, is_current
+from app.remembering import Remembered
 from app.tasks.models import Lease, Purpose, Task, TaskCompletion
 
 Key = tuple[uuid.UUID, uuid.UUID | None]

@@ -21,11 +21,11 @@ from app.prompts.models import Prompt
 from app.quality import reading
 from app.quality.consensus import USUAL_RELIABILITY, Consensus, agree_on, disagreement
 from app.quality.models import Rejection, Review, ReviewState
-from app.quality.remembering import Remembered
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer, Rules, body_hash, tidy
 from app.rankings.models import Ranking
 from app.rankings.service import RankingView, is_current
+from app.remembering import Remembered
 from app.tasks import service as tasks
 from app.tasks.models import Task, TaskCompletion
 from app.tasks.service import LETTERS

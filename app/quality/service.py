@@ -26,10 +26,10 @@ from app.quality.detectors import Check, Crowd, Evidence, crowd_of, flags_of, re
 from app.quality.models import AnnotatorRecord, QualityFlag
 from app.quality.orders import Judgement
 from app.quality.people import Gold, Portrait, portray
-from app.quality.remembering import Remembered
 from app.rankings.models import Ranking
 from app.rankings.service import is_current
 from app.registry.models import Version
+from app.remembering import Remembered
 from app.tasks.standings import may_annotate
 
 # InstructGPT (Ouyang et al. 2022), section 3.4: how often its training labelers agreed with each other.

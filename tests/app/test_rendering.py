@@ -13,6 +13,7 @@ from markupsafe import Markup
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import markdown, rendering
+from app.remembering import Remembered
 from app.rendering import Renderer, Texts
 from app.turns import NoRoom
 from tests.app.test_markdown import BOMBS
@@ -47,7 +48,7 @@ def buggy() -> Iterator[Renderer]:
 
 @pytest.fixture
 def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(markdown, "KEPT", markdown.Kept())
+    monkeypatch.setattr(markdown, "KEPT", Remembered(100))
 
 
 @pytest.mark.parametrize("text", [HONEST, *BOMBS.values()])

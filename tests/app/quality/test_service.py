@@ -18,7 +18,6 @@ from app.quality import reading, service
 from app.quality.detectors import Check
 from app.quality.models import AnnotatorRecord, QualityFlag
 from app.quality.orders import Judgement
-from app.quality.remembering import Remembered
 from app.rankings.models import Ranking
 from app.tasks.models import GoldOrder, Task
 from tests.app.rankings.test_costs import counted
@@ -177,13 +176,6 @@ async def test_what_is_usual_is_worked_out_anew_when_a_hundredth_is_new(
     await make_ranking(session, task, places=[3, 2, 1])
     assert await service.usual_overview(session, project) == await service.overview(session, project) != first[0]
     assert (await service.usual_in(session, project)).num_people == 3
-
-
-def test_what_was_asked_for_last_is_remembered() -> None:
-    kept: Remembered[str, int] = Remembered(2)
-    assert (kept.get("a"), kept.keep("a", 1), kept.keep("b", 2), kept.get("a")) == (None, 1, 2, 1)
-    kept.keep("c", 3)
-    assert (kept.get("a"), kept.get("b"), kept.get("c")) == (1, None, 3)
 
 
 async def test_agreement_in_parts(session: AsyncSession) -> None:
