@@ -137,9 +137,14 @@ def test_sigterm_hands_a_team_s_run_back(house: House, team: House, tmp_path: Pa
     with (tmp_path / "log").open("wb") as stream:
         command = [sys.executable, "-m", "rankloop", "worker", "--once"]
         worker = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream)
-    wait_for(lambda: house.admin.run_metrics(run["id"]))
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(40) == 0
+    try:
+        # Two processes begin with torch at once, beside all else that a soak's machine does.
+        wait_for(lambda: house.admin.run_metrics(run["id"]), seconds=300)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(40) == 0
+    finally:
+        worker.kill()
+        worker.wait()
     waiting = house.admin.get_run(run["id"])
     assert (waiting["state"], waiting["attempt"]) == ("queued", 0)
     assert processes_of(run, 0) + processes_of(run, 1) == []
