@@ -18,7 +18,7 @@ from app.errors import Invalid
 from app.loop import asking, choosing, comparisons, judging, sampling, service, training
 from app.loop.comparisons import ComparisonEnded
 from app.loop.gates import GateState, Judged, Reason, Verdict, judge_policy, judge_reward
-from app.loop.models import Round
+from app.loop.models import ComparisonState, Round
 from app.projects.models import PolicyGate, Project, RewardGate
 from app.projects.service import get_project
 from app.prompts.models import Prompt, Split
@@ -203,7 +203,8 @@ async def comparison_ended(session: AsyncSession, event: ComparisonEnded) -> Non
     version = await registry.get_version(session, event.comparison.version_id)
     await session.refresh(version, with_for_update=True)
     live = await registry.live_version(session, project_id=version.project_id, kind=VersionKind.POLICY)
-    is_its_gate = live is not None and event.comparison.against_id == live.id
+    is_over = event.comparison.state == ComparisonState.SUPERSEDED
+    is_its_gate = is_over or (live is not None and event.comparison.against_id == live.id)
     if version.gate.get("state") == GateState.WAITING and is_its_gate:
         by_people = event.comparison.judge_version_id is None
         await settle_policy(session, version, judge_policy(event.comparison.state, by_people=by_people))

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.errors import Invalid
 from app.loop import comparisons
-from app.loop.models import Comparison, ComparisonState
+from app.loop.models import Comparison
 from app.projects.models import CompareNew, Project
 from app.registry import service as registry
 from app.registry.models import Version
@@ -29,12 +29,12 @@ async def ask_about(session: AsyncSession, project: Project, version: Version, *
 
 
 async def were_compared(session: AsyncSession, version: Version, against: Version) -> bool:
-    """Whether people were asked about these two already, as at a gate, and nobody broke that off."""
+    """Whether people were asked about these two already, as at a gate, and that was not broken off."""
     query = select(Comparison.id).where(
         Comparison.version_id == version.id,
         Comparison.against_id == against.id,
         Comparison.judge_version_id.is_(None),
-        Comparison.state != ComparisonState.STOPPED,
+        Comparison.state.not_in(comparisons.BROKEN_OFF),
     )
     return await session.scalar(query.limit(1)) is not None
 

@@ -32,6 +32,7 @@ from app.rankings.models import Ranking, RankingPlace
 from app.rankings.service import RankingStored, is_current
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
+from app.registry.service import VersionPromoted
 from app.runs import service as runs
 from app.runs.models import RunKind, RunState
 from app.runs.service import RunFinished
@@ -39,6 +40,8 @@ from app.tasks import making
 from app.tasks.models import Purpose, Task
 
 OPEN_STATES = (ComparisonState.SAMPLING, ComparisonState.RANKING)
+# Ended before anybody knew.
+BROKEN_OFF = (ComparisonState.STOPPED, ComparisonState.SUPERSEDED)
 # What nothing learns from comes first.
 HELD_OUT = (Split.TEST, Split.VALIDATION)
 DEFAULT_PROMPTS = 200
@@ -77,6 +80,7 @@ class ComparisonView:
     figures: Figures
     judge: Version | None = None
     """None: people."""
+    superseded_by: Version | None = None
 
 
 # Starting
@@ -198,6 +202,9 @@ async def run_finished(session: AsyncSession, event: RunFinished) -> None:
     )
     if comparison is None or comparison.state != ComparisonState.SAMPLING:
         return
+    if (live := await successor(session, comparison)) is not None:
+        await supersede(session, comparison, live)
+        return
     other_id = {comparison.version_run_id, comparison.against_run_id} - {event.run.id}
     other = await runs.get_run(session, other_id.pop())
     await session.refresh(other)
@@ -298,6 +305,8 @@ async def look(session: AsyncSession, comparison: Comparison) -> None:
             await close(session, comparison, ComparisonState.WORSE, found)
         elif not await num_left(session, comparison):
             await close(session, comparison, ComparisonState.UNDECIDED, found)
+        elif (live := await successor(session, comparison)) is not None:
+            await supersede(session, comparison, live)
     elif comparison.state not in OPEN_STATES:
         # What was locked while it closed.
         await withdraw_rest(session, comparison)
@@ -340,6 +349,51 @@ async def stop(session: AsyncSession, comparison: Comparison, *, actor_id: uuid.
         raise ComparisonClosed
     await close(session, comparison, ComparisonState.STOPPED, await measure(session, comparison))
     await audit(session, actor_id=actor_id, action="comparison.stop", subject=str(comparison.id))
+
+
+# When nobody asks any more
+
+
+async def version_promoted(session: AsyncSession, event: VersionPromoted) -> None:
+    """A policy goes live: end the comparisons that nobody began and that are about neither it nor against it.
+
+    What is locked is being ranked or sampled right now, and who holds it may wait for the caller: it is left alone, and
+    ends with that run, or with the next ranking.
+    """
+    live = event.version
+    if live.kind != VersionKind.POLICY:
+        return
+    query = select(Comparison).where(
+        Comparison.project_id == live.project_id,
+        Comparison.state.in_(OPEN_STATES),
+        Comparison.created_by.is_(None),
+        Comparison.version_id != live.id,
+        Comparison.against_id != live.id,
+    )
+    query = query.order_by(Comparison.number).execution_options(populate_existing=True)
+    for comparison in (await session.scalars(query.with_for_update(skip_locked=True))).all():
+        await supersede(session, comparison, live)
+
+
+async def successor(session: AsyncSession, comparison: Comparison) -> Version | None:
+    """The live policy, where a comparison that nobody began is about neither it nor against it."""
+    if comparison.created_by is not None:
+        return None
+    live = await registry.live_version(session, project_id=comparison.project_id, kind=VersionKind.POLICY)
+    is_about_it = live is None or live.id in (comparison.version_id, comparison.against_id)
+    return None if is_about_it else live
+
+
+async def supersede(session: AsyncSession, comparison: Comparison, live: Version) -> None:
+    """End a comparison that the caller has locked. What was ranked stays, and is shown."""
+    await runs.cancel_idle(session, run_ids=(comparison.version_run_id, comparison.against_run_id))
+    found = await measure(session, comparison)
+    comparison.superseded_by_id = live.id
+    await close(session, comparison, ComparisonState.SUPERSEDED, found)
+    await audit(session, actor_id=None, action="comparison.supersede", subject=str(comparison.id), version=live.number)
+
+
+# Figures
 
 
 async def measure(session: AsyncSession, comparison: Comparison) -> Figures:
@@ -416,12 +470,11 @@ async def view_of(session: AsyncSession, comparison: Comparison) -> ComparisonVi
         version=await registry.get_version(session, comparison.version_id),
         against=await registry.get_version(session, comparison.against_id),
         figures=await measure(session, comparison),
-        judge=await registry.get_version(session, comparison.judge_version_id) if comparison.judge_version_id else None,
+        judge=await named_version(session, comparison.judge_version_id),
+        superseded_by=await named_version(session, comparison.superseded_by_id),
     )
 
 
-async def newest_decision(session: AsyncSession, *, version: Version, against: Version) -> Comparison | None:
-    """The newest comparison of a version against another that has ended by itself."""
-    query = select(Comparison).where(Comparison.version_id == version.id, Comparison.against_id == against.id)
-    query = query.where(Comparison.state.not_in([*OPEN_STATES, ComparisonState.STOPPED]))
-    return await session.scalar(query.order_by(Comparison.number.desc()).limit(1))
+async def named_version(session: AsyncSession, version_id: uuid.UUID | None) -> Version | None:
+    """A version that a comparison may name."""
+    return None if version_id is None else await registry.get_version(session, version_id)

@@ -146,6 +146,8 @@ def difference(rows: Sequence[Judged]) -> Difference:
 def judge_policy(state: str, *, by_people: bool = True) -> Verdict:
     """Whether a new policy may go live, from how its comparison with the live one has ended."""
     verdict = GateState.PASSED if state == "better" else GateState.REFUSED
+    if state == "superseded":
+        return Verdict(verdict, Reason.ROUND_OVER)
     if by_people or state == "stopped":
         return Verdict(verdict, Reason.PREFERRED if state == "better" else Reason(state))
     return Verdict(verdict, Reason(f"judged_{state}"))

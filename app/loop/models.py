@@ -38,14 +38,15 @@ class Round(Base):
 class ComparisonState(StrEnum):
     """Where a comparison of two versions stands."""
 
-    # Both versions answer held-out prompts, and the judge scores them, where there is one -> ranking, stopped; with a
-    # judge also better, worse, undecided.
+    # Both versions answer held-out prompts, and the judge scores them, where there is one -> ranking, stopped,
+    # superseded; with a judge also better, worse, undecided.
     SAMPLING = "sampling"
-    RANKING = "ranking"  # people rank, without knowing it -> better, worse, undecided, stopped
+    RANKING = "ranking"  # people rank, without knowing it -> better, worse, undecided, stopped, superseded
     BETTER = "better"  # the version answers better than the other
     WORSE = "worse"
     UNDECIDED = "undecided"  # everything is ranked, and one half is still within the interval
     STOPPED = "stopped"  # by a person, before it was decided
+    SUPERSEDED = "superseded"  # nobody had begun it, and a policy went live that it did not ask about
 
 
 class Comparison(Base):
@@ -65,8 +66,13 @@ class Comparison(Base):
         Index("ix_comparisons_runs", "version_run_id"),
         Index("ix_comparisons_against_runs", "against_run_id"),
         CheckConstraint("version_id <> against_id", name="two_versions"),
-        CheckConstraint("state in ('sampling', 'ranking', 'better', 'worse', 'undecided', 'stopped')", name="state"),
+        CheckConstraint(
+            "state in ('sampling', 'ranking', 'better', 'worse', 'undecided', 'stopped', 'superseded')", name="state"
+        ),
         CheckConstraint("(state in ('sampling', 'ranking')) = (closed_at is null)", name="closed"),
+        # What nobody asks any more says which policy took its place, and a person's question is not taken back.
+        CheckConstraint("(state = 'superseded') = (superseded_by_id is not null)", name="superseded"),
+        CheckConstraint("state <> 'superseded' or created_by is null", name="superseded_unasked"),
     )
 
     id: Mapped[UuidKey]
@@ -82,6 +88,9 @@ class Comparison(Base):
     state: Mapped[str] = mapped_column(server_default=ComparisonState.SAMPLING, default=ComparisonState.SAMPLING)
     # app/loop/outcomes.py: Figures, as they were when it closed.
     figures: Mapped[EmptyObject]
+    # The policy that had gone live; null: it was not superseded.
+    superseded_by_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("versions.id"))
+    # Who began it; null: it came with a new policy, or with its gate.
     created_by: Mapped[UserId | None]
     created_at: Mapped[Created]
     closed_at: Mapped[datetime | None]

@@ -48,11 +48,13 @@ class ComparisonOut(BaseModel):
     """A blind comparison of two policies. `low` and `high` may be looked at after every ranking."""
 
     number: int
-    state: Literal["sampling", "ranking", "better", "worse", "undecided", "stopped"]
+    state: Literal["sampling", "ranking", "better", "worse", "undecided", "stopped", "superseded"]
     version_id: uuid.UUID
     against_id: uuid.UUID
     judge_version_id: uuid.UUID | None
     """The reward model that judges; null: people."""
+    superseded_by_id: uuid.UUID | None
+    """The policy that went live while nobody had begun this comparison; null: it was not superseded."""
     num_prompts: int
     num_ranked: int
     win_rate: float | None
@@ -66,6 +68,7 @@ class ComparisonOut(BaseModel):
     def of(cls, view: ComparisonView) -> ComparisonOut:
         """The wire shape of a comparison with its figures."""
         row, figures = view.comparison, view.figures
-        names = ("number", "state", "version_id", "against_id", "judge_version_id", "created_at", "closed_at")
+        named = ("version_id", "against_id", "judge_version_id", "superseded_by_id")
+        names = ("number", "state", *named, "created_at", "closed_at")
         said = ("num_prompts", "num_ranked", "win_rate", "low", "high", "labels")
         return cls(**{name: getattr(row, name) for name in names}, **{name: getattr(figures, name) for name in said})

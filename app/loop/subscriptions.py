@@ -8,6 +8,7 @@ from app.loop.comparisons import BothAnswered, ComparisonEnded
 from app.projects.service import ProjectCreated
 from app.prompts.service import CompletionsStored
 from app.rankings.service import RankingStored
+from app.registry.service import VersionPromoted
 from app.runs.service import RunFinished
 
 
@@ -16,6 +17,7 @@ def subscribe() -> None:
     events.subscribe(ProjectCreated, service.begin)
     events.subscribe(CompletionsStored, sampling.make_tasks)
     events.subscribe(RankingStored, comparisons.ranking_stored, only=comparisons.is_compared)
+    events.subscribe(VersionPromoted, comparisons.version_promoted)
     events.subscribe(BothAnswered, judging.both_answered)
     events.subscribe(ComparisonEnded, arrivals.comparison_ended)
     events.subscribe(ComparisonEnded, halts.comparison_ended)
