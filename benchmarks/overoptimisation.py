@@ -40,7 +40,7 @@ from trainer.ppo_learner import Learner
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
-from trainer.rollout import Question
+from trainer.rollout import Question, Rollout
 from trainer.sampling import LocalSampler, Prompt, SamplingSettings, encode_prompt
 from trainer.simulate import SAMPLING, TEMPERATURE, Annotators, K
 from trainer.simulate_cli import TRAINING
@@ -50,6 +50,8 @@ from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 POOL_SEED = 2026
 BETA_SHARE = 1 / 50
 NEVER = 10**9
+TOGETHER = 2
+"""Answers of the policy in one ranking of the guard's."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Setting:
     """That the reward model learns from."""
     num_guard_prompts: int = 128
     """Other prompts, whose answers people rank for the guard."""
-    guard_answers: int = 256
-    """That people rank at each look."""
+    guard_answers: int = 512
+    """That people know at each look: what the policy said before, they have ranked before."""
     guard_patience: int = 3
     """Looks."""
     num_examined: int = 128
@@ -116,6 +118,8 @@ class Story:
     """The version that the guard made: the true utility of the weights it kept."""
     stopped: int | None
     """After how many episodes the guard stopped the run."""
+    num_rankings: int = 0
+    """That people made for the guard until then."""
 
     @property
     def gains(self) -> tuple[float, float, float]:
@@ -206,32 +210,56 @@ class Examiner(SilentReporter):
         return Point(episodes, fmean(value for values in utilities_of(drawn).values() for value in values))
 
 
-class People:
-    """A guard's score that no model gives: of how many of the SFT policy's answers annotators prefer an answer to.
+class People(Guard):
+    """A guard that is no model: of how many of the SFT policy's answers annotators prefer an answer to.
 
-    They see each answer among K - 1 of the SFT policy's to the same prompt, and rank them through noise and ties, as
-    they rank in `rankloop simulate`.
+    They rank two answers of the policy to a prompt, among K - 2 of the SFT policy's, through noise and ties, as they
+    rank in `rankloop simulate`. An answer that the policy has given before keeps what they said of it then: that is no
+    work, and no noise between two looks.
     """
 
     def __init__(self, world: World, rankings: Sequence[Ranking], seed: int) -> None:
+        super().__init__(never_asked, questions_of(world, rankings))
+        self.num_rankings = 0
         self._tokenizer = load_tokenizer(world.source)
         self._rng = random.Random(f"people who guard {seed}")
-        questions = questions_of(world, rankings)
-        self._known = {tuple(asked.tokens): item for asked, item in zip(questions, rankings, strict=True)}
-        self._lengths = sorted({len(tokens) for tokens in self._known}, reverse=True)
+        self._known = {tuple(asked.tokens): item for asked, item in zip(self.questions, rankings, strict=True)}
+        self._said: dict[tuple[str, str], float] = {}
 
-    def __call__(self, tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
+    def judge(self, rollout: Rollout, config: PPOConfig) -> Tensor:
         """score_B, from 0 to 1."""
-        rows = zip(tokens_BL, attention_BL, strict=True)
-        return torch.tensor([self._share_of_wins(tokens[is_real].tolist()) for tokens, is_real in rows])
+        given = [self._read(rollout, row) for row in range(len(rollout.tokens_BL))]
+        waiting: dict[str, tuple[Ranking, list[str]]] = {}
+        for item, text in given:
+            texts = waiting.setdefault(item.prompt_id, (item, []))[1]
+            if (item.prompt_id, text) not in self._said and text not in texts:
+                texts.append(text)
+        for item, texts in waiting.values():
+            for start in range(0, len(texts), TOGETHER):
+                self._rank(item, texts[start : start + TOGETHER])
+        return torch.tensor([self._said[item.prompt_id, text] for item, text in given])
 
-    def _share_of_wins(self, tokens: list[int]) -> float:
-        num_asked = next(num for num in self._lengths if tuple(tokens[:num]) in self._known)
-        known = self._known[tuple(tokens[:num_asked])]
-        texts = [str(self._tokenizer.decode(tokens[num_asked:], skip_special_tokens=True))]
-        texts += [answer.text for answer in known.answers[:-1]]
-        place, *others = heard_places(known.messages[-1]["content"], texts, self._rng)
-        return fmean(1.0 if place < other else 0.5 if place == other else 0.0 for other in others)
+    def _read(self, rollout: Rollout, row: int) -> tuple[Ranking, str]:
+        """A prompt's answers of the SFT policy, and what the policy answers to it now."""
+        width = rollout.num_prompt_tokens
+        prompt = rollout.tokens_BL[row, :width][rollout.attention_BL[row, :width]]
+        answer = rollout.tokens_BL[row, width:][rollout.mask_BT[row]]
+        text = str(self._tokenizer.decode(answer.tolist(), skip_special_tokens=True))
+        return self._known[tuple(prompt.tolist())], text
+
+    def _rank(self, item: Ranking, texts: Sequence[str]) -> None:
+        """One ranking: which share of the SFT policy's answers each of these is preferred to, a tie being half."""
+        others = [answer.text for answer in item.answers[: K - len(texts)]]
+        places = heard_places(item.messages[-1]["content"], [*texts, *others], self._rng)
+        self.num_rankings += 1
+        for text, place in zip(texts, places, strict=False):
+            wins = [1.0 if place < other else 0.5 if place == other else 0.0 for other in places[len(texts) :]]
+            self._said[item.prompt_id, text] = fmean(wins)
+
+
+def never_asked(tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
+    """Where people judge, no model does."""
+    raise NotImplementedError
 
 
 def tell(world: World, seed: int, folder: Path) -> Story:
@@ -241,8 +269,9 @@ def tell(world: World, seed: int, folder: Path) -> Story:
     mixed = rng.sample(list(world.unranked), len(world.unranked))
     own = [ranked(item, rng) for item in mixed[: setting.num_rankings]]
     others = mixed[setting.num_rankings :]
-    guard = Guard(People(world, others, seed), questions_of(world, others))
-    return push(world, own, fit(world, own, seed, folder / "reward"), seed, guard)
+    people = People(world, others, seed)
+    story = push(world, own, fit(world, own, seed, folder / "reward"), seed, people)
+    return replace(story, num_rankings=people.num_rankings)
 
 
 def fit(world: World, rankings: Sequence[Ranking], seed: int, out: Path) -> RewardModel:
@@ -281,7 +310,7 @@ def push(world: World, rankings: Sequence[Ranking], reward: RewardModel, seed: i
     stopped = num_episodes if learner.progress.stopped_by == "guard" else None
     learner.progress.guard = None
     optimise(learner, reward, questions, tokenizer, config, examiner)
-    kept = next(exam for exam in examiner.exams if exam.episodes == judgement.num_episodes)
+    kept = next(exam for exam in examiner.exams if exam.episodes == judgement.kept.num_episodes)
     return Story(examiner.points, kept, stopped)
 
 
@@ -319,7 +348,7 @@ def show(figures: Mapping[str, Any], stories: Sequence[Story]) -> None:
         start = story.points[0].utility
         kept, best, last = (start + gain for gain in story.gains)
         stop = f"{story.stopped} episodes" if story.stopped else "never"
-        print(f"{number:>4} {start:7.3f} {best:7.3f} {last:11.3f} {kept:13.3f}   {stop}")
+        print(f"{number:>4} {start:7.3f} {best:7.3f} {last:11.3f} {kept:13.3f}   {stop}, {story.num_rankings} rankings")
     share = "" if figures["share_kept"] is None else f"; the guard keeps {figures['share_kept']:.1%} of the best gain"
     print(f"gain of true utility: best {figures['gain_at_best']:.3f}, at the end {figures['gain_at_end']:.3f}{share}")
 

@@ -227,8 +227,8 @@ class PPOConfig(_Config):
     guard_every: int = 1
     """Rollouts from one look of the guard to the next. More where its scores are dear. IG has no guard."""
     guard_patience: int = 3
-    """Stop after so many looks in a row in which the guard's score was below its best and the training score above
-    what it was then. IG has no guard."""
+    """Stop after so many looks in a row in which the guard's score was surely below its best (`trainer/ppo_guard.py`)
+    and the training score above what it was then. IG has no guard."""
     lora: Lora = "auto"
     """IG: full weights (null). "auto": adapters for a large model on a CPU, else full weights."""
     adam_eps: float = 1e-5

@@ -316,14 +316,14 @@ def _is_exploited(learner: Learner, config: PPOConfig, report: Reporter) -> bool
 def _consult(
     guard: Guard, learner: Learner, score: Score, sampler: LocalSampler, config: PPOConfig, report: Reporter
 ) -> dict[str, float]:
-    """What the guard says of the policy of now; where its score is the best so far, the weights are remembered."""
-    said, training_score = guard.ask(score, sampler, config, report)
+    """What the guard says of the policy of now; its weights are remembered, as they may turn out to be the best."""
     progress = learner.progress
+    look = guard.ask(score, sampler, config, report, num_episodes=progress.num_episodes)
     if progress.guard is None:
-        progress.guard = Judgement(said, said, training_score, progress.num_episodes)
-    elif progress.guard.hear(said, training_score, progress.num_episodes):
-        learner.remember()
-    return {"guard/score": said, "guard/training_score": training_score}
+        progress.guard = Judgement.begin(look)
+    else:
+        learner.remember(is_best=progress.guard.hear(look))
+    return {"guard/score": look.score, "guard/training_score": look.training_score}
 
 
 def _next_beta(beta: float, kl: float, num_episodes: int, config: PPOConfig) -> float:

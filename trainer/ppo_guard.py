@@ -2,54 +2,146 @@
 
 It is blind to what is true: it knows its own score of the answers to always the same questions, and the training
 reward model's. While both rise, the policy improves; where the training score rises and the guard's falls, it exploits.
+
+One look is noise and signal, and the best of many noisy looks is the luckiest one (the optimizer's curse; Smith and
+Winkler 2006). So three rules:
+
+1. A look stands as high as the mean of its score, counted twice, and its two neighbours' (Tukey's hanning; at either
+   end of the run, the look takes the missing neighbour's place).
+2. The version takes the weights of the look that stands highest.
+3. The run stops when the newest look is *surely* below that, so many times in a row, and the training score is above:
+   when the mean difference over the answers, each compared with those to the same draw of the same question, lies more
+   than 1.645 of its standard errors below 0 (95 %, one-sided).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer.config import PPOConfig
 from trainer.reporting import Reporter
-from trainer.rollout import Question, Score, roll_out, score_answers, walk
+from trainer.rollout import Question, Rollout, Score, roll_out, score_answers, walk
 from trainer.sampling import LocalSampler
+
+SURELY = 1.645
+"""Standard errors: 95 % of a normal law lie above so many below its mean."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is said of the answers of one moment; or of those of neighbouring moments, on average."""
+
+    scores: list[float]
+    """The guard's, of each answer: always the same draws to the same questions."""
+    training_score: float
+    """The mean of what the reward model says that trains."""
+    num_episodes: int
+    """Learned from until then."""
+
+    @property
+    def score(self) -> float:
+        """The guard's mean."""
+        return fmean(self.scores)
+
+    def among(self, before: Look, after: Look) -> Look:
+        """How high this look stands between its neighbours."""
+        scores = [
+            (left + 2 * own + right) / 4
+            for left, own, right in zip(before.scores, self.scores, after.scores, strict=True)
+        ]
+        return Look(scores, self.training_score, self.num_episodes)
+
+    def is_surely_below(self, other: Look) -> bool:
+        """Whether the guard likes these answers less than the other ones, by more than chance explains."""
+        differences = [ours - theirs for ours, theirs in zip(self.scores, other.scores, strict=True)]
+        if len(differences) < 2:
+            return False
+        return fmean(differences) + SURELY * stdev(differences) / math.sqrt(len(differences)) < 0
 
 
 @dataclass
 class Judgement:
-    """What a guard remembers: when its score was best, and for how long it has said that the reward is exploited."""
+    """What a guard remembers. How high a look stands is known after the next one: the newest does not stand fast."""
 
     first_score: float
-    best_score: float
-    training_score: float
-    """What the reward model that trains said when the guard's score was best."""
-    num_episodes: int
-    """Episodes learned from until then."""
+    recent: list[Look]
+    """The newest look, and the one before it."""
+    best: Look | None = None
+    """The highest that stands fast."""
     num_exploited: int = 0
-    """Looks in a row with a worse guard's score, and a better training score, than then."""
+    """Looks in a row that were surely below the best, with a better training score."""
 
-    def hear(self, score: float, training_score: float, num_episodes: int) -> bool:
-        """Both scores of the policy of now; whether it is the best so far."""
-        if score > self.best_score:
-            self.best_score, self.training_score, self.num_episodes = score, training_score, num_episodes
-            self.num_exploited = 0
-            return True
-        self.num_exploited = self.num_exploited + 1 if training_score > self.training_score else 0
-        return False
+    @classmethod
+    def begin(cls, look: Look) -> Judgement:
+        """The guard's first word."""
+        return cls(look.score, [look])
+
+    def hear(self, look: Look) -> bool:
+        """The policy of now; whether the look before it is the best that stands fast."""
+        *before, middle = self.recent
+        stands = middle.among(before[0] if before else middle, look)
+        self.recent = [middle, look]
+        is_best = self.best is None or stands.score > self.best.score
+        if is_best:
+            self.best = stands
+        kept = self.kept
+        is_exploited = look.training_score > kept.training_score and look.is_surely_below(kept)
+        self.num_exploited = self.num_exploited + 1 if is_exploited else 0
+        return is_best
+
+    @property
+    def newest(self) -> Look:
+        """How high the newest look stands so far."""
+        look = self.recent[-1]
+        return look.among(self.recent[0], look)
+
+    @property
+    def is_newest_best(self) -> bool:
+        """Whether the newest look stands highest of all."""
+        return self.best is None or self.newest.score > self.best.score
+
+    @property
+    def kept(self) -> Look:
+        """The look whose weights the version takes if the run ends now."""
+        return self.newest if self.best is None or self.is_newest_best else self.best
+
+    @property
+    def figures(self) -> dict[str, float | int]:
+        """What the run reports of it."""
+        kept = self.kept
+        return {
+            "first_score": self.first_score,
+            "best_score": kept.score,
+            "training_score": kept.training_score,
+            "num_episodes": kept.num_episodes,
+            "num_exploited": self.num_exploited,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Judgement:
+        """What `asdict` wrote."""
+        best = Look(**fields["best"]) if fields["best"] else None
+        return cls(**{**fields, "recent": [Look(**look) for look in fields["recent"]], "best": best})
 
     @property
     def verdict(self) -> str:
         """Why the run stops, for its log."""
+        kept = self.kept
         return (
-            f"for {self.num_exploited} looks the guard's score has been below its {self.best_score:.3f} after "
-            f"{self.num_episodes} episodes, while the training score rose: the policy exploits its reward model. The "
+            f"for {self.num_exploited} looks the guard's score has surely been below its {kept.score:.3f} after "
+            f"{kept.num_episodes} episodes, while the training score rose: the policy exploits its reward model. The "
             "version takes the weights of then."
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Guard:
     """A reward model that training never sees, and the questions whose answers it judges."""
 
@@ -57,10 +149,16 @@ class Guard:
     questions: Sequence[Question]
 
     @torch.no_grad()
-    def ask(self, score: Score, sampler: LocalSampler, config: PPOConfig, report: Reporter) -> tuple[float, float]:
-        """(its own mean score, that of the training reward model) of the policy's answers to its questions, which are
+    def ask(
+        self, score: Score, sampler: LocalSampler, config: PPOConfig, report: Reporter, *, num_episodes: int
+    ) -> Look:
+        """Its own scores, and those of the training reward model, of the policy's answers to its questions, which are
         always drawn with the same seeds."""
         asked = walk(self.questions, 0, config.guard_answers, config.seed, "guard")
         rollout = roll_out(sampler, asked, 0, config, report, is_episode=False)
-        said, training = (score_answers(rollout, judge, config).mean().item() for judge in (self.score, score))
-        return said, training
+        training = score_answers(rollout, score, config)
+        return Look(self.judge(rollout, config).tolist(), training.mean().item(), num_episodes)
+
+    def judge(self, rollout: Rollout, config: PPOConfig) -> Tensor:
+        """score_B of these answers."""
+        return score_answers(rollout, self.score, config)

@@ -29,7 +29,7 @@ class Progress:
     last_kl: float | None = None
     """Nats an answer in the last rollout."""
     guard: Judgement | None = None
-    """The guard's best so far; None where there is no guard, or before its first word."""
+    """What the guard remembers; None where there is no guard, or before its first word."""
     stopped_by: Literal["kl", "guard"] | None = None
     is_sampler_exact: bool | None = None
     """Whether the sampler's log-probabilities were those of training in the first rollout; None before it."""
@@ -51,7 +51,7 @@ class Progress:
     def from_json(cls, fields: Mapping[str, Any]) -> Progress:
         """What `asdict` wrote."""
         guard = fields.get("guard")
-        return cls(**{**fields, "guard": Judgement(**guard) if guard else None})
+        return cls(**{**fields, "guard": Judgement.from_json(guard) if guard else None})
 
     def result(self, refused: list[dict[str, str]], *, is_average: bool) -> PPOResult:
         """What the run reports at its end, after at least one rollout."""
@@ -83,7 +83,9 @@ class Learner:
     average: ParameterList | None = None
     """The policy's learning weights, averaged over the steps; None where the config does not ask for it."""
     best: ParameterList | None = None
-    """What the version would be if the guard's best moment were the last; None without a guard."""
+    """What the version would be if the guard's best look that stands fast were the last; None without a guard."""
+    newest: ParameterList | None = None
+    """The same of its newest look, of which the next one tells how good it was."""
 
     @classmethod
     def create(cls, policy: Policy, value_model: ValueModel, config: PPOConfig, *, is_guarded: bool = False) -> Learner:
@@ -99,12 +101,14 @@ class Learner:
             Progress(beta=config.beta),
             average=copies_of(learning_parameters(policy)) if config.ema_decay is not None else None,
             best=copies_of(learning_parameters(policy)) if is_guarded else None,
+            newest=copies_of(learning_parameters(policy)) if is_guarded else None,
         )
 
     @property
     def models(self) -> dict[str, Module]:
         """All whose weights a checkpoint keeps."""
-        models = {"policy": self.policy, "value": self.value_model, "average": self.average, "best": self.best}
+        models = {"policy": self.policy, "value": self.value_model, "average": self.average}
+        models |= {"best": self.best, "newest": self.newest}
         return {name: model for name, model in models.items() if model is not None}
 
     def follow(self, decay: float) -> None:
@@ -114,14 +118,19 @@ class Learner:
             for averaged, parameter in zip(self.average, learning_parameters(self.policy), strict=True):
                 averaged.lerp_(parameter, 1.0 - decay)
 
-    def remember(self) -> None:
-        """This is the best moment so far."""
+    def remember(self, *, is_best: bool) -> None:
+        """The guard has looked; whether its look before was the best."""
         assert self.best is not None
-        assign(self.best, self.average or learning_parameters(self.policy))
+        assert self.newest is not None
+        if is_best:
+            assign(self.best, self.newest)
+        assign(self.newest, self.average or learning_parameters(self.policy))
 
     def settle(self) -> None:
         """The run is over: the policy takes the weights that are kept."""
-        kept = self.best or self.average
+        guard = self.progress.guard
+        guarded = self.newest if guard is not None and guard.is_newest_best else self.best
+        kept = guarded or self.average
         if kept is not None:
             assign(learning_parameters(self.policy), kept)
 
@@ -171,6 +180,6 @@ class PPOResult(RunResult):
             "seconds": self.seconds,
             "refused": self.refused,
             "is_average": self.is_average,
-            "guard": asdict(self.guard) if self.guard else None,
+            "guard": self.guard.figures if self.guard else None,
             "stopped_by": self.stopped_by,
         }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -20,12 +21,15 @@ from benchmarks.overoptimisation import (
     figures_of,
     make_world,
     plot,
-    questions_of,
     tell,
 )
 from tests.trainer.tiny import WORDS, save_tiny
+from trainer.config import PPOConfig
 from trainer.pocket.world import Quality, answer_of_quality, held_out_requests
 from trainer.preferences import Answer, Ranking
+from trainer.rollout import make_rollout
+from trainer.sampling import Generated
+from trainer.simulate import K
 from trainer.weights import ModelSource, load_tokenizer
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -69,8 +73,18 @@ def test_a_guard_keeps_weights_that_were_examined_and_the_run_goes_on(tmp_path: 
     assert found.kept.utility in [point.utility for point in found.points if point.episodes == found.kept.episodes]
 
 
-def test_people_who_guard_prefer_a_better_answer(tmp_path: Path) -> None:
-    """The score is the share of the SFT policy's answers that an answer is preferred to."""
+class Asked(NamedTuple):
+    """People who guard, and how they score an answer to each of their prompts."""
+
+    people: People
+    score: Callable[[Sequence[str]], float]
+    good: list[str]
+    rude: list[str]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
+    """The SFT policy is rude to everybody."""
     requests = [request for request in held_out_requests(60, 7) if request.language == "en"]
     rng = random.Random(1)
     good, rude = (
@@ -78,19 +92,34 @@ def test_people_who_guard_prefer_a_better_answer(tmp_path: Path) -> None:
     )
     rankings = [
         Ranking(
-            item.prompt, item.prompt, [{"role": "user", "content": item.prompt}], (Answer("x", text, "stop"),) * 4, ()
+            item.prompt, item.prompt, [{"role": "user", "content": item.prompt}], (Answer("x", text, "stop"),) * K, ()
         )
         for item, text in zip(requests, rude, strict=True)
     ]
     words = {word for text in (*good, *rude, *(item.prompt for item in requests)) for word in text.split()}
-    source = ModelSource(save_tiny(tmp_path / "tiny", words=(*WORDS, *sorted(words))))
-    world = World(source, QUICK, rankings, [])
-    people, tokenizer = People(world, rankings, seed=1), load_tokenizer(source)
+    source = ModelSource(save_tiny(tmp_path_factory.mktemp("people") / "tiny", words=(*WORDS, *sorted(words))))
+    people, tokenizer = People(World(source, QUICK, rankings, []), rankings, seed=1), load_tokenizer(source)
 
     def score(texts: Sequence[str]) -> float:
-        asked = zip(questions_of(world, rankings), texts, strict=True)
-        rows = [torch.tensor([[*question.tokens, *tokenizer.encode(text)]]) for question, text in asked]
-        return torch.cat([people(row, torch.ones_like(row, dtype=torch.bool)) for row in rows]).mean().item()
+        said = [Generated(tokenizer.encode(text), [], "stop") for text in texts]
+        each = len(texts) // len(people.questions)
+        questions = [question for question in people.questions for _ in range(each)]
+        rows = make_rollout(questions, said, pad_id=tokenizer.pad_token_id, device=torch.device("cpu"))
+        return people.judge(rows, PPOConfig()).mean().item()
 
-    assert score(good) > 0.95
-    assert score(rude) == pytest.approx(0.5, abs=0.1)
+    return Asked(people, score, good, rude)
+
+
+def test_people_who_guard_prefer_a_better_answer(asked: Asked) -> None:
+    """The score is the share of the SFT policy's answers that an answer is preferred to."""
+    assert asked.score(asked.good) > 0.95
+    assert asked.score(asked.rude) == pytest.approx(0.5, abs=0.1)
+
+
+def test_people_rank_two_answers_at_a_time_and_none_twice(asked: Asked) -> None:
+    before = asked.people.num_rankings
+    news = [f"{text} {number}" for text in asked.good for number in ("one", "two", "three")]
+    first = asked.score(news)
+    assert asked.people.num_rankings - before == 2 * len(asked.good)
+    assert asked.score(news) == first
+    assert asked.people.num_rankings - before == 2 * len(asked.good)

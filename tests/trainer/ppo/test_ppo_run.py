@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.trainer.ppo.tools import LORA, PROMPTS, QUESTIONS, TOO_LONG, Diary, all_answers, log_law, train
 from trainer.checkpoints import CheckpointError
 from trainer.models import RewardModel, load_policy
-from trainer.ppo_guard import Judgement
+from trainer.ppo_guard import Judgement, Look
 from trainer.ppo_learner import Progress
 from trainer.reporting import RunCancelled
 from trainer.rollout import TrainingFailed
@@ -115,5 +115,8 @@ def test_a_run_without_a_prompt_that_fits_is_refused(base: ModelSource, reward: 
 def test_progress_survives_json() -> None:
     progress = Progress(beta=0.3, num_iterations=2, num_episodes=16, first_reward=0.1, last_reward=0.2, last_kl=0.4)
     assert Progress.from_json(json.loads(json.dumps(asdict(progress)))) == progress
-    judged = replace(progress, guard=Judgement(0.1, 0.2, 0.3, 8, 1), stopped_by="guard")
-    assert Progress.from_json(json.loads(json.dumps(asdict(judged)))) == judged
+    guard = Judgement.begin(Look([0.1, 0.3], 0.3, 8))
+    for _ in range(2):
+        judged = replace(progress, guard=guard, stopped_by="guard")
+        assert Progress.from_json(json.loads(json.dumps(asdict(judged)))) == judged
+        guard.hear(Look([0.2, 1 / 3], 0.4, 16))
