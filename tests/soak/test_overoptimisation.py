@@ -14,8 +14,8 @@ pytestmark = pytest.mark.soak
 
 HOURS = 3600
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/overoptimisation.py"
-KEPT = 0.75
-"""Of the best gain of true utility, by a guard that is blind to it: what was measured, less a margin. The goal is 0.9
+KEPT = 0.85
+"""Of the best gain of true utility, by a guard that is blind to it: what was expected, less a margin. The goal is 0.9
 (docs/loop.md)."""
 
 
