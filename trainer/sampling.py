@@ -32,8 +32,10 @@ from trainer.models import position_ids
 from trainer.reporting import storable
 from trainer.weights import context_length
 
-SMALL_MODEL_BATCH, LARGE_MODEL_BATCH = 64, 16
+SMALL_MODEL_BATCH, LARGE_MODEL_BATCH = 128, 16
 """Sequences that are drawn at once where nobody says how many; "large" as for training."""
+TOKENS_PER_STRETCH = 12
+"""After so many, answers that have ended leave the batch, and the long ones go on without them."""
 MAX_REDRAWS = 3
 """How often a completion that repeats another one of its prompt is drawn again."""
 
@@ -235,27 +237,72 @@ def generate(
     eos_ids: Sequence[int],
     pad_id: int,
     num_shared: int = 1,
+    tokens_per_stretch: int | None = None,
 ) -> list[Generated]:
     """One batch of completions, in the order of `draws`; the model's own sampling defaults play no part.
 
-    `num_shared`: of each so many draws in a row the prompt is one and the same, and is computed once. ValueError when
-    the model says NaN.
+    `num_shared`: of each so many draws in a row the prompt is one and the same, and is computed once.
+    `tokens_per_stretch`: after so many tokens, and so on, the answers that have ended leave the batch, and the others
+    go on from their keys and values; left out, all stay until the last one ends. ValueError when the model says NaN.
     """
-    tokens_BL, mask_BL = left_pad([draw.prompt_tokens for draw in draws], pad_id=pad_id)
-    uniforms_BT = torch.stack([draw.uniforms(max_new_tokens) for draw in draws]).to(model.device)
-    law = _InverseTransform(uniforms_BT, temperature=temperature, top_p=top_p)
+    batch = _Batch(model, draws, num_new=max_new_tokens, pad_id=pad_id, num_shared=num_shared)
     with _only_our_law(model, max_new_tokens=max_new_tokens, eos_ids=eos_ids, pad_id=pad_id):
-        output_BL = cast(Any, model).generate(
-            tokens_BL.to(model.device),
-            attention_mask=mask_BL.to(model.device, torch.long),
+        for start in range(0, max_new_tokens, tokens_per_stretch or max_new_tokens):
+            end = min(max_new_tokens, start + (tokens_per_stretch or max_new_tokens))
+            batch.draw(start, end, temperature=temperature, top_p=top_p)
+            if end == max_new_tokens or not batch.drop_ended(start, end, eos_ids):
+                break
+    rows = zip(batch.new_BT, batch.logprobs_BT, strict=True)
+    return [_cut(tokens_T, logprobs_T, eos_ids) for tokens_T, logprobs_T in rows]
+
+
+# B = all answers of the batch, R = those that go on, T = new tokens
+class _Batch:
+    """Completions in the making."""
+
+    def __init__(
+        self, model: PreTrainedModel, draws: Sequence[Draw], *, num_new: int, pad_id: int, num_shared: int
+    ) -> None:
+        self._model = model
+        padded = left_pad([draw.prompt_tokens for draw in draws], pad_id=pad_id)
+        self._tokens_RL, self._mask_RL = (tensor.to(model.device) for tensor in padded)
+        self._uniforms_BT = torch.stack([draw.uniforms(num_new) for draw in draws]).to(model.device)
+        self._past = _prefilled(model, self._tokens_RL, self._mask_RL, num_shared)
+        self._row_R = torch.arange(len(draws))
+        self.new_BT = torch.full((len(draws), num_new), pad_id)
+        self.logprobs_BT = torch.zeros(len(draws), num_new)
+
+    def draw(self, start: int, end: int, *, temperature: float, top_p: float) -> None:
+        """The new tokens `start` to `end` of all that go on; fewer where all end before."""
+        law = _InverseTransform(self._uniforms_BT[self._row_R, start:], temperature=temperature, top_p=top_p)
+        output = cast(Any, self._model).generate(
+            self._tokens_RL,
+            attention_mask=self._mask_RL.long(),
             logits_processor=LogitsProcessorList([law]),
+            max_new_tokens=end - start,
+            return_dict_in_generate=True,
             # Each process draws for itself, where a model is spread, too: see `distributed.whole`.
             synced_gpus=False,
-            **_prefilled(model, tokens_BL.to(model.device), mask_BL.to(model.device), num_shared),
+            **self._past,
         )
-    new_BT = output_BL[:, tokens_BL.shape[1] :].cpu()
-    logprobs_BT = torch.stack(law.picked_logprobs, dim=1).cpu()
-    return [_cut(tokens_T, logprobs_T, eos_ids) for tokens_T, logprobs_T in zip(new_BT, logprobs_BT, strict=True)]
+        columns = slice(start, start + len(law.picked_logprobs))
+        self.new_BT[self._row_R, columns] = output.sequences[:, self._tokens_RL.shape[1] :].cpu()
+        self.logprobs_BT[self._row_R, columns] = torch.stack(law.picked_logprobs, dim=1).cpu()
+        self._tokens_RL = output.sequences
+        # None where a model keeps another state; its answers stay together.
+        self._past = {"past_key_values": output.past_key_values}
+
+    def drop_ended(self, start: int, end: int, eos_ids: Sequence[int]) -> bool:
+        """Keep the answers that did not end from `start` to `end`, with their keys and values; whether there are."""
+        goes_on_R = ~torch.isin(self.new_BT[self._row_R, start:end], torch.tensor(eos_ids)).any(dim=1)
+        kept = goes_on_R.nonzero()[:, 0].to(self._model.device)
+        if not len(kept):
+            return False
+        self._row_R, self._tokens_RL = self._row_R[goes_on_R], self._tokens_RL[kept]
+        num_new = self._tokens_RL.shape[1] - self._mask_RL.shape[1]
+        self._mask_RL = torch.cat([self._mask_RL[kept], self._mask_RL.new_ones(len(kept), num_new)], dim=1)
+        self._past["past_key_values"].batch_select_indices(kept)
+        return True
 
 
 def _prefilled(model: PreTrainedModel, tokens_BL: Tensor, mask_BL: Tensor, num_shared: int) -> dict[str, DynamicCache]:
@@ -401,6 +448,7 @@ class LocalSampler:
                 eos_ids=[self.tokenizer.eos_token_id],
                 pad_id=self.tokenizer.pad_token_id,
                 num_shared=num_shared,
+                tokens_per_stretch=TOKENS_PER_STRETCH if self._can_share else None,
             )
         self.seconds += time.perf_counter() - started
         self.num_tokens += sum(len(result.tokens) for result in results)
@@ -447,7 +495,7 @@ class LocalSampler:
 
 
 def _batch_for(model: PreTrainedModel) -> int:
-    """A step of a small model takes hardly longer for more sequences: the pocket model draws a third faster with 64."""
+    """A step of a small model takes hardly longer for more sequences, and who has ended leaves the batch."""
     return SMALL_MODEL_BATCH if model.num_parameters() <= LARGE_MODEL_PARAMETERS else LARGE_MODEL_BATCH
 
 

@@ -35,7 +35,7 @@ NUM_BEST = 64
 """Of so many answers of the SFT policy, the best one by true utility is the ceiling."""
 NUM_CHOSEN = 16
 """Of so many, a reward model chooses one."""
-SEQUENCES_PER_BATCH = 128
+SEQUENCES_PER_BATCH = 256
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def test_a_text_does_not_depend_on_its_batch() -> None:
     assert texts(sample(PROMPTS[::-1], sequences_per_batch=8)) == together
 
 
-@pytest.mark.parametrize(("num_parameters", "size"), [(640_000, 64), (135_000_000, 16)])
+@pytest.mark.parametrize(("num_parameters", "size"), [(640_000, 128), (135_000_000, 16)])
 def test_a_small_model_draws_more_at_once(num_parameters: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(TOKENIZER)
     monkeypatch.setattr(model, "num_parameters", lambda: num_parameters)
@@ -158,6 +158,23 @@ def test_answers_that_share_a_prompt_fit_their_batch() -> None:
     assert [answer.tokens for answer in shared] == [answer.tokens for answer in alone]
 
 
+@pytest.mark.parametrize("num_shared", [1, 24])
+def test_answers_that_have_ended_leave_the_batch(num_shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = LocalSampler(make_model(TOKENIZER), TOKENIZER, sequences_per_batch=24)
+    monkeypatch.setattr("trainer.sampling.TOKENS_PER_STRETCH", 100)
+    together, _ = watched(sampler, 24, max_new_tokens=20, num_shared=num_shared)
+    monkeypatch.setattr("trainer.sampling.TOKENS_PER_STRETCH", 3)
+    found, shapes = watched(sampler, 24, max_new_tokens=20, num_shared=num_shared)
+    assert [answer.tokens for answer in found] == [answer.tokens for answer in together]
+    for one, other in zip(found, together, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    # Of the steps after the first three, each holds the answers that had not ended when its stretch began.
+    lengths = [len(answer.tokens) for answer in found]
+    steps = [rows for rows, columns in shapes if columns == 1][-(max(lengths) - 1) :]
+    assert steps == [sum(length > (step + 1) // 3 * 3 for length in lengths) for step in range(max(lengths) - 1)]
+    assert min(steps) < 24
+
+
 def test_the_k_answers_of_a_sample_share_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     draw = LocalSampler.draw
@@ -171,12 +188,13 @@ def test_the_k_answers_of_a_sample_share_their_prompt(monkeypatch: pytest.Monkey
     assert asked[0] == 3
 
 
-def test_a_model_with_a_running_state_shares_no_prompt() -> None:
+def test_a_model_with_a_running_state_shares_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     size = {"vocab_size": len(TOKENIZER), "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
     torch.manual_seed(0)
     mamba = MambaForCausalLM(MambaConfig(**size, pad_token_id=0, eos_token_id=1, bos_token_id=None)).eval()
     assert can_share_cache(make_model(TOKENIZER))
     assert not can_share_cache(mamba)
+    monkeypatch.setattr("trainer.sampling.TOKENS_PER_STRETCH", 1)  # and its answers stay in their batch to its end
     draws = [Draw([3, 4, 5], "p", index, seed=1) for index in range(4)]
     drawn = LocalSampler(mamba, TOKENIZER).draw(draws, temperature=1.0, top_p=1.0, max_new_tokens=4, num_shared=4)
     assert drawn == run(mamba, draws, max_new_tokens=4)
