@@ -219,6 +219,9 @@ class PPOConfig(_Config):
     """IG: 27.8, the weight of the loss on pretraining text (PPO-ptx). 0: off, because it needs text."""
     ptx_examples_per_episode: int = 8
     """IG: 8 times as many texts as episodes."""
+    liked: SFTConfig | None = None
+    """IG: none. An SFT on the answers that people liked best, before the first rollout (Llama 2, arXiv 2307.09288, has
+    one on those that its reward model likes best). null: PPO begins with the policy as it is. It needs rankings."""
     ema_decay: float | None = None
     """IG: 0.992 a step: the version is an average of the last 125 or so. null: it is what the last step left, because
     the default run has but 64 steps, of which that average would still be to 60 % the weights that it began with."""

@@ -142,6 +142,7 @@ def ppo(job: Job) -> Outcome:
         guard=find_model(job, job.config["guard"]) if job.config.get("guard") else None,
         config=PPOConfig.from_overrides(sampled_with(job) | job.config["training"]),
         ptx_texts=corpus_rows(job),
+        liked_answers=liked_rows(job) if job.config.get("liked") else (),
     )
 
 
@@ -294,6 +295,14 @@ def dataset_rows(job: Job) -> list[Json]:
     """The frozen rankings that the config names, checked."""
     dataset = job.config["dataset"]
     return list(job.client.dataset_rows(dataset["id"], sha256=dataset["sha256"]))
+
+
+def liked_rows(job: Job) -> list[Json]:
+    """The answers that people liked best in the frozen rankings that the config names, checked."""
+    from trainer.preferences import liked, to_rankings
+
+    dataset = job.config["liked"]
+    return liked(to_rankings(job.client.dataset_rows(dataset["id"], sha256=dataset["sha256"])))
 
 
 def corpus_rows(job: Job) -> list[Json]:

@@ -96,6 +96,13 @@ TextsOption = Annotated[
     Path | None,
     typer.Option(help="JSON lines with `text` or `messages` to go on learning, against forgetting (PPO-ptx).", **_FILE),
 ]
+LikedOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Rankings (JSON lines): before PPO, the policy learns the answer of each task that they prefer to most.",
+        **_FILE,
+    ),
+]
 GuardPromptsOption = Annotated[
     Path | None, typer.Option(help="Prompts that only the guard asks. Left out: those of the run.", **_FILE)
 ]

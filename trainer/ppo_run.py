@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import LoraConfig, PPOConfig
+from trainer.demonstrations import to_conversations
 from trainer.distributed import one_voice, shard
 from trainer.fitting import (
     Keeper,
@@ -30,6 +31,7 @@ from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages
 from trainer.reporting import Reporter
 from trainer.rollout import Question, hash_questions
 from trainer.sampling import Prompt, context_refusal, encode_prompt
+from trainer.sft import hash_conversations, train_sft
 from trainer.weights import ModelSource, compute_in_bfloat16, context_length, count_parameters, load_tokenizer
 
 
@@ -45,6 +47,7 @@ def train_ppo(
     on_checkpoint: Callable[[Path], None] | None = None,
     resume_from: Path | None = None,
     ptx_texts: Sequence[Mapping[str, Any]] = (),
+    liked_answers: Sequence[Mapping[str, Any]] = (),
     guard: ModelSource | None = None,
     guard_prompts: Sequence[Prompt] = (),
     device: str = "cpu",
@@ -61,13 +64,15 @@ def train_ppo(
         resume_from: a checkpoint's folder; the run goes on bit for bit (on a CPU) as if it had not been interrupted.
         ptx_texts: rows of text (`trainer.pretraining`) that the policy goes on learning to write; they are needed
             where `ptx_coefficient` is over 0, and only there.
+        liked_answers: conversations that end with an answer that people liked best (`preferences.liked`), where the
+            settings have `liked`, and only there.
         guard: a second reward version. After each update it scores answers to the same questions with the same seeds;
             the version takes the weights of its best score, and the run stops when the reward is exploited.
         guard_prompts: what the guard asks, best of all prompts that no reward model learned from; left out: `prompts`.
 
     Raises:
         ValueError: no prompt that fits, a model that cannot be loaded, another run's checkpoint, texts without a
-            coefficient or a coefficient without texts.
+            coefficient or a coefficient without texts, liked answers without `liked`.
         TrainingFailed: something became NaN or infinite; that step was not applied, and `out` was not written.
         RunCancelled: the reporter said stop.
     """
@@ -76,11 +81,13 @@ def train_ppo(
         raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
     sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
     config = config.for_model(count_parameters(policy), device)
-    models = _load_models(sources, config, device)
+    begin = _after_liked(liked_answers, policy, config, out, report, device)
+    models = _load_models({**sources, "policy": begin}, config, device)
     if config.missing_eos_penalty is None:
         config = replace(config, missing_eos_penalty=models.reward.score_std)
     given = _encode_all(prompts, guard_prompts, ptx_texts, policy=policy, models=models, config=config, report=report)
-    identity = identity_of("ppo", config, policy, sources, **given.hashes)
+    about = {"liked_sha256": hash_conversations(to_conversations(liked_answers))} if liked_answers else {}
+    identity = identity_of("ppo", config, policy, sources, **given.hashes, **about)
     keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
     learner = Learner.create(models.policy, models.value, config, is_guarded=guard is not None)
     learner.resume(keep)
@@ -99,6 +106,25 @@ def train_ppo(
     result = learner.progress.result(given.refused, is_average=learner.average is not None)
     save_version(learner.policy, out, {**identity, "result": result.as_json()})
     return result
+
+
+def _after_liked(
+    liked: Sequence[Mapping[str, Any]], policy: ModelSource, config: PPOConfig, out: Path, report: Reporter, device: str
+) -> ModelSource:
+    """Where PPO begins: the policy, or what it is after SFT on the answers that people liked best, in `<out>.liked`.
+
+    A run that goes on does it again: it follows from the same answers and seed, and a checkpoint's weights come after.
+    """
+    if config.liked is None:
+        if liked:
+            raise ValueError("There are answers that people liked, and no settings to learn them: set liked (to {}).")
+        return policy
+    if not liked:
+        report.log("warning", "People liked no answer that can be learned: PPO begins with the policy as it is.")
+        return policy
+    folder = out.with_name(f"{out.name}.liked")
+    train_sft(liked, source=policy, config=config.liked, out=folder, report=report, device=device, kind="ppo/liked")
+    return replace(policy, version=folder)
 
 
 # --- Models ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -110,6 +111,24 @@ def group_by_task(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
         together = tasks.setdefault(key, [])
         together.append(ranking.arranged_as(together[0]) if together else ranking)
     return list(tasks.values())
+
+
+def liked(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """The answer of each training task that its rankings prefer to most others, behind what was asked, as
+    `{"messages": […]}`; none where it was cut by length, or where no answer is preferred to another."""
+    rows: list[dict[str, Any]] = []
+    for together in group_by_task([ranking for ranking in rankings if ranking.split == "train"]):
+        preferred = Counter(better for ranking in together for better, _ in ranking.ordered_pairs)
+        # Of several, the first: as they stand in the task.
+        best = [
+            together[0].answers[index] for index in sorted(preferred, key=lambda index: (-preferred[index], index))
+        ][:1]
+        rows += [
+            {"messages": [*together[0].messages, {"role": "assistant", "content": answer.text}]}
+            for answer in best
+            if answer.finish_reason != "length" and answer.text.strip()
+        ]
+    return rows
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------

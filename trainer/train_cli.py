@@ -27,6 +27,7 @@ from trainer.options import (
     GuardOption,
     GuardPromptsOption,
     JsonOption,
+    LikedOption,
     ModelOption,
     PolicyOption,
     PolicyOut,
@@ -178,6 +179,7 @@ def train_ppo(
     out: PolicyOut,
     policy: PolicyOption = None,
     ptx: TextsOption = None,
+    liked: LikedOption = None,
     guard: GuardOption = None,
     guard_prompts: GuardPromptsOption = None,
     is_resuming: ResumeOption = False,
@@ -186,14 +188,18 @@ def train_ppo(
 ) -> None:
     """Improve a policy against a reward model, near the model that it started from.
 
-    With --ptx, the weight of the text is InstructGPT's 27.8, unless --set ptx_coefficient says otherwise.
+    With --ptx, the weight of the text is InstructGPT's 27.8, unless --set ptx_coefficient says otherwise. With --liked,
+    --set liked has the settings of the SFT that comes before.
     """
     with one_line_errors():
         from trainer.config import PAPER_PTX_COEFFICIENT, PPOConfig
         from trainer.ppo_run import train_ppo as train
+        from trainer.preferences import liked as liked_in
+        from trainer.preferences import read_rankings
         from trainer.pretraining import read_texts
 
-        usual = {"ptx_coefficient": PAPER_PTX_COEFFICIENT} if ptx is not None else {}
+        usual: dict[str, Any] = {"ptx_coefficient": PAPER_PTX_COEFFICIENT} if ptx is not None else {}
+        usual |= {"liked": {}} if liked is not None else {}
         questions, sft = _read_questions(named_file(prompts, data)), find_source(model)
         train_and_show(
             train,
@@ -203,6 +209,7 @@ def train_ppo(
             reward=version_of(sft, reward),
             config=PPOConfig.from_overrides(usual | parse_settings(settings)),
             ptx_texts=read_texts(ptx) if ptx is not None else (),
+            liked_answers=liked_in(read_rankings(liked)) if liked is not None else (),
             guard=version_of(sft, guard) if guard is not None else None,
             guard_prompts=_read_questions(guard_prompts) if guard_prompts is not None else (),
             out=out,

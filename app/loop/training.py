@@ -156,6 +156,8 @@ async def enqueue_ppo(session: AsyncSession, *, now: Round, reward: Version, rew
         "guard": await registry.reference(session, guard) if guard else None,
         "training": {name: value for name, value in project.training.get("ppo", {}).items() if name != GUARD},
         "corpora": await pretraining_text(session, project),
+        # What people liked best of what the reward model learned from, where PPO begins with that.
+        "liked": reward_run.config["dataset"] if project.training.get("ppo", {}).get("liked") is not None else None,
     }
     run = await runs.enqueue(
         session,

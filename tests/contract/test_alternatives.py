@@ -77,6 +77,22 @@ def test_dpo_best_of_n_and_a_guarded_ppo_with_text_learn_from_one_project(
     assert ppo["result"]["guard"]["num_episodes"] <= ppo["result"]["num_episodes"]
 
 
+def test_ppo_begins_with_what_people_liked(house: House) -> None:
+    # So many tokens that an answer ends before: what was cut is not learned.
+    sampling = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 48, "seed": 17}
+    ppo = {"num_episodes": 4, "episodes_per_batch": 4, "minibatch_size": 4, "liked": SFT}
+    project = house.make_project(sampling=sampling, training={"reward": {"rankings_per_batch": 1}, "ppo": ppo})
+    house.import_prompts(project, 4)
+    house.admin.start_sampling(project["id"])
+    work_off(house)
+    house.rank_everything(project)
+    house.admin.start_training(project["id"])
+    work_off(house)
+    run = next(run for run in house.admin.list_runs(project["id"]) if run["kind"] == "ppo")
+    assert run["state"] == "finished", run["error"]
+    assert {"loss/sft", "objective/kl"} <= set(house.admin.run_metrics(run["id"]))
+
+
 def test_star_learns_what_passes_its_check(house: House) -> None:
     project = house.make_project()
     check = {"kind": "regex", "value": "(?s).*"}

@@ -169,10 +169,12 @@ def test_a_policy_is_trained_on_files_and_exported(tiny: Path, rankings: Path, p
     length = ["--set", "max_new_tokens=4"]
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "a b c"}\n')
-    models = ["--model", tiny, "--reward", reward, "--ptx", texts]
+    models = ["--model", tiny, "--reward", reward, "--ptx", texts, "--liked", rankings]
     result = run("train", "ppo", "--data", prompts, *models, "--out", policy, *sizes, *length)
     assert result.exit_code == 0, result.output
-    assert json.loads((policy / "manifest.json").read_text())["config"]["ptx_coefficient"] == 27.8
+    manifest = json.loads((policy / "manifest.json").read_text())
+    assert manifest["config"]["ptx_coefficient"] == 27.8
+    assert manifest["liked_sha256"]
     result = run("model", "export", policy, exported, "--model", tiny)
     assert result.exit_code == 0, result.output
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in exported.iterdir()}

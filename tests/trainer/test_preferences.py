@@ -12,6 +12,7 @@ from trainer.preferences import (
     Ranking,
     agreements,
     annotator_weights,
+    liked,
     make_folds,
     pairwise_accuracy,
     read_rankings,
@@ -104,6 +105,28 @@ def test_annotations_of_the_interchange_shape(annotation: dict[str, Any], places
     responses = [{"id": f"r{number}", "text": "t"} for number in range(3)]
     item = {"id": "i1", "prompt": "Hello", "responses": responses, "annotations": [{"annotator": "x"} | annotation]}
     assert [ranking.places for ranking in to_rankings([item])] == places
+
+
+def test_the_liked_answer_of_a_task_is_the_one_preferred_to_most_others() -> None:
+    # Alone, the first person would have a, with three; over both, b has 2 + 3 and a 3 + 1.
+    rankings = [
+        make_ranking([["a"], ["b"], ["c"], ["d"]]),
+        make_ranking([["b"], ["c"], ["a"], ["d"]], ranking_id="r2"),
+        make_ranking([["c"], ["a", "b"]], ranking_id="r3", prompt_id="p2", messages=[{"role": "user", "content": "2"}]),
+    ]
+    texts = [[turn["content"] for turn in row["messages"]] for row in liked(rankings)]
+    assert texts == [["Hello", "answer b"], ["2", "answer c"]]
+
+
+def test_what_is_held_out_cut_empty_or_tied_with_all_is_not_learned_as_liked() -> None:
+    cut = [{"id": name, "text": "t", "finish_reason": "length"} for name in "abcd"]
+    empty = [{"id": name, "text": " ", "finish_reason": "stop"} for name in "abcd"]
+    best_first = [["a"], ["b", "c", "d"]]
+    assert liked([make_ranking(best_first)])
+    assert not liked([make_ranking(best_first, split="validation")])
+    assert not liked([make_ranking(best_first, completions=cut)])
+    assert not liked([make_ranking(best_first, completions=empty)])
+    assert not liked([make_ranking([["a", "b", "c", "d"]])])
 
 
 def test_prompts_of_one_conversation_share_a_root() -> None:

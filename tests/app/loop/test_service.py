@@ -115,13 +115,25 @@ async def test_pretraining_text_goes_along_where_it_is_switched_on(turned: Loop)
     assert [corpus["kind"] for corpus in ppo.config["corpora"]] == ["text"]
 
 
+async def test_the_rankings_go_along_where_ppo_begins_with_what_people_liked(turned: Loop) -> None:
+    turned.project.training = {"ppo": {"liked": {"epochs": 1}}}
+    await turned.sample()
+    await turned.rank_all()
+    reward = await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    ppo = await turned.claim()
+    assert ppo.config["liked"] == reward.config["dataset"]
+    assert ppo.config["training"] == {"liked": {"epochs": 1}}
+
+
 async def test_without_it_no_text_goes_along(turned: Loop) -> None:
     await send(turned.session, turned.project, {"text": "Plain."})
     await turned.sample()
     await turned.rank_all()
     await training.start_training(turned.session, project=turned.project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
-    assert (await turned.claim()).config["corpora"] == []
+    ppo = await turned.claim()
+    assert (ppo.config["corpora"], ppo.config["liked"]) == ([], None)
 
 
 async def test_a_project_names_the_reward_version_that_watches_ppo(turned: Loop) -> None:

@@ -111,6 +111,7 @@ def train(
     policy: ModelSource | None = None,
     resume_from: Path | None = None,
     ptx_texts: Sequence[Mapping[str, Any]] = (),
+    liked_answers: Sequence[Mapping[str, Any]] = (),
     guard: ModelSource | None = None,
     guard_prompts: Sequence[Prompt] = (),
     **fields: Any,
@@ -125,6 +126,7 @@ def train(
         report=report or Diary(),
         resume_from=resume_from,
         ptx_texts=ptx_texts,
+        liked_answers=liked_answers,
         guard=guard,
         guard_prompts=guard_prompts,
     )

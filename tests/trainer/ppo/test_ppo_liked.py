@@ -1,0 +1,53 @@
+"""PPO that begins with what people liked best: what comes before the first rollout, and what it stays near."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.ppo.tools import Diary, train
+from trainer.checkpoints import CheckpointError
+from trainer.weights import ModelSource
+
+LIKED = [
+    {"messages": [{"role": "user", "content": word}, {"role": "assistant", "content": "d d"}]} for word in ("a", "b")
+]
+SETTINGS = {"epochs": 30, "learning_rate": 1e-2, "conversations_per_batch": 2, "validation_ratio": 0.0}
+
+
+def test_the_first_rollout_is_of_a_policy_that_learned_what_people_liked(
+    base: ModelSource, reward: ModelSource, tmp_path: Path
+) -> None:
+    plain, learned = Diary(), Diary()
+    train(base, reward, tmp_path / "plain", report=plain)
+    train(base, reward, tmp_path / "learned", report=learned, liked_answers=LIKED, liked=SETTINGS)
+    assert [point["loss/sft"] for point in learned.points if "loss/sft" in point][-1] < 0.5
+    # It is as far from the SFT version as it has learned, and that counts as KL: the reference has not moved along.
+    first = [next(point for point in diary.points if "objective/kl" in point) for diary in (plain, learned)]
+    assert first[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert first[1]["objective/kl"] > 1.0
+
+
+def test_a_run_goes_on_only_with_the_same_liked_answers(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
+    train(base, reward, tmp_path / "v2", liked_answers=LIKED, liked=SETTINGS)
+    checkpoint = tmp_path / "v2.checkpoint"
+    train(base, reward, tmp_path / "again", liked_answers=LIKED, liked=SETTINGS, resume_from=checkpoint)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("v2", "again")]
+    assert weights[0] == weights[1]
+    with pytest.raises(CheckpointError, match="liked_sha256"):
+        train(base, reward, tmp_path / "other", liked_answers=LIKED[:1], liked=SETTINGS, resume_from=checkpoint)
+
+
+def test_answers_that_people_liked_need_the_setting(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="set liked"):
+        train(base, reward, tmp_path / "v2", liked_answers=LIKED)
+
+
+def test_where_people_liked_nothing_that_can_be_learned_ppo_begins_as_ever(
+    base: ModelSource, reward: ModelSource, tmp_path: Path
+) -> None:
+    diary = Diary()
+    train(base, reward, tmp_path / "v2", report=diary, liked=SETTINGS)
+    assert any("liked no answer" in text for level, text in diary.lines if level == "warning")
+    assert diary.points[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
