@@ -1,4 +1,4 @@
-"""Trains the pocket model: a Llama of about 0.6M parameters on the pocket world's text, in some three minutes on a CPU.
+"""Trains the pocket model: a Llama of about 0.6M parameters on the pocket world's text, in three to fifteen minutes.
 
 That text is of mixed quality on purpose (`world.QUALITY_SHARES`): an honest SFT policy with room to improve.
 """
