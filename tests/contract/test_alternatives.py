@@ -32,7 +32,12 @@ def newest(house: House, project: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def trained(house: House) -> dict[str, Any]:
     """A project whose first round is done: it has a reward model, a policy and answers of both rounds."""
-    project = house.make_project()
+    return first_round(house)
+
+
+def first_round(house: House, **values: Any) -> dict[str, Any]:
+    """Such a project, with these settings."""
+    project = house.make_project(**values)
     house.import_prompts(project, 4)
     house.admin.start_sampling(project["id"])
     work_off(house)
@@ -81,13 +86,7 @@ def test_ppo_begins_with_what_people_liked(house: House) -> None:
     # So many tokens that an answer ends before: what was cut is not learned.
     sampling = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 48, "seed": 17}
     ppo = {"num_episodes": 4, "episodes_per_batch": 4, "minibatch_size": 4, "liked": SFT}
-    project = house.make_project(sampling=sampling, training={"reward": {"rankings_per_batch": 1}, "ppo": ppo})
-    house.import_prompts(project, 4)
-    house.admin.start_sampling(project["id"])
-    work_off(house)
-    house.rank_everything(project)
-    house.admin.start_training(project["id"])
-    work_off(house)
+    project = first_round(house, sampling=sampling, training={"reward": {"rankings_per_batch": 1}, "ppo": ppo})
     run = next(run for run in house.admin.list_runs(project["id"]) if run["kind"] == "ppo")
     assert run["state"] == "finished", run["error"]
     assert {"loss/sft", "objective/kl"} <= set(house.admin.run_metrics(run["id"]))
