@@ -7,6 +7,7 @@ from app.db import Base
 from app.idempotency import IdempotentAnswer
 from app.loop import models as loop
 from app.projects import models as projects
+from app.projects.tallies import tallies
 from app.prompts import models as prompts
 from app.quality import models as quality
 from app.rankings import models as rankings
@@ -29,6 +30,7 @@ __all__ = [
     "rankings",
     "registry",
     "runs",
+    "tallies",
     "tasks",
     "webhooks",
     "writing",
