@@ -184,6 +184,8 @@ class StreamedBody(StreamingResponse):
         finally:
             await end(listening)
             await end(sending)
+        if self.background is not None:
+            await self.background()
 
 
 async def read_ahead(source: AsyncIterable[bytes], most: int = MOST_AHEAD) -> AsyncGenerator[bytes]:

@@ -219,7 +219,7 @@ class People(Guard):
     """
 
     def __init__(self, world: World, rankings: Sequence[Ranking], seed: int) -> None:
-        super().__init__(never_asked, questions_of(world, rankings))
+        super().__init__(questions_of(world, rankings))
         self.num_rankings = 0
         self._tokenizer = load_tokenizer(world.source)
         self._rng = random.Random(f"people who guard {seed}")
@@ -255,11 +255,6 @@ class People(Guard):
         for text, place in zip(texts, places, strict=False):
             wins = [1.0 if place < other else 0.5 if place == other else 0.0 for other in places[len(texts) :]]
             self._said[item.prompt_id, text] = fmean(wins)
-
-
-def never_asked(tokens_BL: Tensor, attention_BL: Tensor) -> Tensor:
-    """Where people judge, no model does."""
-    raise NotImplementedError
 
 
 def tell(world: World, seed: int, folder: Path) -> Story:

@@ -51,7 +51,7 @@ from trainer.losses import (
     pretraining_loss,
 )
 from trainer.models import Policy, RewardModel, ValueModel
-from trainer.ppo_guard import Guard, Judgement
+from trainer.ppo_guard import Guard, Judgement, ModelGuard
 from trainer.ppo_learner import Learner
 from trainer.pretraining import Passage, passage_batches
 from trainer.reporting import Reporter, stop_if_cancelled
@@ -197,7 +197,8 @@ def _num_left(learner: Learner, config: PPOConfig) -> int:
 def _allow_packing(learner: Learner, score: Score, guard: Guard | None, report: Reporter) -> None:
     """Let all that compute read rows without padding and a prompt once for its samples, wherever a model allows it."""
     policy = learner.policy
-    judges = [judge for judge in (score, guard.score if guard else None) if isinstance(judge, RewardModel)]
+    others = [guard.score] if isinstance(guard, ModelGuard) else []
+    judges = [judge for judge in (score, *others) if isinstance(judge, RewardModel)]
     models = [policy.model, policy.frozen, learner.value_model.blocks, *(judge.blocks for judge in judges)]
     refusals: set[str] = set()
     for model in models:

@@ -17,6 +17,7 @@ Winkler 2006). So three rules:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -142,10 +143,9 @@ class Judgement:
 
 
 @dataclass
-class Guard:
-    """A reward model that training never sees, and the questions whose answers it judges."""
+class Guard(ABC):
+    """Who judges answers to some questions, and is never seen by training."""
 
-    score: Score
     questions: Sequence[Question]
 
     @torch.no_grad()
@@ -158,6 +158,17 @@ class Guard:
         rollout = roll_out(sampler, asked, 0, config, report, is_episode=False)
         training = score_answers(rollout, score, config)
         return Look(self.judge(rollout, config).tolist(), training.mean().item(), num_episodes)
+
+    @abstractmethod
+    def judge(self, rollout: Rollout, config: PPOConfig) -> Tensor:
+        """score_B of these answers."""
+
+
+@dataclass
+class ModelGuard(Guard):
+    """A second reward model."""
+
+    score: Score
 
     def judge(self, rollout: Rollout, config: PPOConfig) -> Tensor:
         """score_B of these answers."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import LoraConfig, PPOConfig
 from trainer.demonstrations import to_conversations
-from trainer.distributed import one_voice, shard
+from trainer.distributed import one_voice, shard, wait_for_all, write_once
 from trainer.fitting import (
     Keeper,
     checkpoint_folder,
@@ -25,7 +27,7 @@ from trainer.fitting import (
 )
 from trainer.models import Policy, RewardModel, ValueModel, load_policy, require_same_tokens
 from trainer.ppo import optimise
-from trainer.ppo_guard import Guard
+from trainer.ppo_guard import Guard, ModelGuard
 from trainer.ppo_learner import Learner, PPOResult
 from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages
 from trainer.reporting import Reporter
@@ -81,8 +83,8 @@ def train_ppo(
         raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
     sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
     config = config.for_model(count_parameters(policy), device)
-    begin = _after_liked(liked_answers, policy, config, out, report, device)
-    models = _load_models({**sources, "policy": begin}, config, device)
+    with _after_liked(liked_answers, policy, config, out, report, device) as begin:
+        models = _load_models({**sources, "policy": begin}, config, device)
     if config.missing_eos_penalty is None:
         config = replace(config, missing_eos_penalty=models.reward.score_std)
     given = _encode_all(prompts, guard_prompts, ptx_texts, policy=policy, models=models, config=config, report=report)
@@ -108,23 +110,35 @@ def train_ppo(
     return result
 
 
+@contextmanager
 def _after_liked(
     liked: Sequence[Mapping[str, Any]], policy: ModelSource, config: PPOConfig, out: Path, report: Reporter, device: str
-) -> ModelSource:
-    """Where PPO begins: the policy, or what it is after SFT on the answers that people liked best, in `<out>.liked`.
+) -> Iterator[ModelSource]:
+    """Where PPO begins: the policy, or what it is after SFT on the answers that people liked best, in `<out>.liked`,
+    which is gone after the block.
 
     A run that goes on does it again: it follows from the same answers and seed, and a checkpoint's weights come after.
     """
     if config.liked is None:
         if liked:
             raise ValueError("There are answers that people liked, and no settings to learn them: set liked (to {}).")
-        return policy
+        yield policy
+        return
     if not liked:
         report.log("warning", "People liked no answer that can be learned: PPO begins with the policy as it is.")
-        return policy
+        yield policy
+        return
     folder = out.with_name(f"{out.name}.liked")
     train_sft(liked, source=policy, config=config.liked, out=folder, report=report, device=device, kind="ppo/liked")
-    return replace(policy, version=folder)
+    yield replace(policy, version=folder)
+    wait_for_all()  # until each process has read it
+    write_once(lambda: _remove(folder, checkpoint_folder(folder)))
+
+
+def _remove(*folders: Path) -> None:
+    """Each of them that is there."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- Models ----------------------------------------------------------------------------------------------------------
@@ -219,7 +233,7 @@ def _encode_all(
     encode = partial(_encode, tokenizer=tokenizer, policy=models.policy, config=config, report=report)
     questions, refused = encode(prompts)
     asked = encode(guard_prompts)[0] if guard_prompts else questions
-    guard = Guard(models.guard, asked) if models.guard is not None else None
+    guard = ModelGuard(asked, models.guard) if models.guard is not None else None
     passages = _encode_passages(ptx_texts, tokenizer, models.policy, config, report)
     return _Given(tokenizer, questions, refused, guard, passages)
 

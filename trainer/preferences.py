@@ -119,15 +119,12 @@ def liked(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for together in group_by_task([ranking for ranking in rankings if ranking.split == "train"]):
         preferred = Counter(better for ranking in together for better, _ in ranking.ordered_pairs)
+        if not preferred:
+            continue
         # Of several, the first: as they stand in the task.
-        best = [
-            together[0].answers[index] for index in sorted(preferred, key=lambda index: (-preferred[index], index))
-        ][:1]
-        rows += [
-            {"messages": [*together[0].messages, {"role": "assistant", "content": answer.text}]}
-            for answer in best
-            if answer.finish_reason != "length" and answer.text.strip()
-        ]
+        answer = together[0].answers[max(preferred, key=lambda index: (preferred[index], -index))]
+        if answer.finish_reason != "length" and answer.text.strip():
+            rows.append({"messages": [*together[0].messages, {"role": "assistant", "content": answer.text}]})
     return rows
 
 

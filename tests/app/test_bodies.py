@@ -11,6 +11,7 @@ import pytest
 from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.types import Message
 
@@ -177,6 +178,25 @@ async def test_a_source_that_fails_fails_its_streamed_answer() -> None:
     with pytest.raises(ConnectionError):
         await StreamedBody(source())({"type": "http"}, receive, send)
     assert sent == [b"", b"as far as this"]
+
+
+async def test_what_is_to_be_done_after_a_streamed_answer_is_done() -> None:
+    async def source() -> AsyncIterator[bytes]:
+        yield b"all"
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        done.append(message["type"])
+
+    async def afterwards() -> None:
+        done.append("afterwards")
+
+    done: list[str] = []
+    await StreamedBody(source(), background=BackgroundTask(afterwards))({"type": "http"}, receive, send)
+    assert done[-1] == "afterwards"
 
 
 async def test_a_source_does_not_wait_for_its_reader() -> None:

@@ -6,7 +6,7 @@ torchrun --nproc-per-node 2 tests/trainer/two_processes.py BASE_MODEL OUT NAME..
 import json
 import random
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ def ppo(
     *,
     is_guarded: bool = False,
     resume_from: Path | None = None,
+    liked_answers: Sequence[Mapping[str, Any]] = (),
     **changes: Any,
 ) -> Any:
     """Against the model of `reward`, with text to remember and averaged weights; the last rollout is of one answer."""
@@ -143,6 +144,7 @@ def ppo(
         out=out,
         report=report,
         resume_from=resume_from,
+        liked_answers=liked_answers,
         ptx_texts=[{"text": "a b c d"}, {"text": "d d"}, {"text": "c a c a c a"}],
     )
 
@@ -151,6 +153,16 @@ def ppo_of_shared_prompts(source: ModelSource, out: Path, report: Recorder) -> A
     """Two answers to each prompt, and a guard, which may keep the weights of any moment."""
     shared = {"samples_per_prompt": 2, "minibatch_size": 6, "episodes_per_batch": 6, "num_episodes": 14}
     return ppo(source, out, report, is_guarded=True, **shared)
+
+
+def ppo_after_liked_answers(source: ModelSource, out: Path, report: Recorder) -> Any:
+    """It begins where an SFT on three answers ended, whose folder goes when each process has read it."""
+    turns = (("a", "b b"), ("b c", "c"), ("c", "a d"))
+    rows = [
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+        for asked, said in turns
+    ]
+    return ppo(source, out, report, liked_answers=rows, liked=SFT.as_json())
 
 
 OWN = {"n": 4, "max_new_tokens": 6, "prompts_per_checkpoint": 3, "sft": SFT.as_json()}
@@ -242,6 +254,7 @@ TRAININGS: dict[str, Training] = {
     "dpo": dpo,
     "ppo": ppo,
     "ppo_of_shared_prompts": ppo_of_shared_prompts,
+    "ppo_after_liked_answers": ppo_after_liked_answers,
     "best_of_n": best_of_n,
     "star": star,
     "sharded_reward": sharded_reward,

@@ -23,7 +23,7 @@ from tests.trainer.ppo.tools import (
 from trainer.losses import pairwise_loss
 from trainer.models import Policy, RewardModel, ValueModel, load_policy
 from trainer.ppo import optimise
-from trainer.ppo_guard import Guard
+from trainer.ppo_guard import ModelGuard
 from trainer.ppo_learner import Learner
 from trainer.rollout import Question, make_rollout
 from trainer.sampling import Generated
@@ -102,7 +102,7 @@ class Gold(Diary):
             self.values.append(true_value(self.policy, self.world))
 
 
-def optimise_against(world: World, proxy: RewardModel, guard: Guard | None) -> tuple[Learner, Gold]:
+def optimise_against(world: World, proxy: RewardModel, guard: ModelGuard | None) -> tuple[Learner, Gold]:
     config = make_config(
         num_episodes=30 * 128,
         episodes_per_batch=128,
@@ -146,7 +146,7 @@ def gains_with_and_without_a_guard(world: World, seed: int) -> Gains:
     _, alone = optimise_against(world, proxy, None)
     proxies = [point["objective/reward"] for point in alone.points]
     assert proxies[-1] > proxies[0]  # the score that is trained rises all the while
-    learner, guarded = optimise_against(world, proxy, Guard(judge, world.questions))
+    learner, guarded = optimise_against(world, proxy, ModelGuard(world.questions, judge))
     assert guarded.values == alone.values[: len(guarded.values)]  # a guard changes nothing of the training
     learner.settle()
     start = alone.values[0]

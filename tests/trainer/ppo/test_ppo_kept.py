@@ -33,7 +33,7 @@ from trainer.config import LoraConfig
 from trainer.fitting import Keeper, learning_parameters
 from trainer.models import RewardModel, ValueModel, load_policy
 from trainer.ppo import optimise
-from trainer.ppo_guard import Guard, Judgement, Look
+from trainer.ppo_guard import Judgement, Look, ModelGuard
 from trainer.ppo_learner import Learner
 from trainer.sampling import LocalSampler
 from trainer.weights import ModelSource
@@ -146,7 +146,7 @@ def test_one_answer_is_never_sure() -> None:
 
 def test_a_run_stops_when_the_guard_sees_that_the_reward_is_exploited(base: ModelSource) -> None:
     config = make_config(num_episodes=800, guard_patience=2, guard_answers=16, beta=0.0)
-    guard = Guard(lambda tokens, attention: -count(A)(tokens, attention), QUESTIONS)
+    guard = ModelGuard(QUESTIONS, lambda tokens, attention: -count(A)(tokens, attention))
     learner = make_learner(base, config, is_guarded=True)
     before = weights(learner)
     report = Diary()
@@ -187,7 +187,7 @@ def test_a_guard_that_agrees_keeps_the_last_weights_and_changes_nothing_of_the_t
     found = {}
     for is_guarded in (False, True):
         learner = make_learner(base, config, is_guarded=is_guarded)
-        guard = Guard(partial(rise, itertools.count()), QUESTIONS)
+        guard = ModelGuard(QUESTIONS, partial(rise, itertools.count()))
         optimise(learner, count(A), QUESTIONS, TOKENIZER, config, Diary(), guard=guard if is_guarded else None)
         learner.settle()
         found[is_guarded] = weights(learner)
@@ -197,7 +197,7 @@ def test_a_guard_that_agrees_keeps_the_last_weights_and_changes_nothing_of_the_t
 def test_a_guard_looks_before_the_first_rollout_and_then_every_few(base: ModelSource) -> None:
     config = make_config(num_episodes=56, guard_every=3, guard_answers=4)
     learner, report = make_learner(base, config, is_guarded=True), Diary()
-    guard = Guard(partial(rise, itertools.count()), QUESTIONS)
+    guard = ModelGuard(QUESTIONS, partial(rise, itertools.count()))
     optimise(learner, count(A), QUESTIONS, TOKENIZER, config, report, guard=guard)
     assert [point["step"] for point in report.points if "guard/score" in point] == [0, 24, 48]
     assert learner.progress.guard is not None
@@ -230,14 +230,16 @@ def test_the_version_of_a_guarded_run_holds_the_weights_of_the_guard_s_best_mome
     judge = RewardModel.load(reward)
     questions, _ = ppo_run._encode(PROMPTS[:1], tokenizer=TOKENIZER, policy=policy, config=config, report=report)
     learner = Learner.create(policy, ValueModel.from_reward(judge), config, is_guarded=True)
-    again = ppo._consult(Guard(judge, questions), learner, judge, LocalSampler(policy.model, TOKENIZER), config, report)
+    again = ppo._consult(
+        ModelGuard(questions, judge), learner, judge, LocalSampler(policy.model, TOKENIZER), config, report
+    )
     assert again["guard/score"] == pytest.approx(scores[highest], abs=1e-5)
 
 
 def test_a_checkpoint_keeps_the_average_and_what_the_guard_remembers(base: ModelSource, tmp_path: Path) -> None:
     config = make_config(ema_decay=0.5)
     kept, found = (make_learner(base, config, is_guarded=True) for _ in range(2))
-    guard = Guard(partial(rise, itertools.count()), QUESTIONS)
+    guard = ModelGuard(QUESTIONS, partial(rise, itertools.count()))
     optimise(kept, count(A), QUESTIONS, TOKENIZER, config, Diary(), guard=guard)
     keep = Keeper(tmp_path / "checkpoint", {}, None, None)
     kept.save(keep)
@@ -255,7 +257,7 @@ def test_the_weights_are_those_of_the_look_before_where_that_one_was_the_best(ba
     """Scores 0, 5, 1: the second look stands highest, which is known only after the third."""
     config = make_config(num_episodes=16)
     scores = iter((0.0, 5.0, 1.0))
-    guard = Guard(lambda tokens, attention: torch.full((len(tokens),), next(scores)), QUESTIONS)
+    guard = ModelGuard(QUESTIONS, lambda tokens, attention: torch.full((len(tokens),), next(scores)))
     guarded, short = make_learner(base, config, is_guarded=True), make_learner(base, config)
     optimise(guarded, count(A), QUESTIONS, TOKENIZER, config, Diary(), guard=guard)
     optimise(short, count(A), QUESTIONS, TOKENIZER, replace(config, num_episodes=8), Diary())

@@ -35,6 +35,7 @@ def test_a_run_goes_on_only_with_the_same_liked_answers(base: ModelSource, rewar
     train(base, reward, tmp_path / "again", liked_answers=LIKED, liked=SETTINGS, resume_from=checkpoint)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("v2", "again")]
     assert weights[0] == weights[1]
+    assert not list(tmp_path.glob("*.liked*")), "where PPO begins is of no use after it has begun"
     with pytest.raises(CheckpointError, match="liked_sha256"):
         train(base, reward, tmp_path / "other", liked_answers=LIKED[:1], liked=SETTINGS, resume_from=checkpoint)
 
