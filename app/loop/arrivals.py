@@ -267,6 +267,8 @@ async def promote(
     Raises:
         Invalid: the version is of another project.
     """
+    # Runs before versions and rounds: so a worker that finishes one locks them, too.
+    await service.lock_runs(session, project.id)
     was_waiting = version.gate.get("state") in (GateState.WAITING, GateState.REFUSED)
     if was_waiting and version.project_id == project.id:
         await keep_verdict(session, version, Verdict(GateState.FORCED, Reason.BY_HAND))

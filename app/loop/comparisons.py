@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.service import audit
 from app.errors import Conflict, Invalid, NotFound
 from app.events import events
-from app.loop import sampling
+from app.loop import sampling, service
 from app.loop.models import ComparedPrompt, Comparison, ComparisonState
 from app.loop.outcomes import Figures, Outcome, figures_of, outcome
 from app.projects.models import Project
@@ -313,7 +313,14 @@ async def look(session: AsyncSession, comparison: Comparison) -> None:
 
 
 async def close(session: AsyncSession, comparison: Comparison, state: ComparisonState, found: Figures) -> None:
-    """Fix the figures, and take back what nobody has ranked."""
+    """End a comparison that the caller has locked by what was found, which may stop the round."""
+    # Runs before versions: so a worker that finishes one locks them, too.
+    await service.lock_runs(session, comparison.project_id)
+    await fix(session, comparison, state, found)
+
+
+async def fix(session: AsyncSession, comparison: Comparison, state: ComparisonState, found: Figures) -> None:
+    """Write down the figures for good, and take back what nobody has ranked."""
     comparison.state, comparison.figures, comparison.closed_at = state, found.as_json(), datetime.now(UTC)
     await session.flush()
     await withdraw_rest(session, comparison)
@@ -389,7 +396,7 @@ async def supersede(session: AsyncSession, comparison: Comparison, live: Version
     await runs.cancel_idle(session, run_ids=(comparison.version_run_id, comparison.against_run_id))
     found = await measure(session, comparison)
     comparison.superseded_by_id = live.id
-    await close(session, comparison, ComparisonState.SUPERSEDED, found)
+    await fix(session, comparison, ComparisonState.SUPERSEDED, found)
     await audit(session, actor_id=None, action="comparison.supersede", subject=str(comparison.id), version=live.number)
 
 

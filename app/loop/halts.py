@@ -24,8 +24,10 @@ async def comparison_ended(session: AsyncSession, event: ComparisonEnded) -> Non
     """People were asked about the policy that answers now: does its round go on?"""
     comparison = event.comparison
     now = await service.current_round(session, await get_project(session, comparison.project_id))
+    # Of what is superseded, the round ends anyhow: another policy goes live.
+    is_open = comparison.state != ComparisonState.SUPERSEDED and not now.stopped
     is_about_it = comparison.version_id == now.policy_version_id and comparison.judge_version_id is None
-    reason = await reason_to_stop(session, comparison) if is_about_it and not now.stopped else None
+    reason = await reason_to_stop(session, comparison) if is_about_it and is_open else None
     if reason is not None:
         await stop(session, now, reason)
 

@@ -55,6 +55,14 @@ async def current_round(session: AsyncSession, project: Project) -> Round:
     return (await session.scalars(newest)).one()
 
 
+async def lock_runs(session: AsyncSession, project_id: uuid.UUID) -> None:
+    """Wait for who ends a run of the newest round right now: what follows from that is known then."""
+    newest = select(Round).where(Round.project_id == project_id).order_by(Round.number.desc()).limit(1).subquery()
+    its_runs = (newest.c.sample_run_id, newest.c.reward_run_id, newest.c.policy_run_id)
+    query = select(Run.id).join(newest, Run.id.in_(its_runs)).order_by(Run.id)
+    await session.execute(query.with_for_update(of=Run))
+
+
 async def open_round(session: AsyncSession, *, project_id: uuid.UUID, number: int, policy: Version) -> Round:
     """Begin a round with the policy that answers in it."""
     begun = Round(project_id=project_id, number=number, policy_version_id=policy.id)

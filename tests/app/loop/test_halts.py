@@ -9,13 +9,14 @@ import pytest
 from app.loop import arrivals, choosing, comparisons, halts, judging, sampling, service, training
 from app.loop.halts import best_liked
 from app.loop.models import ComparisonState
+from app.loop.outcomes import Outcome, figures_of
 from app.loop.service import RoundStopped
 from app.projects.models import PolicyGate
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs.models import Run, RunKind, RunState
 from tests.app.loop.conftest import Loop
-from tests.app.loop.test_comparisons import answer_both, likes, rank_by, two_each
+from tests.app.loop.test_comparisons import answer_both, likes, make_policy, rank_by, two_each
 from tests.app.loop.test_gates import second_reward
 from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT
 from tests.factories import make_prompt
@@ -102,6 +103,24 @@ async def test_a_win_rate_surely_below_the_best_one_s_stops_a_round(turned: Loop
     assert reason is not None
     assert (reason["why"], reason["number"], reason["best"]) == ("fell", 5, 3)
     assert best_liked([old, new]) is old
+
+
+@pytest.mark.parametrize(("state", "stops"), [(ComparisonState.UNDECIDED, True), (ComparisonState.SUPERSEDED, False)])
+async def test_a_comparison_that_another_policy_ended_stops_no_round(
+    turned: Loop, state: ComparisonState, stops: bool
+) -> None:
+    """That policy is going live just now, and a round that stopped would keep it back."""
+    live = await first_policy(turned)
+    base = await registry.base_version(turned.session, turned.project.id)
+    comparison = await comparisons.start(turned.session, project=turned.project, version=live, against=base)
+    other = await make_policy(turned)
+    other.metrics = {"win_rate": {"value": 0.9, "low": 0.8, "high": 0.95, "num_prompts": 100}}
+    comparison.superseded_by_id = other.id if state == ComparisonState.SUPERSEDED else None
+    half = figures_of([Outcome(0.5, {}, {})] * 400, num_prompts=400)
+    assert half.high < 0.8
+    await comparisons.fix(turned.session, comparison, state, half)
+    now = await service.current_round(turned.session, turned.project)
+    assert bool(now.stopped) == stops
 
 
 # What comes too late

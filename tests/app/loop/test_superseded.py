@@ -7,14 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.loop import arrivals, asking, comparisons, service, subscriptions, training
 from app.loop.comparisons import ComparisonView
-from app.loop.models import ComparedPrompt, Comparison
+from app.loop.models import ComparedPrompt, Comparison, ComparisonState, Round
+from app.loop.outcomes import Outcome, figures_of
 from app.projects.models import CompareNew, PolicyGate, Project
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
@@ -26,7 +27,7 @@ from tests.app.loop.test_asking import begun
 from tests.app.loop.test_comparisons import answer_both, likes, make_policy, rank_by, two_each
 from tests.app.loop.test_halts import version
 from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT, whole_round
-from tests.factories import make_project, make_prompt, make_user
+from tests.factories import make_project, make_prompt, make_run, make_user
 
 
 async def asked_about(turned: Loop, wish: CompareNew = CompareNew.BASE) -> ComparisonView:
@@ -248,3 +249,57 @@ async def test_a_policy_goes_live_while_somebody_holds_the_comparison_or_its_run
             assert (found.state, states) == (("sampling" if held is Comparison else "superseded"), {RunState.QUEUED})
             await session.rollback()
     await engine.dispose()
+
+
+@pytest.mark.real_commits
+@pytest.mark.parametrize("deed", ["worse", "stopped", "rollback"])
+async def test_people_decide_while_a_worker_ends_the_run_of_the_round(fresh_database_url: str, deed: str) -> None:
+    """All of them want that run, its round and the live version: the worker to make another one live, people to stop
+    the run or to go back."""
+    subscriptions.subscribe()
+    engine = make_engine(fresh_database_url, pool_size=3)
+    sessions: SessionMaker = make_sessionmaker(engine)
+    async with sessions.begin() as session:
+        project, comparison, newer = await two_policies(session)
+        live = await registry.get_version(session, comparison.version_id)
+        await arrivals.promote(session, project=project, version=live, reason="answers now")
+        now = await service.current_round(session, project)
+        run = await make_run(session, project, kind=RunKind.PPO)
+        now.policy_run_id = run.id
+
+    async def decide() -> None:
+        async with sessions.begin() as session:
+            if deed == "rollback":
+                base = await registry.base_version(session, project.id)
+                await arrivals.promote(session, project=project, version=base, reason="better")
+                return
+            found = figures_of([Outcome(0.0, {}, {})] * 200, num_prompts=200)
+            query = select(Comparison).where(Comparison.id == comparison.id).with_for_update()
+            held = (await session.scalars(query)).one()
+            await comparisons.close(session, held, ComparisonState(deed), found)
+
+    async with sessions.begin() as worker:
+        await worker.execute(select(Run.id).where(Run.id == run.id).with_for_update())
+        assert await service.round_of_run(worker, Round.policy_run_id, run)
+        deciding = asyncio.create_task(decide())
+        await is_waiting(sessions)
+        await registry.promote(worker, version=await worker.get_one(Version, newer.id), reason="trained")
+    await asyncio.wait_for(deciding, timeout=20)
+    async with sessions() as session:
+        current = await registry.live_version(session, project_id=project.id, kind=VersionKind.POLICY)
+        assert current is not None
+        assert current.number == (1 if deed == "rollback" else newer.number)
+        state = (await session.get_one(Comparison, comparison.id)).state
+        assert state == ("superseded" if deed == "rollback" else deed)
+    await engine.dispose()
+
+
+async def is_waiting(sessions: SessionMaker) -> None:
+    """Until somebody waits for what another transaction holds."""
+    waits = text("select count(*) from pg_stat_activity where wait_event_type = 'Lock'")
+    async with asyncio.timeout(20):
+        while True:
+            async with sessions() as session:
+                if await session.scalar(waits):
+                    return
+            await asyncio.sleep(0.05)
