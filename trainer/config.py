@@ -216,7 +216,8 @@ class PPOConfig(_Config):
     max_new_tokens: int = 64
     """IG: up to 1,024 tokens. An answer that is longer is cut."""
     ptx_coefficient: float = 0.0
-    """IG: 27.8, the weight of the loss on pretraining text (PPO-ptx). 0: off, because it needs text."""
+    """IG: 27.8, the weight of the loss on pretraining text (PPO-ptx). 0: off, because it needs text. Where `liked` is
+    set, the answers that people liked are among the text."""
     ptx_examples_per_episode: int = 8
     """IG: 8 times as many texts as episodes."""
     liked: SFTConfig | None = None

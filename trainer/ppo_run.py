@@ -67,7 +67,7 @@ def train_ppo(
         ptx_texts: rows of text (`trainer.pretraining`) that the policy goes on learning to write; they are needed
             where `ptx_coefficient` is over 0, and only there.
         liked_answers: conversations that end with an answer that people liked best (`preferences.liked`), where the
-            settings have `liked`, and only there.
+            settings have `liked`, and only there. PPO-ptx goes on learning them, as any text (`ptx_coefficient`).
         guard: a second reward version. After each update it scores answers to the same questions with the same seeds;
             the version takes the weights of its best score, and the run stops when the reward is exploited.
         guard_prompts: what the guard asks, best of all prompts that no reward model learned from; left out: `prompts`.
@@ -83,6 +83,8 @@ def train_ppo(
         raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
     sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
     config = config.for_model(count_parameters(policy), device)
+    if config.ptx_coefficient > 0:
+        ptx_texts = [*ptx_texts, *liked_answers]
     with _after_liked(liked_answers, policy, config, out, report, device) as begin:
         models = _load_models({**sources, "policy": begin}, config, device)
     if config.missing_eos_penalty is None:

@@ -61,8 +61,7 @@ async def start_training(
     """
     if await training_run(session, project.id) is not None:
         raise TrainingUnderWay
-    if project.training.get("ppo", {}).get("ptx_coefficient") and not await pretraining_text(session, project):
-        raise Invalid.field("training.ppo.ptx_coefficient", "is above 0 and needs text to learn: import a corpus first")
+    await require_text(session, project)
     await guard_version(session, project)
     now = await service.current_round(session, project)
     service.require_going(now)
@@ -188,6 +187,22 @@ async def guard_version(session: AsyncSession, project: Project) -> Version | No
     if not found:
         raise Invalid.field(f"training.ppo.{GUARD}", "must be the number of a reward version of this project, or null")
     return found[0]
+
+
+async def require_text(session: AsyncSession, project: Project) -> None:
+    """Refuse PPO-ptx where there is nothing to write: no corpus, and no answers that people liked.
+
+    Raises:
+        Invalid: so it is.
+    """
+    wishes = project.training.get("ppo", {})
+    if not wishes.get("ptx_coefficient") or wishes.get("liked") is not None:
+        return
+    if not await pretraining_text(session, project):
+        raise Invalid.field(
+            "training.ppo.ptx_coefficient",
+            "is above 0 and needs text to learn: import a corpus, or set liked (to {})",
+        )
 
 
 async def pretraining_text(session: AsyncSession, project: Project) -> list[dict[str, Any]]:

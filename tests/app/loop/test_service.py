@@ -106,7 +106,7 @@ async def test_pretraining_text_goes_along_where_it_is_switched_on(turned: Loop)
     project.training = {"ppo": {"ptx_coefficient": 27.8}}
     await turned.sample()
     await turned.rank_all()
-    with pytest.raises(RankloopError, match="import a corpus first"):
+    with pytest.raises(RankloopError, match="import a corpus, or set liked"):
         await training.start_training(session, project=project)
     await send(session, project, {"text": "Plain."})
     await training.start_training(session, project=project)
@@ -116,14 +116,16 @@ async def test_pretraining_text_goes_along_where_it_is_switched_on(turned: Loop)
 
 
 async def test_the_rankings_go_along_where_ppo_begins_with_what_people_liked(turned: Loop) -> None:
-    turned.project.training = {"ppo": {"liked": {"epochs": 1}}}
+    # They are text, too: PPO-ptx needs no other.
+    turned.project.training = {"ppo": {"liked": {"epochs": 1}, "ptx_coefficient": 0.1}}
     await turned.sample()
     await turned.rank_all()
     reward = await training.start_training(turned.session, project=turned.project)
     await turned.finish(await turned.claim(), REWARD_RESULT)
     ppo = await turned.claim()
     assert ppo.config["liked"] == reward.config["dataset"]
-    assert ppo.config["training"] == {"liked": {"epochs": 1}}
+    assert ppo.config["training"] == {"liked": {"epochs": 1}, "ptx_coefficient": 0.1}
+    assert ppo.config["corpora"] == []
 
 
 async def test_without_it_no_text_goes_along(turned: Loop) -> None:

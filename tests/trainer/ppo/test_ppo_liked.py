@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.trainer.ppo.tools import Diary, train
+from tests.trainer.ppo.tools import TOKENIZER, Diary, train
 from trainer.checkpoints import CheckpointError
+from trainer.pretraining import encode_texts, hash_passages
 from trainer.weights import ModelSource
 
 LIKED = [
@@ -38,6 +40,19 @@ def test_a_run_goes_on_only_with_the_same_liked_answers(base: ModelSource, rewar
     assert not list(tmp_path.glob("*.liked*")), "where PPO begins is of no use after it has begun"
     with pytest.raises(CheckpointError, match="liked_sha256"):
         train(base, reward, tmp_path / "other", liked_answers=LIKED[:1], liked=SETTINGS, resume_from=checkpoint)
+
+
+@pytest.mark.parametrize("texts", [[], [{"text": "a b c d"}]])
+def test_with_ppo_ptx_they_are_text_that_the_policy_goes_on_learning(
+    base: ModelSource, reward: ModelSource, tmp_path: Path, texts: list[dict[str, str]]
+) -> None:
+    diary = Diary()
+    wishes = {"ptx_coefficient": 1.0, "ptx_examples_per_episode": 1, "liked": SETTINGS}
+    train(base, reward, tmp_path / "v2", report=diary, liked_answers=LIKED, ptx_texts=texts, **wishes)
+    assert [point for point in diary.points if "ppo/ptx/loss" in point]
+    learned, _ = encode_texts([*texts, *LIKED], TOKENIZER, max_tokens=64)
+    manifest = json.loads((tmp_path / "v2" / "manifest.json").read_text())
+    assert manifest["ptx_texts_sha256"] == hash_passages(learned)
 
 
 def test_answers_that_people_liked_need_the_setting(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
