@@ -158,7 +158,7 @@ def create_user(
     as_json: AsJson = False,
 ) -> None:
     """Add a person, and print the one-time sign-in link."""
-    from app.accounts import service
+    from app.accounts import roles, service, sessions
     from app.projects.service import get_project_by_slug
 
     settings = settings_for(data_dir)
@@ -167,8 +167,8 @@ def create_user(
         found = await get_project_by_slug(session, project) if project else None
         user = await service.create_user(session, name=name, email=email, role=None if found else role)
         if found:
-            await service.set_member(session, user_id=user.id, project_id=found.id, role=role)
-        return str(user.id), await service.create_sign_in_link(session, user=user, public_url=settings.public_url)
+            await roles.set_member(session, user_id=user.id, project_id=found.id, role=role)
+        return str(user.id), await sessions.create_sign_in_link(session, user=user, public_url=settings.public_url)
 
     user_id, link = in_transaction(settings, work)
     typer.echo(json.dumps({"id": user_id, "link": link}) if as_json else link)
@@ -177,13 +177,13 @@ def create_user(
 @users.command("link")
 def make_link(email: str, data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
     """Print a one-time sign-in link; it works for 15 minutes."""
-    from app.accounts import service
+    from app.accounts import service, sessions
 
     settings = settings_for(data_dir)
 
     async def work(session: AsyncSession) -> str:
         user = await service.get_user_by_email(session, email)
-        return await service.create_sign_in_link(session, user=user, public_url=settings.public_url)
+        return await sessions.create_sign_in_link(session, user=user, public_url=settings.public_url)
 
     typer.echo(in_transaction(settings, work))
 
@@ -214,10 +214,11 @@ def create_token(
 ) -> None:
     """Make an API token and print it, this one time."""
     from app.accounts import service
+    from app.accounts import tokens as api_tokens
 
     async def work(session: AsyncSession) -> str:
         user = await service.get_user_by_email(session, email)
-        _, secret = await service.create_token(session, user_id=user.id, name=name, scopes=scope, days=days)
+        _, secret = await api_tokens.create_token(session, user_id=user.id, name=name, scopes=scope, days=days)
         return secret
 
     sys.stdout.write(in_transaction(settings_for(data_dir), work) + "\n")
@@ -228,10 +229,10 @@ def revoke_token(
     name: Annotated[str, typer.Argument(help="The token's name.")], data_dir: DataDir = DEFAULT_DATA_DIR
 ) -> None:
     """End all tokens of this name at once."""
-    from app.accounts import service
+    from app.accounts import tokens as api_tokens
 
     async def work(session: AsyncSession) -> None:
-        await service.revoke_tokens_named(session, name=name)
+        await api_tokens.revoke_tokens_named(session, name=name)
 
     in_transaction(settings_for(data_dir), work)
     typer.echo(f"No token named {name!r} works any more.")

@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Protocol
 
 from app.accounts import service as accounts
+from app.accounts import sessions, tokens
 from app.accounts.models import Scope
 from app.config import Settings, address_file
 from app.db import check_connection, make_engine, standalone_session
@@ -251,8 +252,8 @@ class Supervisor:
         subscriptions.subscribe()
         async with standalone_session(self.settings.require_database_url()) as session:
             admin = await accounts.ensure_admin(session)
-            await accounts.revoke_tokens_named(session, name=NAME_OF_WORKER_TOKEN)
-            _, secret = await accounts.create_token(
+            await tokens.revoke_tokens_named(session, name=NAME_OF_WORKER_TOKEN)
+            _, secret = await tokens.create_token(
                 session, user_id=admin.id, name=NAME_OF_WORKER_TOKEN, scopes=[Scope.WORKER], days=None
             )
             if self.options.demo:
@@ -262,7 +263,7 @@ class Supervisor:
     async def _make_sign_in_link(self) -> str:
         async with standalone_session(self.settings.require_database_url()) as session:
             admin = await accounts.ensure_admin(session)
-            return await accounts.create_sign_in_link(session, user=admin, public_url=self.settings.public_url)
+            return await sessions.create_sign_in_link(session, user=admin, public_url=self.settings.public_url)
 
     def _start_web(self, listener: socket.socket, logs: Path) -> None:
         """Web processes share one listening socket, which outlives each of them."""

@@ -42,7 +42,7 @@ from load.usage import Usage
 from load.visitors import PASSWORD, Felt, Visitors
 from web import web
 
-from app.accounts import passwords
+from app.accounts import passwords, sessions, tokens
 from app.accounts import service as accounts
 from app.accounts.models import Role, Scope, SignInMethod
 from app.db import standalone_session
@@ -77,8 +77,8 @@ async def add_people(site: Site) -> tuple[list[str], str, str]:
             await passwords.store(session, user.id, made)
         known = await accounts.create_user(session, name="Known", email="known@example.org", role=Role.ADMIN)
         scopes = [Scope.READ, Scope.WRITE, Scope.ADMIN]
-        _, token = await accounts.create_token(session, user_id=known.id, name="trouble", scopes=scopes)
-        cookie = await accounts.start_session(session, user_id=known.id, method=SignInMethod.LINK)
+        _, token = await tokens.create_token(session, user_id=known.id, name="trouble", scopes=scopes)
+        cookie = await sessions.start_session(session, user_id=known.id, method=SignInMethod.LINK)
     return members, token, cookie
 
 

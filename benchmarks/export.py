@@ -43,6 +43,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import service as accounts
 from app.accounts.models import Role, Scope
+from app.accounts.tokens import create_token
 from app.db import standalone_session
 from app.embedded import EmbeddedPostgres
 from app.loop import subscriptions
@@ -279,13 +280,13 @@ async def make_people(session: AsyncSession) -> tuple[str, list[str]]:
     """An admin's token, and one for each annotator."""
     admin = await accounts.create_user(session, name="Admin", email="admin@example.org", role=Role.ADMIN)
     scopes = [Scope.READ, Scope.WRITE]
-    _, token = await accounts.create_token(session, user_id=admin.id, name="bench", scopes=scopes)
+    _, token = await create_token(session, user_id=admin.id, name="bench", scopes=scopes)
     tokens = []
     for number in range(NUM_ANNOTATORS):
         person = await accounts.create_user(
             session, name=f"P{number}", email=f"p{number}@example.org", role=Role.ANNOTATOR
         )
-        made = await accounts.create_token(session, user_id=person.id, name="bench", scopes=[Scope.ANNOTATE])
+        made = await create_token(session, user_id=person.id, name="bench", scopes=[Scope.ANNOTATE])
         tokens.append(made[1])
     return token, tokens
 

@@ -35,6 +35,7 @@ from load.usage import Usage
 from web import web
 
 from app.accounts import service as accounts
+from app.accounts import sessions
 from app.accounts.models import Role, SignInMethod
 from app.db import standalone_session
 from app.embedded import EmbeddedPostgres
@@ -141,7 +142,7 @@ async def sign_in_admin(url: str) -> str:
         user = await accounts.create_user(
             session, name="Admin", email=f"admin{time.time_ns()}@example.org", role=Role.ADMIN
         )
-        return await accounts.start_session(session, user_id=user.id, method=SignInMethod.LINK)
+        return await sessions.start_session(session, user_id=user.id, method=SignInMethod.LINK)
 
 
 def rank_one(client: httpx2.Client, site: Site, token: str) -> None:

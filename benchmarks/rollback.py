@@ -30,6 +30,7 @@ from typing import Any
 from web import web
 
 from app.accounts import service as accounts
+from app.accounts import tokens
 from app.accounts.models import Role, Scope
 from app.db import standalone_session
 from app.embedded import EmbeddedPostgres
@@ -43,7 +44,7 @@ async def make_token(url: str) -> str:
     """A token that may do everything."""
     async with standalone_session(url) as session:
         admin = await accounts.create_user(session, name="Admin", email="admin@example.org", role=Role.ADMIN)
-        _, secret = await accounts.create_token(session, user_id=admin.id, name="bench", scopes=list(Scope))
+        _, secret = await tokens.create_token(session, user_id=admin.id, name="bench", scopes=list(Scope))
         return secret
 
 

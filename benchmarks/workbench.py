@@ -37,7 +37,7 @@ import uvicorn
 from playwright.async_api import Page, async_playwright
 
 from app.accounts.models import Role, User
-from app.accounts.service import create_sign_in_link
+from app.accounts.sessions import create_sign_in_link
 from app.config import Settings
 from app.db import make_engine, make_sessionmaker
 from app.embedded import EmbeddedPostgres

@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
-from app.accounts import service as accounts
+from app.accounts import roles, tokens
 from app.accounts.models import Role, Scope, User
 from app.config import Settings
 from app.corpora.models import Corpus
@@ -158,12 +158,12 @@ async def ask(client: AsyncClient, world: World, operation: Operation, document:
 async def build(session: AsyncSession, connection: AsyncConnection) -> World:
     """One of each thing."""
     owner = await make_user(session, name="Ada", role=Role.ADMIN)
-    token, secret = await accounts.create_token(session, user_id=owner.id, name="examples", scopes=list(Scope))
-    spare, _ = await accounts.create_token(session, user_id=owner.id, name="spare", scopes=[Scope.READ])
+    token, secret = await tokens.create_token(session, user_id=owner.id, name="examples", scopes=list(Scope))
+    spare, _ = await tokens.create_token(session, user_id=owner.id, name="spare", scopes=[Scope.READ])
     labels = [{"key": "rude", "en": "Rude", "zh": "粗鲁"}]
     project = await make_project(session, name="Support answers", slug=PROJECT, k=3, labels=labels)
     person = await make_user(session, name="Ben", role=None)
-    await accounts.set_member(session, user_id=person.id, project_id=project.id, role=Role.ANNOTATOR)
+    await roles.set_member(session, user_id=person.id, project_id=project.id, role=Role.ANNOTATOR)
     ids: dict[str, Any] = {"user": person.id, "token": spare.id}
     ids |= await ranked_things(session, project, owner, person)
     ids |= await trained_things(session, project, token.id)
@@ -246,7 +246,7 @@ async def qualification(session: AsyncSession) -> str:
     task = await make_task(session, await make_prompt(session, project), k=2)
     await add(session, GoldOrder(task_id=task.id, places=[1, 2], is_qualifying=True))
     newcomer = await make_user(session)
-    return (await accounts.create_token(session, user_id=newcomer.id, name="judge", scopes=[Scope.ANNOTATE]))[1]
+    return (await tokens.create_token(session, user_id=newcomer.id, name="judge", scopes=[Scope.ANNOTATE]))[1]
 
 
 # Recording

@@ -13,9 +13,10 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import passwords
+from app.accounts.credentials import hash_secret
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import Role, User, UserSession
-from app.accounts.service import SESSION_LIFE, hash_secret
+from app.accounts.sessions import SESSION_LIFE
 from app.projects.models import Project
 from app.projects.service import create_project
 from app.prompts.models import Completion, Prompt, Split

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import service
+from app.accounts import roles, service
+from app.accounts.audit import audit
 from app.accounts.models import Membership, User
 from app.errors import Invalid
 
@@ -61,7 +62,7 @@ async def set_in_project(
         NotFound: this person has no role of their own there.
         Invalid: there are too many, or one is no tag.
     """
-    member = await service.get_membership(session, user_id=user_id, project_id=project_id)
+    member = await roles.get_membership(session, user_id=user_id, project_id=project_id)
     member.languages, member.skills = read_languages(languages), read_skills(skills)
     await told(session, member, actor_id, project=str(project_id))
     return member
@@ -73,7 +74,7 @@ async def told(session: AsyncSession, changed: User | Membership, actor_id: uuid
     user_id = changed.id if isinstance(changed, User) else changed.user_id
     tags = {"languages": changed.languages, "skills": changed.skills}
     action = "member.abilities" if where else "user.abilities"
-    await service.audit(session, actor_id=actor_id, action=action, subject=str(user_id), **where, **tags)
+    await audit(session, actor_id=actor_id, action=action, subject=str(user_id), **where, **tags)
 
 
 def read_languages(text: str) -> list[str]:

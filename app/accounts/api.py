@@ -7,7 +7,7 @@ import uuid
 from fastapi import APIRouter
 from starlette import status
 
-from app.accounts import abilities, service
+from app.accounts import abilities, roles, service, tokens
 from app.accounts.guards import AdminCaller, ApiCaller
 from app.accounts.schemas import AbilitiesIn, MemberIn, MemberOut, NewToken, TokenIn, TokenOut, UserIn, UserOut
 from app.idempotency import idempotent
@@ -33,7 +33,7 @@ async def list_users(caller: AdminCaller, session: SessionDep) -> list[UserOut]:
 @router.get("/projects/{project_id}/members")
 async def list_members(caller: AdminCaller, session: SessionDep) -> list[MemberOut]:
     """Who has a role of their own in this project; roles that hold in every project are with `/users`."""
-    members = await service.list_members(session, project_of(caller))
+    members = await roles.list_members(session, project_of(caller))
     return [MemberOut.of(user, membership) for user, membership in members]
 
 
@@ -41,13 +41,13 @@ async def list_members(caller: AdminCaller, session: SessionDep) -> list[MemberO
 async def set_member(user_id: uuid.UUID, body: MemberIn, caller: AdminCaller, session: SessionDep) -> None:
     """Give a person a role in this project, in place of the one they had here."""
     project_id = project_of(caller)
-    await service.set_member(session, user_id=user_id, project_id=project_id, role=body.role, actor_id=caller.user.id)
+    await roles.set_member(session, user_id=user_id, project_id=project_id, role=body.role, actor_id=caller.user.id)
 
 
 @router.delete("/projects/{project_id}/members/{user_id}", status_code=status.HTTP_204_NO_CONTENT)
 async def remove_member(user_id: uuid.UUID, caller: AdminCaller, session: SessionDep) -> None:
     """Take a person's role in this project away. Their rankings stay."""
-    await service.remove_member(session, user_id=user_id, project_id=project_of(caller), actor_id=caller.user.id)
+    await roles.remove_member(session, user_id=user_id, project_id=project_of(caller), actor_id=caller.user.id)
 
 
 @router.put("/projects/{project_id}/members/{user_id}/abilities", status_code=status.HTTP_204_NO_CONTENT)
@@ -69,11 +69,11 @@ def project_of(caller: ApiCaller) -> uuid.UUID:
 async def create_token(body: TokenIn, caller: AdminCaller, session: SessionDep) -> NewToken:
     """Make a token. Its secret is in this answer and never again."""
     values = body.model_dump() | {"user_id": body.user_id or caller.user.id}
-    token, secret = await service.create_token(session, **values, actor_id=caller.user.id)
+    token, secret = await tokens.create_token(session, **values, actor_id=caller.user.id)
     return NewToken(**TokenOut.model_validate(token).model_dump(), token=secret)
 
 
 @router.post("/tokens/{token_id}/revoke", status_code=status.HTTP_204_NO_CONTENT)
 async def revoke_token(token_id: uuid.UUID, caller: AdminCaller, session: SessionDep) -> None:
     """End a token at once."""
-    await service.revoke_token(session, token_id=token_id, actor_id=caller.user.id)
+    await tokens.revoke_token(session, token_id=token_id, actor_id=caller.user.id)

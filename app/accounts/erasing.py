@@ -13,6 +13,7 @@ from sqlalchemy import delete, func, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import attempts, service
+from app.accounts.audit import audit
 from app.accounts.models import (
     ApiToken,
     Attempts,
@@ -46,7 +47,7 @@ async def erase(
         raise Invalid.field("confirmation", "is not the name of this person")
     await _forget_answers_with(session, user)
     await _empty(session, user)
-    await service.audit(session, actor_id=actor_id, action="user.erase", subject=str(user_id))
+    await audit(session, actor_id=actor_id, action="user.erase", subject=str(user_id))
 
 
 async def _empty(session: AsyncSession, user: User) -> None:

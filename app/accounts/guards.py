@@ -17,9 +17,10 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import service
+from app.accounts import sessions, tokens
+from app.accounts.credentials import Person
 from app.accounts.models import ApiToken, Roles, Scope, TokenFacts, User, Who
-from app.accounts.service import Bearer, Person
+from app.accounts.tokens import Bearer
 from app.accounts.wanted import NamedProject, ProjectFinder, Wanted, find_wanted
 from app.errors import Forbidden, NotFound, Unauthorized
 from app.web import SessionDep
@@ -126,7 +127,7 @@ class Access:
 async def signed_in_person(request: Request, session: SessionDep) -> Person | None:
     """Who is signed in with this browser, if anybody."""
     token = request.cookies.get(SESSION_COOKIE)
-    person = await service.person_of_session(session, token, await first_wanted(request)) if token else None
+    person = await sessions.person_of_session(session, token, await first_wanted(request)) if token else None
     request.state.user = visitor(person) if person else None
     return person
 
@@ -308,7 +309,7 @@ async def caller_of(
         if person is None:
             raise Unauthorized("Send a token: `Authorization: Bearer rl_…`.")
         return ApiCaller(person.user, person.roles, token=None), person
-    found = await service.person_of_token(session, credentials.credentials, await first_wanted(request))
+    found = await tokens.person_of_token(session, credentials.credentials, await first_wanted(request))
     if found is None:
         raise TokenRefused
     token, owner = found
@@ -366,7 +367,7 @@ async def find_ranker(
     if credentials is None:
         caller = await find_caller(request, session, await signed_in_person(request, session), None)
     else:
-        owner = await service.bearer_of_token(session, credentials.credentials, await first_wanted(request))
+        owner = await tokens.bearer_of_token(session, credentials.credentials, await first_wanted(request))
         if owner is None:
             raise TokenRefused
         request.state.user = visitor(owner)

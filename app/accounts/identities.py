@@ -15,9 +15,10 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import service
+from app.accounts import sessions
+from app.accounts.audit import audit
+from app.accounts.credentials import hash_secret
 from app.accounts.models import ApiToken, Identity, Password, ProviderVisit, SignInMethod, User
-from app.accounts.service import audit, hash_secret
 from app.errors import BadRequest, Forbidden
 
 VISIT_LIFE = timedelta(minutes=10)
@@ -69,7 +70,7 @@ async def sign_in(
         .where(Identity.issuer == issuer, Identity.subject == subject, User.disabled_at.is_(None))
     )
     user_id = user_id or await _link(session, issuer=issuer, subject=subject, claims=claims)
-    return await service.start_session(
+    return await sessions.start_session(
         session, user_id=user_id, method=SignInMethod.PROVIDER, device=device, replaces=replaces
     )
 
@@ -90,7 +91,7 @@ async def _link(session: AsyncSession, *, issuer: str, subject: str, claims: Map
     await session.execute(
         update(ApiToken).where(ApiToken.user_id == user_id, ApiToken.revoked_at.is_(None)).values(revoked_at=func.now())
     )
-    await service.end_sessions(session, user_id=user_id)
+    await sessions.end_sessions(session, user_id=user_id)
     session.add(Identity(issuer=issuer, subject=subject, user_id=user_id))
     await audit(session, actor_id=user_id, action="identity.link", subject=str(user_id))
     return user_id

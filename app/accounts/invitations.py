@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import passwords, service
+from app.accounts import passwords, roles, service, sessions
+from app.accounts.audit import audit
+from app.accounts.credentials import hash_secret
 from app.accounts.models import ROLE_SCOPES, Invitation, Membership, Role, SignInMethod, User
-from app.accounts.service import audit, hash_secret
 from app.db import let_go
 from app.errors import Invalid, NotFound, RankloopError
 
@@ -120,11 +121,11 @@ async def accept(session: AsyncSession, *, secret: str, user: User) -> Invitatio
     project_id, role = invitation.project_id, invitation.role
     if project_id is None:
         if ROLE_SCOPES[user.role] < ROLE_SCOPES[role]:
-            await service.set_role(session, user_id=user.id, role=role, actor_id=user.id)
+            await roles.set_role(session, user_id=user.id, role=role, actor_id=user.id)
     else:
         member = await session.get(Membership, (user.id, project_id))
         if member is None or ROLE_SCOPES[member.role] < ROLE_SCOPES[role]:
-            await service.set_member(session, user_id=user.id, project_id=project_id, role=role, actor_id=user.id)
+            await roles.set_member(session, user_id=user.id, project_id=project_id, role=role, actor_id=user.id)
     await audit(session, actor_id=user.id, action="invitation.accept", subject=str(invitation.id))
     return invitation
 
@@ -154,7 +155,7 @@ async def sign_up(
         user = await service.create_user(session, name=name, email=email, role=None)
         await passwords.store(session, user.id, made)
         await accept(session, secret=secret, user=user)
-    return await service.start_session(
+    return await sessions.start_session(
         session, user_id=user.id, method=SignInMethod.INVITATION, device=device, replaces=replaces
     )
 

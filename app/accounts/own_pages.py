@@ -9,11 +9,12 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import abilities, service, signing_in
+from app.accounts import abilities, sessions, signing_in, tokens
+from app.accounts.credentials import hash_secret
 from app.accounts.guards import SESSION_COOKIE, Access, AccessDep
 from app.accounts.models import Scope
 from app.accounts.pages import Secret, errors_of, remember
-from app.accounts.service import hash_secret
+from app.accounts.roles import list_memberships, list_own_projects
 from app.errors import RankloopError
 from app.web import SessionDep, SettingsDep, render, see_other
 
@@ -42,8 +43,8 @@ async def render_account(
         "accounts/account.html",
         status_code=error.status if error else 200,
         person=user,
-        memberships=await service.list_memberships(session, user.id),
-        sessions=await service.list_sessions(session, user.id),
+        memberships=await list_memberships(session, user.id),
+        sessions=await sessions.list_sessions(session, user.id),
         this_session=hash_secret(token),
         needs_current=await signing_in.needs_current(session, user=user, token=token),
         done=done,
@@ -89,14 +90,14 @@ async def change_languages(
 @router.post("/account/sessions/{session_id}/end")
 async def end_session(session_id: uuid.UUID, access: AccessDep, session: SessionDep) -> RedirectResponse:
     """Sign out of one browser."""
-    await service.end_session(session, user_id=access.user.id, session_id=session_id)
+    await sessions.end_session(session, user_id=access.user.id, session_id=session_id)
     return see_other("/account")
 
 
 @router.post("/account/sessions/end")
 async def end_other_sessions(request: Request, access: AccessDep, session: SessionDep) -> RedirectResponse:
     """Sign out everywhere but here."""
-    await service.end_sessions(session, user_id=access.user.id, but=cookie_of(request), actor_id=access.user.id)
+    await sessions.end_sessions(session, user_id=access.user.id, but=cookie_of(request), actor_id=access.user.id)
     return see_other("/account?done=sessions")
 
 
@@ -125,9 +126,9 @@ async def render_tokens(
         request,
         "accounts/tokens.html",
         status_code=error.status if error else 200,
-        rows=await service.list_tokens(session, owner_id=None if roles.is_owner else access.user.id),
+        rows=await tokens.list_tokens(session, owner_id=None if roles.is_owner else access.user.id),
         scopes=[scope for scope in SCOPES_IN_ORDER if scope in allowed],
-        projects=await service.list_own_projects(session, roles),
+        projects=await list_own_projects(session, roles),
         new_token=new_token,
         values=values or {},
         errors=errors_of(request, error),
@@ -146,7 +147,7 @@ async def make_token(
 ) -> HTMLResponse:
     """A token in one's own name; its secret is shown on this page and never again."""
     try:
-        _, secret = await service.create_token(
+        _, secret = await tokens.create_token(
             session,
             user_id=access.user.id,
             name=token_name.strip() or "token",
@@ -165,5 +166,5 @@ async def make_token(
 async def revoke_token(token_id: uuid.UUID, access: AccessDep, session: SessionDep) -> RedirectResponse:
     """End a token at once: one's own, or as an owner of the site anybody's."""
     owner_id = None if access.roles.is_owner else access.user.id
-    await service.revoke_token(session, token_id=token_id, owner_id=owner_id, actor_id=access.user.id)
+    await tokens.revoke_token(session, token_id=token_id, owner_id=owner_id, actor_id=access.user.id)
     return see_other("/account/tokens")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, BackgroundTasks, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from app import mail
-from app.accounts import browsers, invitations, service, signing_in
+from app.accounts import browsers, invitations, sessions, signing_in
 from app.accounts.devices import device_name
 from app.accounts.guards import SESSION_COOKIE, MaybePerson
 from app.config import Settings
@@ -50,7 +50,7 @@ def enter(settings: Settings, token: str, way: str = "/") -> RedirectResponse:
     answer.set_cookie(
         SESSION_COOKIE,
         token,
-        max_age=int(service.SESSION_LIFE.total_seconds()),
+        max_age=int(sessions.SESSION_LIFE.total_seconds()),
         httponly=True,
         samesite="lax",
         secure=settings.has_secure_cookies,
@@ -143,8 +143,8 @@ async def sign_in_by_link(
 ) -> RedirectResponse | HTMLResponse:
     """Public: spend the link. A whole pasted address does as well."""
     try:
-        token = await service.sign_in(session, secret=secret.rpartition("#")[2], **browser_of(request))
-    except service.LinkSpent as error:
+        token = await sessions.sign_in(session, secret=secret.rpartition("#")[2], **browser_of(request))
+    except sessions.LinkSpent as error:
         request.state.user = None
         return render(request, "accounts/link.html", status_code=error.status, error=words(request)["_"](str(error)))
     return enter(settings, token)
@@ -198,7 +198,7 @@ async def sign_out(request: Request, session: SessionDep) -> RedirectResponse:
     """Public: end this browser's session, if it has one."""
     token = request.cookies.get(SESSION_COOKIE)
     if token:
-        await service.sign_out(session, token)
+        await sessions.sign_out(session, token)
     answer = see_other("/sign-in")
     answer.delete_cookie(SESSION_COOKIE)
     return answer

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import abilities, erasing, invitations, service
+from app.accounts import abilities, audit, erasing, invitations, roles, service, sessions
 from app.accounts.guards import Access, AccessDep, Admin, Owner
 from app.accounts.models import Role
 from app.accounts.pages import errors_of
@@ -129,8 +129,8 @@ async def render_person(
         "accounts/person.html",
         status_code=error.status if error else 200,
         person=person,
-        memberships=await service.list_memberships(session, user_id),
-        sessions=await service.list_sessions(session, user_id),
+        memberships=await roles.list_memberships(session, user_id),
+        sessions=await sessions.list_sessions(session, user_id),
         new_link=new_link,
         errors=errors_of(request, error),
     )
@@ -141,7 +141,7 @@ async def set_role(
     user_id: uuid.UUID, request: Request, user: Owner, session: SessionDep, role: Annotated[str, Form()] = ""
 ) -> RedirectResponse | HTMLResponse:
     """The role that holds in every project."""
-    return await changed(request, session, user_id, service.set_role, role=role or None, actor_id=user.id)
+    return await changed(request, session, user_id, roles.set_role, role=role or None, actor_id=user.id)
 
 
 @router.post("/people/{user_id}/abilities", response_model=None)
@@ -179,7 +179,7 @@ async def sign_person_out(
     user_id: uuid.UUID, request: Request, user: Owner, session: SessionDep
 ) -> RedirectResponse | HTMLResponse:
     """Sign a person out everywhere."""
-    return await changed(request, session, user_id, service.end_sessions, actor_id=user.id)
+    return await changed(request, session, user_id, sessions.end_sessions, actor_id=user.id)
 
 
 @router.post("/people/{user_id}/erase", response_model=None)
@@ -212,7 +212,7 @@ async def make_link(
 ) -> HTMLResponse:
     """A one-time sign-in link for somebody who forgot their password; shown on this page and never again."""
     person = await service.get_user(session, user_id)
-    link = await service.create_sign_in_link(session, user=person, public_url=settings.public_url, actor_id=user.id)
+    link = await sessions.create_sign_in_link(session, user=person, public_url=settings.public_url, actor_id=user.id)
     return await render_person(request, session, user_id, new_link=link)
 
 
@@ -226,14 +226,14 @@ async def show_audit(
     before: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
 ) -> HTMLResponse:
     """Who did what, newest first; nothing in it is ever changed."""
-    rows = await service.list_audit(session, action=action, person_id=as_id(person), before=before, limit=PAGE_SIZE + 1)
+    rows = await audit.list_audit(session, action=action, person_id=as_id(person), before=before, limit=PAGE_SIZE + 1)
     shown = rows[:PAGE_SIZE]
     more = {"before": shown[-1].entry.id if shown else "", "action": action, "person": person or ""}
     return render(
         request,
         "accounts/audit.html",
         rows=shown,
-        actions=[(name, name) for name in await service.list_actions(session)],
+        actions=[(name, name) for name in await audit.list_actions(session)],
         action=action,
         person=person,
         next_url=f"?{urlencode(more)}" if len(rows) > PAGE_SIZE else None,
@@ -278,8 +278,8 @@ async def render_members(request: Request, session: AsyncSession, project: Named
         status_code=error.status if error else 200,
         here="people",
         project=project,
-        members=await service.list_members(session, project.id),
-        others=await service.list_everywhere(session),
+        members=await roles.list_members(session, project.id),
+        others=await roles.list_everywhere(session),
         invitations=await invitations.list_open(session, project.id),
         errors=errors_of(request, error),
         **context,
@@ -320,11 +320,11 @@ async def set_member(
 ) -> RedirectResponse:
     """Change a member's role; an empty one takes it away. Who is no member yet is invited instead."""
     project = project_of(access)
-    await service.get_membership(session, user_id=user_id, project_id=project.id)
+    await roles.get_membership(session, user_id=user_id, project_id=project.id)
     if role:
-        await service.set_member(session, user_id=user_id, project_id=project.id, role=role, actor_id=user.id)
+        await roles.set_member(session, user_id=user_id, project_id=project.id, role=role, actor_id=user.id)
     else:
-        await service.remove_member(session, user_id=user_id, project_id=project.id, actor_id=user.id)
+        await roles.remove_member(session, user_id=user_id, project_id=project.id, actor_id=user.id)
     return see_other(f"/projects/{project.slug}/people")
 
 
@@ -346,7 +346,7 @@ async def render_member(
     typed: Mapping[str, str] | None = None,
 ) -> HTMLResponse:
     """The page, perhaps with what was typed and what is wrong with it."""
-    member = await service.get_membership(session, user_id=user_id, project_id=project.id)
+    member = await roles.get_membership(session, user_id=user_id, project_id=project.id)
     return render(
         request,
         "accounts/member.html",

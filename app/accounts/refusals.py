@@ -6,7 +6,7 @@ import hashlib
 import uuid
 
 from app.accounts import attempts
-from app.accounts.service import audit
+from app.accounts.audit import audit
 from app.db import SessionMaker
 
 # Whoever is refused again and again within a quarter of an hour fills the log no further.

@@ -14,9 +14,10 @@ from typing import NamedTuple
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import attempts, browsers, passwords, service
+from app.accounts import attempts, browsers, passwords, sessions
+from app.accounts.audit import audit
+from app.accounts.credentials import hash_secret
 from app.accounts.models import Password, SignInMethod, User, UserSession
-from app.accounts.service import audit, hash_secret
 from app.db import SessionMaker, let_go
 from app.errors import Forbidden, Invalid, Unauthorized
 
@@ -73,7 +74,7 @@ async def sign_in(
     async with sessionmaker.begin() as session:
         if is_right and user_id and stored:
             await attempts.forgive(session, account=account, address=address)
-            token = await service.start_session(
+            token = await sessions.start_session(
                 session, user_id=user_id, method=SignInMethod.PASSWORD, device=device, replaces=replaces
             )
             return Entered(token, browsers.mark(stored))
@@ -116,7 +117,7 @@ async def change_password(
     await let_go(session)
     made = await passwords.make_hash(new, name=user.name, email=user.email)
     await passwords.store(session, user.id, made)
-    await service.end_sessions(session, user_id=user.id, but=token, actor_id=user.id)
+    await sessions.end_sessions(session, user_id=user.id, but=token, actor_id=user.id)
     await audit(session, actor_id=user.id, action="password.change", subject=str(user.id))
     return browsers.mark(made)
 
@@ -164,4 +165,4 @@ async def make_link_for(
         )
         if user is None or user.email is None:
             return None
-        return await service.create_sign_in_link(session, user=user, public_url=public_url), user.email
+        return await sessions.create_sign_in_link(session, user=user, public_url=public_url), user.email

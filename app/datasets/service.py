@@ -14,8 +14,8 @@ from sqlalchemy import Select, String, and_, cast, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from app.accounts.audit import audit
 from app.accounts.models import User
-from app.accounts.service import audit
 from app.datasets import pieces, snapshots
 from app.datasets.cards import task_of, without_names
 from app.datasets.filters import LEARNED_FROM, DatasetFilter, is_accepted

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.service import audit
+from app.accounts.audit import audit
 from app.corpora import service as corpora
 from app.corpora.models import CorpusKind
 from app.datasets import service as datasets

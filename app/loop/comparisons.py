@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.service import audit
+from app.accounts.audit import audit
 from app.errors import Conflict, Invalid, NotFound
 from app.events import events
 from app.loop import sampling, service

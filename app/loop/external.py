@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.service import audit
+from app.accounts.audit import audit
 from app.datasets import service as datasets
 from app.datasets.models import Dataset
 from app.errors import Invalid

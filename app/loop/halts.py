@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.service import audit
+from app.accounts.audit import audit
 from app.loop import service
 from app.loop.comparisons import ComparisonEnded
 from app.loop.models import Comparison, ComparisonState, Round

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.service import audit
+from app.accounts.audit import audit
 from app.corpora import service as corpora
 from app.datasets import service as datasets
 from app.datasets.models import Dataset

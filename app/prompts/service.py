@@ -15,7 +15,7 @@ from sqlalchemy import Row, Select, func, insert, literal, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.service import audit
+from app.accounts.audit import audit
 from app.errors import Invalid, NotFound
 from app.events import events
 from app.ndjson import BadLine, Line

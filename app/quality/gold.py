@@ -15,8 +15,8 @@ from sqlalchemy import Select, func, literal, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.audit import audit
 from app.accounts.models import User
-from app.accounts.service import audit
 from app.errors import Invalid
 from app.projects.models import Project
 from app.prompts.models import Prompt

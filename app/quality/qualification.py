@@ -18,8 +18,8 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.audit import audit
 from app.accounts.models import AnyUser, User
-from app.accounts.service import audit
 from app.errors import Conflict, Invalid, NotFound
 from app.events import events
 from app.projects.models import Project

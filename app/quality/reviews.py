@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.audit import audit
 from app.accounts.models import User
-from app.accounts.service import audit
 from app.errors import Conflict, Invalid, existing
 from app.projects.models import Project
 from app.prompts.models import Prompt

@@ -14,8 +14,8 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.audit import audit
 from app.accounts.models import User, nameless
-from app.accounts.service import audit
 from app.db import at_most
 from app.errors import Conflict, NotFound
 from app.projects.models import Project

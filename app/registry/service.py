@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import Text, cast, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.audit import audit
 from app.accounts.models import AuditEntry
-from app.accounts.service import audit
 from app.errors import existing
 from app.events import events
 from app.registry.models import Version, VersionKind

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.audit import audit
 from app.accounts.guards import Trainer
-from app.accounts.service import audit
 from app.errors import NotFound, RankloopError
 from app.plots import metric_plots
 from app.projects.guards import PageProject

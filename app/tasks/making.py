@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from sqlalchemy import and_, exists, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.service import audit
+from app.accounts.audit import audit
 from app.draws import draw
 from app.errors import Invalid
 from app.projects.models import Project

@@ -10,8 +10,8 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.audit import audit
 from app.accounts.models import User
-from app.accounts.service import audit
 from app.prompts.models import Prompt
 from app.tasks.making import withdraw_task
 from app.tasks.models import Lease, SkipKind, Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import AnyUser, Scope, User
-from app.accounts.service import get_roles
+from app.accounts.roles import get_roles
 from app.errors import Conflict
 from app.projects.models import AnyProject
 from app.tasks.models import Lease, Standing, StandingState, Task

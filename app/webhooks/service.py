@@ -19,7 +19,7 @@ import orjson
 from sqlalchemy import and_, delete, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.service import audit
+from app.accounts.audit import audit
 from app.errors import Invalid, NotFound, existing
 from app.events import events
 from app.rankings.models import Ranking, RankingChange

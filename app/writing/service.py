@@ -16,8 +16,8 @@ from sqlalchemy import Select, exists, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.audit import audit
 from app.accounts.models import User
-from app.accounts.service import audit
 from app.db import stamp
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.projects.models import Project

@@ -19,6 +19,7 @@ import psycopg
 from psycopg import sql
 
 from app.accounts import service as accounts
+from app.accounts import sessions, tokens
 from app.accounts.models import Role, Scope, SignInMethod
 from app.db import standalone_session
 from app.loop import subscriptions
@@ -158,10 +159,8 @@ async def _make_site(url: str, folder: Path) -> Site:
             )
             people.append(person.id)
             if number < NUM_PEOPLE:
-                _, token = await accounts.create_token(
-                    session, user_id=person.id, name="bench", scopes=[Scope.ANNOTATE]
-                )
-                cookie = await accounts.start_session(session, user_id=person.id, method=SignInMethod.LINK)
+                _, token = await tokens.create_token(session, user_id=person.id, name="bench", scopes=[Scope.ANNOTATE])
+                cookie = await sessions.start_session(session, user_id=person.id, method=SignInMethod.LINK)
                 credentials.append({"id": str(person.id), "token": token, "cookie": cookie})
     file = folder / "people.json"
     file.write_text(json.dumps(credentials), encoding="utf-8")

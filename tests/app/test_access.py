@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import assets
 from app.accounts.models import Role
-from app.accounts.service import create_sign_in_link, create_token, sign_in
+from app.accounts.sessions import create_sign_in_link, sign_in
+from app.accounts.tokens import create_token
 from app.main import API
 from app.reach import NOT_A_PROJECTS_OWN, PROJECT_FINDERS
 from app.security import HEADERS

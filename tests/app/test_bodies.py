@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from app.accounts.models import Role, Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.bodies import KEPT_BYTES, StreamedBody, announced, read_ahead
 from app.config import Settings
 from app.db import SessionMaker, make_engine, make_sessionmaker

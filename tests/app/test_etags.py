@@ -7,7 +7,7 @@ from httpx2 import AsyncClient
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from tests.factories import make_project, make_user
 
 API = "/api/v1"

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import facts
 from app.accounts.models import ApiToken, Scope, User
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.db import make_engine, make_sessionmaker
 from app.facts import Question
 from app.projects.models import Project

@@ -18,9 +18,10 @@ import pytest
 from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
-from app.accounts import invitations, service
+from app.accounts import invitations, roles, tokens
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import ROLE_SCOPES, Role, User
+from app.accounts.sessions import create_sign_in_link, sign_in
 from app.config import Settings
 from app.corpora.models import Corpus
 from app.datasets.models import Dataset
@@ -89,7 +90,7 @@ async def person(session: AsyncSession, role: str, project: Project, elsewhere: 
         return await make_user(session, role=Role.ADMIN, name=name)
     user = await make_user(session, role=None, name=name)
     place, name = (elsewhere, Role.ADMIN) if role == "outsider" else (project, Role(role))
-    await service.set_member(session, user_id=user.id, project_id=place.id, role=name)
+    await roles.set_member(session, user_id=user.id, project_id=place.id, role=name)
     return user
 
 
@@ -151,7 +152,7 @@ async def build(session: AsyncSession, connection: AsyncConnection) -> World:
     version = await get_version_by_number(session, project_id=project.id, number=1)
     await begin_comparison(session, project, version)
     member = await make_user(session, role=None, name=f"{FAMILY} who ranked")
-    await service.set_member(session, user_id=member.id, project_id=project.id, role=Role.ANNOTATOR)
+    await roles.set_member(session, user_id=member.id, project_id=project.id, role=Role.ANNOTATOR)
     await make_ranking(session, ranked_task, annotator=member)
     await report(session, member, open_task)
     invited, _ = await invitations.create(
@@ -178,12 +179,12 @@ async def build(session: AsyncSession, connection: AsyncConnection) -> World:
     for role in ("outsider", "annotator", "reviewer", "trainer", "admin", "owner"):
         user = await person(session, role, project, elsewhere)
         world.own[role] = await own_things(session, user, open_task, ranked_task)
-        link = await service.create_sign_in_link(session, user=user, public_url="http://127.0.0.1:8000")
-        world.cookies[role] = await service.sign_in(session, secret=link.rpartition("#")[2])
+        link = await create_sign_in_link(session, user=user, public_url="http://127.0.0.1:8000")
+        world.cookies[role] = await sign_in(session, secret=link.rpartition("#")[2])
         scopes = ROLE_SCOPES[Role.ADMIN if role in {"outsider", "owner"} else role]
-        _, world.tokens[role] = await service.create_token(session, user_id=user.id, name=role, scopes=list(scopes))
+        _, world.tokens[role] = await tokens.create_token(session, user_id=user.id, name=role, scopes=list(scopes))
         # One that is not asked with: revoking it must not end the others' questions.
-        spare, _ = await service.create_token(session, user_id=user.id, name="spare", scopes=["annotate"])
+        spare, _ = await tokens.create_token(session, user_id=user.id, name="spare", scopes=["annotate"])
         world.own[role]["token_id"] = str(spare.id)
     return world
 

@@ -13,9 +13,10 @@ from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import passwords, service
+from app.accounts import passwords, tokens
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import AuditEntry, SignInMethod
+from app.accounts.sessions import start_session
 from app.config import Settings
 from app.datasets.service import freeze
 from app.db import SessionMaker, make_engine, make_sessionmaker
@@ -87,7 +88,7 @@ async def make_dataset(session: AsyncSession) -> tuple[str, str]:
     await make_ranking(session, await make_task(session, await make_prompt(session, project)))
     dataset = await freeze(session, project=project)
     reader = await make_user(session, role="admin")
-    _, token = await service.create_token(session, user_id=reader.id, name="r", scopes=["read"])
+    _, token = await tokens.create_token(session, user_id=reader.id, name="r", scopes=["read"])
     return f"{API}/datasets/{dataset.id}", token
 
 
@@ -108,7 +109,7 @@ async def test_a_new_password_asks_for_no_second(sessions: SessionMaker, client:
     async with sessions.begin() as session:
         user = await make_user(session, name="Ada", email="ada@example.org")
         await set_password(session, user, PASSWORD)
-        cookie = await service.start_session(session, user_id=user.id, method=SignInMethod.PASSWORD)
+        cookie = await start_session(session, user_id=user.id, method=SignInMethod.PASSWORD)
     client.cookies.set(SESSION_COOKIE, cookie)
     answer = await client.post("/account/password", data={"current": current, "password": "other words than before"})
     assert answer.status_code == (303 if current == PASSWORD else 422)
@@ -122,7 +123,7 @@ async def test_no_connection_waits_while_a_password_is_hashed(
         for name, method in (("ada", SignInMethod.LINK), ("eve", SignInMethod.PASSWORD)):
             user = await make_user(session, name="", email=f"{name}@example.org")
             await set_password(session, user, PASSWORD)
-            cookies[name] = await service.start_session(session, user_id=user.id, method=method)
+            cookies[name] = await start_session(session, user_id=user.id, method=method)
         link = await invite(session, None)
     pool, do, held = sessions.kw["bind"].pool, passwords.HASHING.do, []
 

@@ -9,7 +9,7 @@ from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.config import Settings
 from app.db import SessionMaker
 from app.main import API, create_app

@@ -11,7 +11,7 @@ from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app.accounts.guards import SESSION_COOKIE
-from app.accounts.service import create_sign_in_link
+from app.accounts.sessions import create_sign_in_link
 from app.config import Settings
 from app.db import SessionMaker
 from app.main import create_app

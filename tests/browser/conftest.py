@@ -22,7 +22,7 @@ from playwright.async_api import Browser, BrowserContext, Page, Request, Route, 
 
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import User
-from app.accounts.service import create_sign_in_link, sign_in
+from app.accounts.sessions import create_sign_in_link, sign_in
 from app.config import Settings
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from tests.borrowed import borrowed_app

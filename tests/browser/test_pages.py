@@ -15,7 +15,9 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, User
-from app.accounts.service import create_sign_in_link, create_token, set_member
+from app.accounts.roles import set_member
+from app.accounts.sessions import create_sign_in_link
+from app.accounts.tokens import create_token
 from app.loop import training
 from app.prompts.models import Split
 from app.quality.models import Review

@@ -7,7 +7,7 @@ from playwright.async_api import Page, expect
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope, User
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.projects.models import Project
 from app.registry.models import Version
 from app.tasks.models import TaskCompletion

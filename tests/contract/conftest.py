@@ -20,6 +20,7 @@ import uvicorn
 from typer.testing import CliRunner, Result
 
 from app.accounts import service as accounts
+from app.accounts import tokens
 from app.accounts.models import Role, Scope
 from app.config import Settings
 from app.db import make_engine, make_sessionmaker
@@ -149,8 +150,8 @@ async def make_tokens(database_url: str) -> tuple[str, str]:
     async with make_sessionmaker(engine).begin() as session:
         admin = await accounts.create_user(session, name="Admin", email="admin@example.org", role=Role.ADMIN)
         people = [scope for scope in Scope if scope != Scope.WORKER]
-        _, admin_secret = await accounts.create_token(session, user_id=admin.id, name="tests", scopes=people)
-        _, worker_secret = await accounts.create_token(session, user_id=admin.id, name="w", scopes=[Scope.WORKER])
+        _, admin_secret = await tokens.create_token(session, user_id=admin.id, name="tests", scopes=people)
+        _, worker_secret = await tokens.create_token(session, user_id=admin.id, name="w", scopes=[Scope.WORKER])
     await engine.dispose()
     return admin_secret, worker_secret
 

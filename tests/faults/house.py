@@ -15,7 +15,7 @@ import httpx2
 from sqlalchemy import text
 
 from app.accounts.models import User
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.embedded import EmbeddedPostgres, processes_working_in
 from tests.app.rankings.test_races import prepare

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from app.accounts.models import Role, Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.embedded import EmbeddedPostgres
 from tests.factories import make_user

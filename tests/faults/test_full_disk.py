@@ -17,7 +17,7 @@ from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import text
 
 from app.accounts.models import Role, Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.config import Settings
 from app.db import SessionMaker
 from app.embedded import EmbeddedPostgres

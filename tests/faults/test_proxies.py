@@ -17,7 +17,8 @@ from sqlalchemy import select
 from app.accounts.attempts import address_key
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import Attempts, Role, User
-from app.accounts.service import create_sign_in_link, create_token
+from app.accounts.sessions import create_sign_in_link
+from app.accounts.tokens import create_token
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.projects.models import Project
 from app.prompts.models import Prompt

@@ -15,7 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, SignInMethod
-from app.accounts.service import create_token, start_session
+from app.accounts.sessions import start_session
+from app.accounts.tokens import create_token
 from app.datasets.service import freeze
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from tests.factories import make_project, make_prompt, make_ranking, make_task, make_user

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import assets
 from app.accounts.models import Role
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.config import Settings
 from app.db import SessionMaker
 from app.main import API, create_app

@@ -9,7 +9,7 @@ from playwright.async_api import Page
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, User
-from app.accounts.service import set_member
+from app.accounts.roles import set_member
 from app.projects.service import get_project_by_slug
 from tests.app.matrix import ALLOWED, PAGE_MATRIX
 from tests.browser.conftest import LiveServer, OpenPage

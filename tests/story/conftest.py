@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from app.accounts.models import Role
-from app.accounts.service import create_sign_in_link, create_token, create_user
+from app.accounts.service import create_user
+from app.accounts.sessions import create_sign_in_link
+from app.accounts.tokens import create_token
 from tests.browser.conftest import LiveServer, browser, browser_page, chromium_path, live_server, open_page
 from tests.trainer.tiny import save_tiny
 

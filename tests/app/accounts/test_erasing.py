@@ -12,8 +12,11 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import erasing, invitations, refusals, service, signing_in
+from app.accounts import erasing, invitations, refusals, roles, service, signing_in, tokens
+from app.accounts.audit import audit
+from app.accounts.credentials import hash_secret
 from app.accounts.models import AuditEntry, Identity, Membership, Role, User, UserSession
+from app.accounts.sessions import list_sessions, person_of_session, start_session
 from app.db import make_engine, make_sessionmaker
 from app.embedded import _program_folders
 from app.errors import Invalid
@@ -35,8 +38,8 @@ async def test_a_dump_holds_neither_name_nor_address(fresh_database_url: str, tm
         session.add(Identity(issuer="https://id.example", subject="17", user_id=user.id))
         task = await make_task(session)
         ranking = await make_ranking(session, task, annotator=user)
-        await service.set_member(session, user_id=user.id, project_id=task.project_id, role="annotator")
-        await service.create_token(session, user_id=user.id, name=f"{NAME}'s notebook", scopes=["annotate"])
+        await roles.set_member(session, user_id=user.id, project_id=task.project_id, role="annotator")
+        await tokens.create_token(session, user_id=user.id, name=f"{NAME}'s notebook", scopes=["annotate"])
         await session.execute(
             text("insert into idempotent_answers values (:id, 'k', '\\x00', 201, convert_to(:body, 'UTF8'))"),
             {"id": owner.id, "body": f'{{"id": "{user.id}", "name": "{NAME}"}}'},
@@ -55,7 +58,7 @@ async def test_a_dump_holds_neither_name_nor_address(fresh_database_url: str, tm
     after = dump(fresh_database_url)
     # Bytes are in a dump by their hexadecimal digits.
     words = (*NAME.split(), ADDRESS, "plover", "192.0.2.9")
-    for word in (*words, *(word.encode().hex() for word in words), service.hash_secret(ADDRESS).hex()):
+    for word in (*words, *(word.encode().hex() for word in words), hash_secret(ADDRESS).hex()):
         assert word not in after
     async with sessions.begin() as session:
         kept = await session.get_one(Ranking, ranking.id)
@@ -74,7 +77,7 @@ def dump(url: str) -> str:
 
 async def test_an_erased_person_is_nobody_for_good(client: AsyncClient, session: AsyncSession) -> None:
     user = await make_user(session, name=NAME, email=ADDRESS, role=None)
-    token = await service.start_session(session, user_id=user.id, method="link")
+    token = await start_session(session, user_id=user.id, method="link")
     _, link = await invitations.create(
         session, project_id=None, role="annotator", days=1, max_uses=5, public_url="http://x", actor_id=user.id
     )
@@ -84,8 +87,8 @@ async def test_an_erased_person_is_nobody_for_good(client: AsyncClient, session:
     assert NAME in wrong.text
     right = await client.post(f"/people/{user.id}/erase", data={"confirmation": NAME}, headers=FORM)
     assert right.status_code == 303
-    assert await service.list_sessions(session, user.id) == []
-    assert await service.person_of_session(session, token) is None
+    assert await list_sessions(session, user.id) == []
+    assert await person_of_session(session, token) is None
     refused = await client.post(f"/people/{user.id}/enable", headers=FORM)
     assert refused.status_code == 422
     with pytest.raises(invitations.InvitationEnded):
@@ -108,7 +111,7 @@ async def test_the_last_owner_is_not_erased(session: AsyncSession) -> None:
 
 @pytest.mark.parametrize("change", ["update audit_log set action = 'x'", "delete from audit_log", "truncate audit_log"])
 async def test_nobody_changes_the_log(session: AsyncSession, change: str) -> None:
-    await service.audit(session, actor_id=None, action="test", subject="x")
+    await audit(session, actor_id=None, action="test", subject="x")
     await session.flush()
     with pytest.raises(DBAPIError, match="never changed or deleted"):
         await session.execute(text(change))
@@ -118,8 +121,8 @@ async def test_owners_read_who_did_what(client: AsyncClient, session: AsyncSessi
     owner = await sign_in(client, session, role=Role.ADMIN)
     user = await make_user(session, name="Ada", role=None)
     for number in range(150):
-        await service.audit(session, actor_id=owner.id, action="token.create", subject=str(number), scopes=["read"])
-    await service.set_role(session, user_id=user.id, role="trainer", actor_id=owner.id)
+        await audit(session, actor_id=owner.id, action="token.create", subject=str(number), scopes=["read"])
+    await roles.set_role(session, user_id=user.id, role="trainer", actor_id=owner.id)
     await session.commit()
     first = await client.get("/audit")
     assert "user.role" in first.text
@@ -155,9 +158,7 @@ async def test_what_was_refused_is_in_the_log_and_does_not_fill_it(client: Async
     assert len(rows) == refusals.PER_PERSON
     assert rows[0].actor_id == user.id
     assert rows[0].detail == {"method": "GET", "route": "/people"}
-    _, secret = await service.create_token(
-        session, user_id=(await make_user(session)).id, name="t", scopes=["annotate"]
-    )
+    _, secret = await tokens.create_token(session, user_id=(await make_user(session)).id, name="t", scopes=["annotate"])
     await session.commit()
     client.cookies.clear()
     headers = {"authorization": f"Bearer {secret}"}
@@ -170,9 +171,9 @@ async def test_what_was_refused_is_in_the_log_and_does_not_fill_it(client: Async
 async def test_switching_off_ends_sessions_for_good(session: AsyncSession) -> None:
     await make_user(session, role=Role.ADMIN)
     user = await make_user(session)
-    token = await service.start_session(session, user_id=user.id, method="link")
+    token = await start_session(session, user_id=user.id, method="link")
     for is_disabled in (True, False):
         await service.set_disabled(session, user_id=user.id, is_disabled=is_disabled)
-        assert await service.person_of_session(session, token) is None
+        assert await person_of_session(session, token) is None
     assert await session.scalar(select(func.count()).select_from(UserSession)) == 0
     assert await session.get(User, user.id)

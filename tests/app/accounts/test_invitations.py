@@ -10,7 +10,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import invitations, service
+from app.accounts import invitations, roles, service, sessions
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import Invitation, Membership, Role, User
 from app.db import make_engine, make_sessionmaker
@@ -95,10 +95,10 @@ async def test_an_invitation_gives_and_never_takes(
     session: AsyncSession, project: Project, before: str, offered: str, after: str
 ) -> None:
     user = await make_user(session, role=None)
-    await service.set_member(session, user_id=user.id, project_id=project.id, role=before)
+    await roles.set_member(session, user_id=user.id, project_id=project.id, role=before)
     link = await invite(session, project, role=offered)
     await invitations.accept(session, secret=link.rpartition("#")[2], user=user)
-    members = {person.id: member.role for person, member in await service.list_members(session, project.id)}
+    members = {person.id: member.role for person, member in await roles.list_members(session, project.id)}
     assert members == {user.id: after}
 
 
@@ -124,8 +124,8 @@ async def test_a_projects_admin_invites_into_it_and_nowhere_else(
     into_other = await invite(session, other)
     theirs = (await invitations.list_open(session, other.id))[0]
     boss = await make_user(session, role=None)
-    await service.set_member(session, user_id=boss.id, project_id=project.id, role="admin")
-    client.cookies.set(SESSION_COOKIE, await service.start_session(session, user_id=boss.id, method="link"))
+    await roles.set_member(session, user_id=boss.id, project_id=project.id, role="admin")
+    client.cookies.set(SESSION_COOKIE, await sessions.start_session(session, user_id=boss.id, method="link"))
     await session.commit()
     form = {"invited_role": "reviewer", "max_uses": "3", "days": "2"}
     page = await client.post("/projects/tone/people/invitations", data=form, headers=FORM)
@@ -142,14 +142,14 @@ async def test_a_projects_admin_invites_into_it_and_nowhere_else(
 async def test_members_change_roles_and_go(client: AsyncClient, session: AsyncSession, project: Project) -> None:
     await sign_in(client, session, role=Role.ADMIN)
     user, stranger = await make_user(session, role=None), await make_user(session, role=None)
-    await service.set_member(session, user_id=user.id, project_id=project.id, role="annotator")
+    await roles.set_member(session, user_id=user.id, project_id=project.id, role="annotator")
     await session.commit()
     place = f"/projects/tone/people/{user.id}"
     assert (await client.post(place, data={"role": "reviewer"}, headers=FORM)).status_code == 303
-    assert [member.role for _, member in await service.list_members(session, project.id)] == ["reviewer"]
+    assert [member.role for _, member in await roles.list_members(session, project.id)] == ["reviewer"]
     assert (await client.post(place, data={"role": "king"}, headers=FORM)).status_code == 422
     assert (await client.post(place, data={"role": ""}, headers=FORM)).status_code == 303
-    assert await service.list_members(session, project.id) == []
+    assert await roles.list_members(session, project.id) == []
     beyond = await client.post(f"/projects/tone/people/{stranger.id}", data={"role": "annotator"}, headers=FORM)
     assert beyond.status_code == 404, "an admin of a project learns of nobody else"
 

@@ -17,7 +17,7 @@ from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import identities, service
+from app.accounts import identities, sessions, tokens
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import ApiToken, Identity, Password, ProviderVisit, User
 from app.config import Settings
@@ -114,7 +114,7 @@ async def test_afterwards_the_subject_counts_and_not_the_address(
     await make_user(session, email="ada@example.org")
     await session.commit()
     assert (await visit(browser, "ada")).status_code == 303
-    person = await service.person_of_session(session, browser.cookies[SESSION_COOKIE])
+    person = await sessions.person_of_session(session, browser.cookies[SESSION_COOKIE])
     assert person
     assert person.user.id == ada.id
 
@@ -137,17 +137,17 @@ async def test_what_somebody_else_set_up_under_this_address_ends(
     browser: AsyncClient, session: AsyncSession, ada: User
 ) -> None:
     await set_password(session, ada, "set by an impostor")
-    old = await service.start_session(session, user_id=ada.id, method="invitation")
-    _, secret = await service.create_token(session, user_id=ada.id, name="t", scopes=["annotate"])
+    old = await sessions.start_session(session, user_id=ada.id, method="invitation")
+    _, secret = await tokens.create_token(session, user_id=ada.id, name="t", scopes=["annotate"])
     await session.commit()
     await visit(browser, "ada")
-    assert await service.person_of_session(session, old) is None
-    assert await service.person_of_token(session, secret) is None
+    assert await sessions.person_of_session(session, old) is None
+    assert await tokens.person_of_token(session, secret) is None
     assert await session.scalar(select(func.count()).select_from(Password)) == 0
-    _, kept = await service.create_token(session, user_id=ada.id, name="own", scopes=["annotate"])
+    _, kept = await tokens.create_token(session, user_id=ada.id, name="own", scopes=["annotate"])
     await session.commit()
     await visit(browser, "ada")
-    assert await service.person_of_token(session, kept), "once only, at the first visit"
+    assert await tokens.person_of_token(session, kept), "once only, at the first visit"
     assert await session.scalar(select(func.count()).select_from(ApiToken)) == 2
 
 

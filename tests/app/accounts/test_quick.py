@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.guards import Ranker
 from app.accounts.models import Scope
 from app.accounts.quick import QuickRoute
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.web import SessionDep, begins_late
 from tests.factories import make_project, make_prompt, make_task, make_user
 

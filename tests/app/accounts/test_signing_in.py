@@ -19,10 +19,12 @@ from httpx2 import ASGITransport, AsyncClient, Response
 from sqlalchemy import func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import attempts, browsers, passwords, service, signing_in
+from app.accounts import attempts, browsers, passwords, signing_in
+from app.accounts.credentials import hash_secret
 from app.accounts.devices import device_name
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import Attempts, AuditEntry, Password, Role, SignInLink, User, UserSession
+from app.accounts.sessions import create_sign_in_link, list_sessions, person_of_session, sign_in, start_session
 from app.config import Settings
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Invalid
@@ -229,13 +231,13 @@ async def test_who_could_not_be_hashed_hears_why() -> None:
 async def test_signing_in_rotates_the_session(client: AsyncClient, session: AsyncSession) -> None:
     """Whoever planted a session in this browser has nothing of the one that begins now."""
     user = await with_password(session)
-    link = await service.create_sign_in_link(session, user=user, public_url="http://x")
-    planted = await service.sign_in(session, secret=link.rpartition("#")[2])
+    link = await create_sign_in_link(session, user=user, public_url="http://x")
+    planted = await sign_in(session, secret=link.rpartition("#")[2])
     await session.commit()
     client.cookies.set(SESSION_COOKIE, planted)
     answer = await try_password(client)
     assert answer.cookies[SESSION_COOKIE] != planted
-    assert await service.person_of_session(session, planted) is None
+    assert await person_of_session(session, planted) is None
 
 
 @pytest.mark.parametrize(
@@ -254,15 +256,15 @@ async def test_a_password_that_is_guessed_soon_is_refused(password: str, rule: s
 
 async def test_new_passwords_end_every_other_session(client: AsyncClient, session: AsyncSession) -> None:
     user = await with_password(session)
-    other = await service.start_session(session, user_id=user.id, method="password")
+    other = await start_session(session, user_id=user.id, method="password")
     await session.commit()
     await try_password(client)
     wrong = await client.post("/account/password", data={"current": "no", "password": "a whole new one"}, headers=FORM)
     assert wrong.status_code == 422
-    assert await service.person_of_session(session, other)
+    assert await person_of_session(session, other)
     right = {"current": PASSWORD, "password": "a whole new one"}
     assert (await client.post("/account/password", data=right, headers=FORM)).status_code == 303
-    assert await service.person_of_session(session, other) is None
+    assert await person_of_session(session, other) is None
     assert (await client.get("/account")).status_code == 200
     assert (await try_password(client)).status_code == 401
     assert (await try_password(client, "a whole new one")).status_code == 303
@@ -270,7 +272,7 @@ async def test_new_passwords_end_every_other_session(client: AsyncClient, sessio
 
 async def test_a_first_password_needs_a_session_that_began_just_now(client: AsyncClient, session: AsyncSession) -> None:
     user = await make_user(session, name="Ada", email="ada@example.org")
-    token = await service.start_session(session, user_id=user.id, method="link")
+    token = await start_session(session, user_id=user.id, method="link")
     await session.execute(update(UserSession).values(created_at=func.now() - signing_in.FRESH - timedelta(minutes=1)))
     await session.commit()
     client.cookies.set(SESSION_COOKIE, token)
@@ -284,18 +286,18 @@ async def test_a_first_password_needs_a_session_that_began_just_now(client: Asyn
 
 async def test_sessions_are_listed_and_ended_by_their_owner_only(client: AsyncClient, session: AsyncSession) -> None:
     user, eve = await with_password(session), await make_user(session)
-    theirs = await service.start_session(session, user_id=eve.id, method="link")
-    mine = [await service.start_session(session, user_id=user.id, method="link") for _ in range(3)]
+    theirs = await start_session(session, user_id=eve.id, method="link")
+    mine = [await start_session(session, user_id=user.id, method="link") for _ in range(3)]
     await session.commit()
-    rows = {row.token_hash: row.id for row in await service.list_sessions(session, eve.id)}
+    rows = {row.token_hash: row.id for row in await list_sessions(session, eve.id)}
     client.cookies.set(SESSION_COOKIE, mine[0])
-    await client.post(f"/account/sessions/{rows[service.hash_secret(theirs)]}/end", headers=FORM)
-    assert await service.person_of_session(session, theirs)
-    own = {row.token_hash: row.id for row in await service.list_sessions(session, user.id)}
-    await client.post(f"/account/sessions/{own[service.hash_secret(mine[1])]}/end", headers=FORM)
-    assert [bool(await service.person_of_session(session, token)) for token in mine] == [True, False, True]
+    await client.post(f"/account/sessions/{rows[hash_secret(theirs)]}/end", headers=FORM)
+    assert await person_of_session(session, theirs)
+    own = {row.token_hash: row.id for row in await list_sessions(session, user.id)}
+    await client.post(f"/account/sessions/{own[hash_secret(mine[1])]}/end", headers=FORM)
+    assert [bool(await person_of_session(session, token)) for token in mine] == [True, False, True]
     await client.post("/account/sessions/end", headers=FORM)
-    assert [bool(await service.person_of_session(session, token)) for token in mine] == [True, False, False]
+    assert [bool(await person_of_session(session, token)) for token in mine] == [True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -441,12 +443,12 @@ async def test_without_a_mail_server_the_page_says_whom_to_ask(client: AsyncClie
 async def test_an_owner_makes_a_link_for_who_forgot(client: AsyncClient, session: AsyncSession) -> None:
     user = await with_password(session)
     owner = await make_user(session, role=Role.ADMIN)
-    client.cookies.set(SESSION_COOKIE, await service.start_session(session, user_id=owner.id, method="link"))
+    client.cookies.set(SESSION_COOKIE, await start_session(session, user_id=owner.id, method="link"))
     await session.commit()
     page = (await client.post(f"/people/{user.id}/link", headers=FORM)).text
     secret = page.split("/sign-in/link#", 1)[1].split("<", 1)[0]
-    token = await service.sign_in(session, secret=secret)
-    person = await service.person_of_session(session, token)
+    token = await sign_in(session, secret=secret)
+    person = await person_of_session(session, token)
     assert person
     assert person.user.id == user.id
     assert "/sign-in/link#" not in (await client.get(f"/people/{user.id}")).text

@@ -9,7 +9,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import invitations, service
+from app.accounts import invitations, roles, sessions, tokens
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import ApiToken, Role, User
 from app.main import API
@@ -33,7 +33,7 @@ async def project(session: AsyncSession) -> Project:
 async def trainer(client: AsyncClient, session: AsyncSession, project: Project) -> User:
     """A trainer of `project`, signed in."""
     user = await sign_in(client, session, role=None)
-    await service.set_member(session, user_id=user.id, project_id=project.id, role="trainer")
+    await roles.set_member(session, user_id=user.id, project_id=project.id, role="trainer")
     await session.commit()
     return user
 
@@ -69,7 +69,7 @@ async def test_a_token_for_one_project_does_not_reach_another(
     client: AsyncClient, trainer: User, session: AsyncSession, project: Project
 ) -> None:
     other = await make_project(session, slug="other")
-    await service.set_member(session, user_id=trainer.id, project_id=other.id, role="trainer")
+    await roles.set_member(session, user_id=trainer.id, project_id=other.id, role="trainer")
     await session.commit()
     bound, free = await make(client, projects=[str(project.id)]), await make(client)
     assert [await ask(client, bound, f"/projects/{slug}") for slug in ("tone", "other")] == [200, 404]
@@ -96,10 +96,10 @@ async def test_a_token_ends_with_its_owners_role(
     client: AsyncClient, trainer: User, session: AsyncSession, project: Project
 ) -> None:
     secret = await make(client)
-    await service.set_member(session, user_id=trainer.id, project_id=project.id, role="annotator")
+    await roles.set_member(session, user_id=trainer.id, project_id=project.id, role="annotator")
     await session.commit()
     assert await ask(client, secret) == 404, "none of its scopes is left here, so nothing is"
-    await service.remove_member(session, user_id=trainer.id, project_id=project.id)
+    await roles.remove_member(session, user_id=trainer.id, project_id=project.id)
     await session.commit()
     assert await ask(client, secret) == 404
 
@@ -122,10 +122,10 @@ async def test_tokens_are_seen_and_ended_by_their_owner_and_by_the_sites(
 async def test_a_projects_admin_is_no_admin_of_the_site(client: AsyncClient, session: AsyncSession) -> None:
     project = await make_project(session, slug="tone")
     boss = await make_user(session, role=None)
-    await service.set_member(session, user_id=boss.id, project_id=project.id, role="admin")
-    _, secret = await service.create_token(session, user_id=boss.id, name="t", scopes=["admin", "read"])
+    await roles.set_member(session, user_id=boss.id, project_id=project.id, role="admin")
+    _, secret = await tokens.create_token(session, user_id=boss.id, name="t", scopes=["admin", "read"])
     owner = await make_user(session, role=Role.ADMIN)
-    _, bound = await service.create_token(
+    _, bound = await tokens.create_token(
         session, user_id=owner.id, name="t", scopes=["admin", "read"], project_ids=[project.id]
     )
     await session.commit()
@@ -138,9 +138,9 @@ async def test_no_secret_of_any_kind_is_stored_in_clear(client: AsyncClient, ses
     """In no column of any table, whatever way it came."""
     user = await make_user(session, role=Role.ADMIN)
     await set_password(session, user, PASSWORD)
-    _, token = await service.create_token(session, user_id=user.id, name="t", scopes=["admin"])
-    link = (await service.create_sign_in_link(session, user=user, public_url="http://x")).rpartition("#")[2]
-    cookie = await service.start_session(session, user_id=user.id, method="link")
+    _, token = await tokens.create_token(session, user_id=user.id, name="t", scopes=["admin"])
+    link = (await sessions.create_sign_in_link(session, user=user, public_url="http://x")).rpartition("#")[2]
+    cookie = await sessions.start_session(session, user_id=user.id, method="link")
     _, invitation = await invitations.create(
         session, project_id=None, role="annotator", days=1, max_uses=1, public_url="http://x", actor_id=user.id
     )
@@ -172,7 +172,7 @@ async def test_a_worker_s_token_reads_what_its_run_needs_and_only_while_it_runs(
     client: AsyncClient, session: AsyncSession, project: Project
 ) -> None:
     boss = await make_user(session, role=Role.ADMIN)
-    token, secret = await service.create_token(session, user_id=boss.id, name="w", scopes=["worker"])
+    token, secret = await tokens.create_token(session, user_id=boss.id, name="w", scopes=["worker"])
     needed, other = (
         await get_version_by_number(session, project_id=project.id, number=1),
         await make_run(session, project),

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.corpora import service
 from app.corpora.models import Corpus, CorpusKind, CorpusRow
 from app.ndjson import read_lines

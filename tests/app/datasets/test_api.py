@@ -10,7 +10,7 @@ from httpx2 import AsyncClient
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.datasets import service
 from app.projects.models import Project
 from tests.factories import make_project, make_prompt, make_ranking, make_run, make_task, make_user, sign_in

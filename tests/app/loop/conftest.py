@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import ApiToken, Role, User
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.datasets.models import DatasetRow
 from app.loop import sampling, subscriptions
 from app.projects.models import Project

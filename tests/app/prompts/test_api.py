@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import ApiToken, Role, Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
 from app.prompts.service import freeze_run_prompts

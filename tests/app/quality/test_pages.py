@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import AuditEntry, Role
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.main import API
 from app.quality.models import QualityFlag
 from tests.app.quality.test_service import crowd_project

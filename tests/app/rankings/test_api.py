@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope, User
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.projects.models import Project
 from app.tasks import making
 from tests.factories import make_completion, make_project, make_prompt, make_task, make_user

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role, Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.projects.models import Project
 from app.prompts.models import Prompt

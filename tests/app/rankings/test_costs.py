@@ -11,7 +11,7 @@ from psycopg import AsyncConnection, AsyncCursor
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from tests.factories import make_project, make_prompt, make_task, make_user
 
 API = "/api/v1"

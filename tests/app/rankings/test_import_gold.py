@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import AuditEntry, Role, Scope
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.projects.models import Project
 from app.prompts.models import Prompt
 from app.quality.gold import list_gold

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.accounts.models import Scope, User
-from app.accounts.service import create_token
+from app.accounts.tokens import create_token
 from app.config import Settings
 from app.db import (
     CONNECTIONS,

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import SESSION_COOKIE
 from app.accounts.models import Role, User
-from app.accounts.service import create_sign_in_link, sign_in
+from app.accounts.sessions import create_sign_in_link, sign_in
 from app.projects.models import Project
 from app.rankings import service
 from app.rankings.answers import RankingAnswer

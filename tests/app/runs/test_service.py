@@ -12,7 +12,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import ApiToken
-from app.accounts.service import create_token, create_user
+from app.accounts.service import create_user
+from app.accounts.tokens import create_token
 from app.db import make_engine, make_sessionmaker
 from app.errors import NotFound
 from app.projects.models import Project

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import abilities
 from app.accounts.models import AuditEntry, Membership, Role, User
-from app.accounts.service import set_member
+from app.accounts.roles import set_member
 from app.errors import Invalid
 from app.projects.models import Project
 from app.tasks import audiences, waiting
