@@ -21,6 +21,7 @@ from app.loop import (
     arrivals,
     choosing,
     comparisons,
+    ending,
     external,
     forecast,
     judging,
@@ -255,7 +256,7 @@ async def list_comparisons(project: ApiProject, caller: ReadCaller, session: Ses
 async def stop_comparison(number: int, project: ApiProject, caller: WriteCaller, session: SessionDep) -> ComparisonOut:
     """End a comparison before it is decided. What was ranked stays."""
     comparison = await comparisons.get_comparison(session, project_id=project.id, number=number)
-    await comparisons.stop(session, comparison, actor_id=caller.user.id)
+    await ending.stop(session, comparison, actor_id=caller.user.id)
     return ComparisonOut.of(await comparisons.view_of(session, comparison))
 
 

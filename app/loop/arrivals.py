@@ -16,7 +16,7 @@ from app.datasets import service as datasets
 from app.datasets.models import DatasetRow
 from app.errors import Invalid
 from app.loop import asking, choosing, comparisons, judging, sampling, service, training
-from app.loop.comparisons import ComparisonEnded
+from app.loop.ending import ComparisonEnded
 from app.loop.gates import GateState, Judged, Reason, Verdict, judge_policy, judge_reward
 from app.loop.models import ComparisonState, Round
 from app.projects.models import PolicyGate, Project, RewardGate

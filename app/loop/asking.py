@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.errors import Invalid
 from app.loop import comparisons
+from app.loop.ending import BROKEN_OFF
 from app.loop.models import Comparison
 from app.projects.models import CompareNew, Project
 from app.registry import service as registry
@@ -34,7 +35,7 @@ async def were_compared(session: AsyncSession, version: Version, against: Versio
         Comparison.version_id == version.id,
         Comparison.against_id == against.id,
         Comparison.judge_version_id.is_(None),
-        Comparison.state.not_in(comparisons.BROKEN_OFF),
+        Comparison.state.not_in(BROKEN_OFF),
     )
     return await session.scalar(query.limit(1)) is not None
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import Trainer
 from app.errors import RankloopError
-from app.loop import comparisons
+from app.loop import comparisons, ending
 from app.loop.outcomes import INSTRUCTGPT
 from app.plots import whiskers
 from app.projects.guards import PageProject
@@ -93,5 +93,5 @@ async def start(
 async def stop(number: int, project: PageProject, user: Trainer, session: SessionDep) -> RedirectResponse:
     """End a comparison before it is decided."""
     comparison = await comparisons.get_comparison(session, project_id=project.id, number=number)
-    await comparisons.stop(session, comparison, actor_id=user.id)
+    await ending.stop(session, comparison, actor_id=user.id)
     return see_other(f"/projects/{project.slug}/comparisons")

@@ -12,7 +12,6 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,28 +19,24 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.audit import audit
 from app.errors import Conflict, Invalid, NotFound
 from app.events import events
-from app.loop import sampling, service
+from app.loop import ending, sampling
+from app.loop.measuring import measure, num_left
 from app.loop.models import ComparedPrompt, Comparison, ComparisonState
-from app.loop.outcomes import Figures, Outcome, figures_of, outcome
+from app.loop.outcomes import Figures
 from app.projects.models import Project
 from app.projects.service import get_project
 from app.prompts import service as prompts
 from app.prompts.models import Completion, Prompt, Split
-from app.quality.reviews import is_rejected
-from app.rankings.models import Ranking, RankingPlace
-from app.rankings.service import RankingStored, is_current
+from app.rankings.models import Ranking
+from app.rankings.service import RankingStored
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
-from app.registry.service import VersionPromoted
 from app.runs import service as runs
 from app.runs.models import RunKind, RunState
 from app.runs.service import RunFinished
 from app.tasks import making
-from app.tasks.models import Purpose, Task
+from app.tasks.models import Purpose
 
-OPEN_STATES = (ComparisonState.SAMPLING, ComparisonState.RANKING)
-# Ended before anybody knew.
-BROKEN_OFF = (ComparisonState.STOPPED, ComparisonState.SUPERSEDED)
 # What nothing learns from comes first.
 HELD_OUT = (Split.TEST, Split.VALIDATION)
 DEFAULT_PROMPTS = 200
@@ -50,17 +45,6 @@ MAX_PROMPTS = 2000
 
 class ComparisonOpen(Conflict):
     """These two versions are being compared already."""
-
-
-class ComparisonClosed(Conflict):
-    """This comparison has ended."""
-
-
-@dataclass(frozen=True)
-class ComparisonEnded:
-    """A comparison was decided, or stopped."""
-
-    comparison: Comparison
 
 
 @dataclass(frozen=True)
@@ -164,7 +148,7 @@ async def find_open(session: AsyncSession, version: Version, against: Version) -
     """The open comparison of two versions, either way round."""
     both = (version.id, against.id)
     query = select(Comparison).where(Comparison.version_id.in_(both), Comparison.against_id.in_(both))
-    return await session.scalar(query.where(Comparison.state.in_(OPEN_STATES)))
+    return await session.scalar(query.where(Comparison.state.in_(ending.OPEN_STATES)))
 
 
 async def held_out_prompts(session: AsyncSession, project: Project, *, seed: int, limit: int) -> Sequence[uuid.UUID]:
@@ -202,8 +186,8 @@ async def run_finished(session: AsyncSession, event: RunFinished) -> None:
     )
     if comparison is None or comparison.state != ComparisonState.SAMPLING:
         return
-    if (live := await successor(session, comparison)) is not None:
-        await supersede(session, comparison, live)
+    if (live := await ending.successor(session, comparison)) is not None:
+        await ending.supersede(session, comparison, live)
         return
     other_id = {comparison.version_run_id, comparison.against_run_id} - {event.run.id}
     other = await runs.get_run(session, other_id.pop())
@@ -300,152 +284,16 @@ async def look(session: AsyncSession, comparison: Comparison) -> None:
     if comparison.state == ComparisonState.RANKING:
         found = await measure(session, comparison)
         if found.low > 0.5:
-            await close(session, comparison, ComparisonState.BETTER, found)
+            await ending.close(session, comparison, ComparisonState.BETTER, found)
         elif found.high < 0.5:
-            await close(session, comparison, ComparisonState.WORSE, found)
+            await ending.close(session, comparison, ComparisonState.WORSE, found)
         elif not await num_left(session, comparison):
-            await close(session, comparison, ComparisonState.UNDECIDED, found)
-        elif (live := await successor(session, comparison)) is not None:
-            await supersede(session, comparison, live)
-    elif comparison.state not in OPEN_STATES:
+            await ending.close(session, comparison, ComparisonState.UNDECIDED, found)
+        elif (live := await ending.successor(session, comparison)) is not None:
+            await ending.supersede(session, comparison, live)
+    elif comparison.state not in ending.OPEN_STATES:
         # What was locked while it closed.
-        await withdraw_rest(session, comparison)
-
-
-async def close(session: AsyncSession, comparison: Comparison, state: ComparisonState, found: Figures) -> None:
-    """End a comparison that the caller has locked by what was found, which may stop the round."""
-    # Runs before versions: so a worker that finishes one locks them, too.
-    await service.lock_runs(session, comparison.project_id)
-    await fix(session, comparison, state, found)
-
-
-async def fix(session: AsyncSession, comparison: Comparison, state: ComparisonState, found: Figures) -> None:
-    """Write down the figures for good, and take back what nobody has ranked."""
-    comparison.state, comparison.figures, comparison.closed_at = state, found.as_json(), datetime.now(UTC)
-    await session.flush()
-    await withdraw_rest(session, comparison)
-    version = await registry.get_version(session, comparison.version_id)
-    against = await registry.get_version(session, comparison.against_id)
-    is_by_people = comparison.judge_version_id is None
-    if is_by_people and against.number == 1 and found.win_rate is not None:
-        rate = {"value": found.win_rate, "low": found.low, "high": found.high, "num_prompts": found.num_ranked}
-        version.metrics = {**version.metrics, "win_rate": rate}
-        await session.flush()
-    await events.publish(session, ComparisonEnded(comparison))
-
-
-async def withdraw_rest(session: AsyncSession, comparison: Comparison) -> None:
-    """Hand out no more what nobody has ranked."""
-    query = select(ComparedPrompt.task_id).where(
-        ComparedPrompt.comparison_id == comparison.id, ComparedPrompt.task_id.is_not(None)
-    )
-    await making.withdraw_unranked(session, [key for key in await session.scalars(query) if key is not None])
-
-
-async def stop(session: AsyncSession, comparison: Comparison, *, actor_id: uuid.UUID | None = None) -> None:
-    """End a comparison by hand. What was ranked stays, and is shown.
-
-    Raises:
-        ComparisonClosed: it has ended.
-    """
-    # Runs before their comparison: so a worker that finishes one locks them, too.
-    for run_id in (comparison.version_run_id, comparison.against_run_id):
-        await runs.cancel(session, run_id=run_id)
-    await session.refresh(comparison, with_for_update=True)
-    if comparison.state not in OPEN_STATES:
-        raise ComparisonClosed
-    await close(session, comparison, ComparisonState.STOPPED, await measure(session, comparison))
-    await audit(session, actor_id=actor_id, action="comparison.stop", subject=str(comparison.id))
-
-
-# When nobody asks any more
-
-
-async def version_promoted(session: AsyncSession, event: VersionPromoted) -> None:
-    """A policy goes live: end the comparisons that nobody began and that are about neither it nor against it.
-
-    What is locked is being ranked or sampled right now, and who holds it may wait for the caller: it is left alone, and
-    ends with that run, or with the next ranking.
-    """
-    live = event.version
-    if live.kind != VersionKind.POLICY:
-        return
-    query = select(Comparison).where(
-        Comparison.project_id == live.project_id,
-        Comparison.state.in_(OPEN_STATES),
-        Comparison.created_by.is_(None),
-        Comparison.version_id != live.id,
-        Comparison.against_id != live.id,
-    )
-    query = query.order_by(Comparison.number).execution_options(populate_existing=True)
-    for comparison in (await session.scalars(query.with_for_update(skip_locked=True))).all():
-        await supersede(session, comparison, live)
-
-
-async def successor(session: AsyncSession, comparison: Comparison) -> Version | None:
-    """The live policy, where a comparison that nobody began is about neither it nor against it."""
-    if comparison.created_by is not None:
-        return None
-    live = await registry.live_version(session, project_id=comparison.project_id, kind=VersionKind.POLICY)
-    is_about_it = live is None or live.id in (comparison.version_id, comparison.against_id)
-    return None if is_about_it else live
-
-
-async def supersede(session: AsyncSession, comparison: Comparison, live: Version) -> None:
-    """End a comparison that the caller has locked. What was ranked stays, and is shown."""
-    await runs.cancel_idle(session, run_ids=(comparison.version_run_id, comparison.against_run_id))
-    found = await measure(session, comparison)
-    comparison.superseded_by_id = live.id
-    await fix(session, comparison, ComparisonState.SUPERSEDED, found)
-    await audit(session, actor_id=None, action="comparison.supersede", subject=str(comparison.id), version=live.number)
-
-
-# Figures
-
-
-async def measure(session: AsyncSession, comparison: Comparison) -> Figures:
-    """The figures of the rankings so far, in the order in which they came; of a judge, what it said in the end."""
-    if comparison.judge_version_id is not None:
-        return Figures.of_json(comparison.figures) if comparison.figures else figures_of([], num_prompts=0)
-    compared = (
-        await session.scalars(select(ComparedPrompt).where(ComparedPrompt.comparison_id == comparison.id))
-    ).all()
-    by_task = {item.task_id: item for item in compared if item.task_id is not None}
-    said: list[Outcome] = []
-    for task_id, places in await rankings_of(session, list(by_task)):
-        item = by_task[task_id]
-        found = outcome(
-            {place.completion_id: place.place for place in places},
-            {place.completion_id: place.labels for place in places},
-            of_version=item.of_version,
-            of_against=item.of_against,
-        )
-        said += [found] if found else []
-    return figures_of(said, num_prompts=len(compared), num_ties=len(compared) - len(by_task))
-
-
-async def rankings_of(
-    session: AsyncSession, task_ids: Sequence[uuid.UUID]
-) -> list[tuple[uuid.UUID, list[RankingPlace]]]:
-    """What counts of the rankings of these tasks, oldest first: (task, its places)."""
-    query = select(Ranking.id, Ranking.task_id).where(Ranking.task_id.in_(task_ids), is_current(), ~is_rejected())
-    found = (await session.execute(query.order_by(Ranking.number))).all()
-    places: dict[uuid.UUID, list[RankingPlace]] = {row.id: [] for row in found}
-    for place in await session.scalars(select(RankingPlace).where(RankingPlace.ranking_id.in_(places))):
-        places[place.ranking_id].append(place)
-    return [(row.task_id, places[row.id]) for row in found]
-
-
-async def num_left(session: AsyncSession, comparison: Comparison) -> int:
-    """How many of its tasks somebody may still rank."""
-    counted = select(Ranking.id).where(Ranking.task_id == Task.id, is_current()).exists()
-    query = (
-        select(func.count())
-        .select_from(ComparedPrompt)
-        .join(Task, Task.id == ComparedPrompt.task_id)
-        .where(ComparedPrompt.comparison_id == comparison.id, Task.withdrawn_at.is_(None), ~counted)
-    )
-    return await session.scalar(query) or 0
+        await ending.withdraw_rest(session, comparison)
 
 
 # Reading

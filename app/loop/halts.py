@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.audit import audit
 from app.loop import service
-from app.loop.comparisons import ComparisonEnded
+from app.loop.ending import ComparisonEnded
 from app.loop.models import Comparison, ComparisonState, Round
 from app.projects.service import get_project
 from app.registry import service as registry

@@ -14,7 +14,7 @@ from sqlalchemy import String, cast, func, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.loop import comparisons
+from app.loop import ending
 from app.loop.choosing import answer_object
 from app.loop.comparisons import BothAnswered
 from app.loop.models import ComparedPrompt, Comparison, ComparisonState
@@ -111,7 +111,7 @@ async def decide(session: AsyncSession, comparison: Comparison, judged: list[Map
         state = ComparisonState.BETTER
     elif figures.high < 0.5:
         state = ComparisonState.WORSE
-    await comparisons.close(session, comparison, state, figures)
+    await ending.close(session, comparison, state, figures)
 
 
 def judged_outcome(item: ComparedPrompt, scores: Mapping[str, float]) -> Outcome | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from app.events import events
-from app.loop import alternatives, arrivals, choosing, comparisons, external, halts, judging, sampling, service
-from app.loop.comparisons import BothAnswered, ComparisonEnded
+from app.loop import alternatives, arrivals, choosing, comparisons, ending, external, halts, judging, sampling, service
+from app.loop.comparisons import BothAnswered
+from app.loop.ending import ComparisonEnded
 from app.projects.service import ProjectCreated
 from app.prompts.service import CompletionsStored
 from app.rankings.service import RankingStored
@@ -17,7 +18,7 @@ def subscribe() -> None:
     events.subscribe(ProjectCreated, service.begin)
     events.subscribe(CompletionsStored, sampling.make_tasks)
     events.subscribe(RankingStored, comparisons.ranking_stored, only=comparisons.is_compared)
-    events.subscribe(VersionPromoted, comparisons.version_promoted)
+    events.subscribe(VersionPromoted, ending.version_promoted)
     events.subscribe(BothAnswered, judging.both_answered)
     events.subscribe(ComparisonEnded, arrivals.comparison_ended)
     events.subscribe(ComparisonEnded, halts.comparison_ended)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import func, select, update
 
-from app.loop import asking, comparisons, service, training
+from app.loop import asking, comparisons, ending, service, training
 from app.loop.comparisons import ComparisonView
 from app.projects.models import CompareNew, PolicyGate
 from app.prompts.models import Prompt, RunPrompt
@@ -73,7 +73,7 @@ async def test_people_are_asked_again_where_somebody_broke_it_off(turned: Loop) 
     await whole_round(turned)
     (view,) = await begun(turned)
     assert await asking.were_compared(turned.session, view.version, view.against)
-    await comparisons.stop(turned.session, view.comparison)
+    await ending.stop(turned.session, view.comparison)
     assert not await asking.were_compared(turned.session, view.version, view.against)
 
 

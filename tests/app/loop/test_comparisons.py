@@ -13,8 +13,9 @@ from sqlalchemy.exc import IntegrityError
 from app.datasets import service as datasets
 from app.datasets.models import DatasetRow
 from app.errors import Invalid
-from app.loop import comparisons, training
-from app.loop.comparisons import ComparisonClosed, ComparisonOpen
+from app.loop import comparisons, ending, training
+from app.loop.comparisons import ComparisonOpen
+from app.loop.ending import ComparisonClosed
 from app.loop.models import ComparedPrompt, Comparison
 from app.loop.outcomes import figures_of, outcome
 from app.prompts.models import Completion, Prompt, RunPrompt, Split
@@ -238,11 +239,11 @@ async def test_equal_versions_are_undecided_when_all_is_ranked(turned: Loop) -> 
 
 async def test_stopping_keeps_what_was_ranked_and_cancels_what_was_not_sampled(turned: Loop) -> None:
     comparison = await begin(turned, num_prompts=5)
-    await comparisons.stop(turned.session, comparison)
+    await ending.stop(turned.session, comparison)
     run = await turned.session.get_one(Run, comparison.version_run_id)
     assert (comparison.state, run.state) == ("stopped", RunState.CANCELLED)
     with pytest.raises(ComparisonClosed):
-        await comparisons.stop(turned.session, comparison)
+        await ending.stop(turned.session, comparison)
 
 
 async def test_a_task_in_hand_goes_back_when_it_is_decided(turned: Loop) -> None:

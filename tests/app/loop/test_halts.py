@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from app.loop import arrivals, choosing, comparisons, halts, judging, sampling, service, training
+from app.loop import arrivals, choosing, comparisons, ending, halts, judging, sampling, service, training
 from app.loop.halts import best_liked
 from app.loop.models import ComparisonState
 from app.loop.outcomes import Outcome, figures_of
@@ -118,7 +118,7 @@ async def test_a_comparison_that_another_policy_ended_stops_no_round(
     comparison.superseded_by_id = other.id if state == ComparisonState.SUPERSEDED else None
     half = figures_of([Outcome(0.5, {}, {})] * 400, num_prompts=400)
     assert half.high < 0.8
-    await comparisons.fix(turned.session, comparison, state, half)
+    await ending.fix(turned.session, comparison, state, half)
     now = await service.current_round(turned.session, turned.project)
     assert bool(now.stopped) == stops
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import SessionMaker, make_engine, make_sessionmaker
-from app.loop import arrivals, asking, comparisons, service, subscriptions, training
+from app.loop import arrivals, asking, comparisons, ending, service, subscriptions, training
 from app.loop.comparisons import ComparisonView
 from app.loop.models import ComparedPrompt, Comparison, ComparisonState, Round
 from app.loop.outcomes import Outcome, figures_of
@@ -129,7 +129,7 @@ async def test_a_policy_that_waits_at_its_gate_comes_too_late(turned: Loop) -> N
 
 async def test_what_a_person_began_stays_open(turned: Loop) -> None:
     view = await asked_about(turned)
-    await comparisons.stop(turned.session, view.comparison)
+    await ending.stop(turned.session, view.comparison)
     asked = await comparisons.start(
         turned.session,
         project=turned.project,
@@ -276,7 +276,7 @@ async def test_people_decide_while_a_worker_ends_the_run_of_the_round(fresh_data
             found = figures_of([Outcome(0.0, {}, {})] * 200, num_prompts=200)
             query = select(Comparison).where(Comparison.id == comparison.id).with_for_update()
             held = (await session.scalars(query)).one()
-            await comparisons.close(session, held, ComparisonState(deed), found)
+            await ending.close(session, held, ComparisonState(deed), found)
 
     async with sessions.begin() as worker:
         await worker.execute(select(Run.id).where(Run.id == run.id).with_for_update())
