@@ -18,10 +18,10 @@ from app.corpora.models import Corpus, CorpusKind, CorpusRow
 from app.errors import existing
 from app.ndjson import BadLine, Line
 from app.projects.models import Project
-from app.prompts.importing import Batch, import_lines
+from app.prompts.importing import Batch, audit_import, import_lines
 from app.prompts.lines import ImportReport
 from app.prompts.models import Completion, Prompt, Split
-from app.prompts.service import audit_import, pick_split, root_hash
+from app.prompts.service import pick_split, root_hash
 
 BATCH = 500
 # The name of corpora that were frozen from demonstrations.

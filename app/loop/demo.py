@@ -11,7 +11,7 @@ from app.loop import sampling
 from app.ndjson import read_lines
 from app.projects.models import Project
 from app.projects.service import create_project, list_projects
-from app.prompts import service as prompts
+from app.prompts.adding import import_prompts
 
 PROMPTS = Path(__file__).parent.parent / "demo" / "prompts.jsonl"
 MODEL = "smollm2-135m"
@@ -43,7 +43,7 @@ async def ensure_demo(session: AsyncSession) -> Project | None:
     )
     content = PROMPTS.read_bytes()
     lines = read_lines(one_chunk(content), max_bytes=len(content))
-    await prompts.import_prompts(session, lines, project=project)
+    await import_prompts(session, lines, project=project)
     await sampling.start_sampling(session, project=project)
     return project
 

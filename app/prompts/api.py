@@ -21,7 +21,7 @@ from app.formats.imports import Kind
 from app.formats.sources import FORMATS, FileReader, known_format
 from app.ndjson import MEDIA_TYPE, write_lines
 from app.projects.guards import ApiProject, find_project
-from app.prompts import service
+from app.prompts import adding, service
 from app.prompts.importing import ImportRefused, import_file
 from app.prompts.lines import ImportReport
 from app.prompts.models import Prompt, Split
@@ -99,7 +99,7 @@ SentFile = Annotated[ImportedFile, Depends(sent_file)]
 )
 async def import_prompts(file: SentFile) -> ImportReport:
     """Take prompts: JSON lines of `{"messages": [...]}` or `{"prompt": "..."}`, or any format of docs/data.md."""
-    return await file.take("prompts", service.import_prompts)
+    return await file.take("prompts", adding.import_prompts)
 
 
 @router.post(
@@ -110,7 +110,7 @@ async def import_prompts(file: SentFile) -> ImportReport:
 )
 async def import_completions(file: SentFile) -> ImportReport:
     """Take ready answers: JSON lines of a prompt and its `completions`, or any format of docs/data.md."""
-    return await file.take("completions", service.import_completions)
+    return await file.take("completions", adding.import_completions)
 
 
 @router.get("/projects/{project_id}/prompts")

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.audit import audit
 from app.errors import Conflict, FieldError, Invalid
 from app.formats.sources import FileReader
 from app.ndjson import BadLine, Line
+from app.projects.models import Project
 from app.prompts.lines import ImportReport, explain_errors
 
 BATCH = 200
@@ -102,6 +104,20 @@ async def import_lines(
         if not report.is_stored:
             await savepoint.rollback()
     return report
+
+
+async def audit_import(
+    session: AsyncSession,
+    action: str,
+    project: Project,
+    report: ImportReport,
+    actor_id: uuid.UUID | None,
+    **more: int,
+) -> None:
+    """Write down what was stored, if anything was; counts that only some imports have as `more`."""
+    if report.is_stored:
+        counts = {"taken": report.taken, "duplicates": report.duplicates, "refused": report.num_refused} | more
+        await audit(session, actor_id=actor_id, action=action, subject=str(project.id), **counts)
 
 
 async def lock_imports(session: AsyncSession, project_id: uuid.UUID) -> None:

@@ -14,8 +14,8 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
+from app.prompts.adding import MAX_TASK_COMPLETIONS
 from app.prompts.lines import AnswerIn, Answers, AnswerText, Label, PromptFields, Strict, as_answer, refuse
-from app.prompts.service import MAX_TASK_COMPLETIONS
 from app.rankings.answers import MAX_CONFIDENCE, MAX_RATIONALE_LENGTH, MAX_STRENGTH, MIN_CONFIDENCE
 
 Cells = list[list[str]]

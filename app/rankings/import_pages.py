@@ -18,9 +18,9 @@ from app.formats.sources import FORMATS, FileReader
 from app.ndjson import read_upload
 from app.projects.guards import PageProject
 from app.projects.models import Project
+from app.prompts.adding import import_completions, import_prompts
 from app.prompts.importing import import_file
 from app.prompts.lines import ImportReport
-from app.prompts.service import import_completions, import_prompts
 from app.rankings.importing import import_rankings
 from app.web import SessionDep, SettingsDep, render, words
 

@@ -21,9 +21,9 @@ from app.errors import Invalid
 from app.events import events
 from app.ndjson import BadLine, Line
 from app.projects.models import Project
-from app.prompts.importing import Batch, import_lines
+from app.prompts.adding import ensure_completions, ensure_prompts
+from app.prompts.importing import Batch, audit_import, import_lines
 from app.prompts.lines import ImportReport
-from app.prompts.service import audit_import, ensure_completions, ensure_prompts
 from app.rankings import import_gold
 from app.rankings.import_gold import Key, Known
 from app.rankings.import_lines import AnyLine, Judgement, parse

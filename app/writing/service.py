@@ -21,8 +21,9 @@ from app.accounts.models import User
 from app.db import stamp
 from app.errors import Conflict, Forbidden, Invalid, NotFound
 from app.projects.models import Project
+from app.prompts.adding import ensure_prompts
 from app.prompts.models import Completion, Prompt, Split
-from app.prompts.service import ensure_prompts, text_hash
+from app.prompts.service import text_hash
 from app.rankings.models import Ranking, RankingPlace
 from app.tasks.models import Lease, Task
 from app.writing import drafts

@@ -16,7 +16,7 @@ from app.errors import Invalid
 from app.events import events
 from app.ndjson import read_lines
 from app.projects.models import Project
-from app.prompts import service
+from app.prompts import adding, service
 from app.prompts.importing import ImportRunning
 from app.prompts.lines import ImportReport
 from app.prompts.models import Completion, Prompt, Split
@@ -76,7 +76,7 @@ async def test_a_prompt_and_a_conversation_are_stored_with_all_that_describes_th
 ) -> None:
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "你好"}]
     report = await send(
-        service.import_prompts,
+        adding.import_prompts,
         session,
         project,
         {"prompt": "Hello?", "id": "a-1", "meta": {"topic": "greeting"}},
@@ -126,7 +126,7 @@ async def test_a_prompt_and_a_conversation_are_stored_with_all_that_describes_th
 async def test_a_refused_line_names_its_number_the_field_and_the_rule(
     session: AsyncSession, project: Project, line: dict[str, Any], field: str, words: str
 ) -> None:
-    report = await send(service.import_prompts, session, project, {"prompt": "good"}, line)
+    report = await send(adding.import_prompts, session, project, {"prompt": "good"}, line)
     refused = next(item for item in report.refused if item.field == field)
     assert refused.line == 2
     assert words in refused.rule
@@ -134,13 +134,13 @@ async def test_a_refused_line_names_its_number_the_field_and_the_rule(
 
 
 async def test_one_bad_line_keeps_the_whole_file_out(session: AsyncSession, project: Project) -> None:
-    report = await send(service.import_prompts, session, project, {"prompt": "good"}, {"prompt": ""})
+    report = await send(adding.import_prompts, session, project, {"prompt": "good"}, {"prompt": ""})
     assert (report.is_stored, report.num_lines, report.num_refused) == (False, 2, 1)
     assert await count(session, Prompt) == 0
 
 
 async def test_partial_takes_the_good_lines(session: AsyncSession, project: Project) -> None:
-    report = await send(service.import_prompts, session, project, {"prompt": "good"}, {"prompt": ""}, partial=True)
+    report = await send(adding.import_prompts, session, project, {"prompt": "good"}, {"prompt": ""}, partial=True)
     assert (report.is_stored, report.taken, report.num_refused) == (True, 1, 1)
     assert await count(session, Prompt) == 1
 
@@ -149,20 +149,20 @@ async def test_a_dry_run_counts_and_stores_nothing(
     session: AsyncSession, project: Project, stored: list[CompletionsStored]
 ) -> None:
     line = {"prompt": "good", "completions": ["yes", "no"]}
-    report = await send(service.import_completions, session, project, line, dry_run=True)
+    report = await send(adding.import_completions, session, project, line, dry_run=True)
     assert (report.taken, report.new_prompts, report.is_stored, report.is_dry_run) == (2, 1, False, True)
     assert (await count(session, Prompt), await count(session, Completion), stored) == (0, 0, [])
 
 
 async def test_an_empty_file_is_refused(session: AsyncSession, project: Project) -> None:
     with pytest.raises(Invalid, match="holds no line"):
-        await send(service.import_prompts, session, project, raw=b"\n \n")
+        await send(adding.import_prompts, session, project, raw=b"\n \n")
 
 
 async def test_no_more_than_a_hundred_refusals_are_spelled_out_and_all_are_counted(
     session: AsyncSession, project: Project
 ) -> None:
-    report = await send(service.import_prompts, session, project, *[{"prompt": ""}] * 250)
+    report = await send(adding.import_prompts, session, project, *[{"prompt": ""}] * 250)
     assert (len(report.refused), report.num_refused) == (100, 250)
 
 
@@ -170,15 +170,15 @@ async def test_the_same_conversation_is_a_duplicate_however_its_accents_are_comp
     session: AsyncSession, project: Project
 ) -> None:
     lines = [{"prompt": "Caf\u00e9?"}, {"prompt": "Cafe\u0301?"}, {"messages": [{"role": "user", "content": "Café?"}]}]
-    report = await send(service.import_prompts, session, project, *lines)
+    report = await send(adding.import_prompts, session, project, *lines)
     assert (report.taken, report.duplicates) == (1, 2)
-    again = await send(service.import_prompts, session, project, *lines)
+    again = await send(adding.import_prompts, session, project, *lines)
     assert (again.taken, again.duplicates, again.is_stored) == (0, 3, True)
 
 
 async def test_another_project_takes_the_same_prompt(session: AsyncSession, project: Project) -> None:
-    await send(service.import_prompts, session, project, {"prompt": "a"})
-    report = await send(service.import_prompts, session, await make_project(session), {"prompt": "a"})
+    await send(adding.import_prompts, session, project, {"prompt": "a"})
+    report = await send(adding.import_prompts, session, await make_project(session), {"prompt": "a"})
     assert report.taken == 1
 
 
@@ -199,7 +199,7 @@ async def test_conversations_with_one_root_stand_on_one_side_of_the_split(
                 ]
             },
         ]
-        await send(service.import_prompts, session, project, *lines)
+        await send(adding.import_prompts, session, project, *lines)
     rows = (await session.execute(select(Prompt.root_hash, Prompt.split))).all()
     assert len(rows) == 120
     assert len(set(rows)) == len({root for root, _ in rows}) == 40
@@ -221,7 +221,7 @@ async def test_two_projects_with_different_seeds_hold_different_prompts_out(sess
 
 async def test_fields_that_are_not_read_are_counted_and_named(session: AsyncSession, project: Project) -> None:
     lines = [{"prompt": "a", "answer": "b", "annotations": []}, {"prompt": "c", "responses": [{"text": "d"}]}]
-    report = await send(service.import_prompts, session, project, *lines)
+    report = await send(adding.import_prompts, session, project, *lines)
     assert report.unread == {"answer": 1, "responses": 1}
 
 
@@ -235,7 +235,7 @@ async def test_answers_bring_their_prompt_and_are_told_to_those_who_listen(
         {"text": "4", "model": "m", "finished": True, "sampling": "greedy", "num_tokens": 1},
         {"text": "5", "finish_reason": "length", "sampling": {"temperature": 1.5}, "seed": 3},
     ]
-    report = await send(service.import_completions, session, project, {"prompt": "2 + 2?", "completions": answers})
+    report = await send(adding.import_completions, session, project, {"prompt": "2 + 2?", "completions": answers})
     assert (report.taken, report.new_prompts, report.new_completions) == (2, 1, 2)
     prompt = (await session.scalars(select(Prompt))).one()
     four, five = (await session.scalars(select(Completion).order_by(Completion.text))).all()
@@ -253,23 +253,23 @@ async def test_the_same_answers_again_add_nothing_and_are_told_to_nobody(
     session: AsyncSession, project: Project, stored: list[CompletionsStored]
 ) -> None:
     line = {"prompt": "2 + 2?", "completions": [{"text": "4", "model": "m"}, {"text": "4", "model": "n"}, "4", "4"]}
-    first = await send(service.import_completions, session, project, line)
+    first = await send(adding.import_completions, session, project, line)
     assert (first.taken, first.duplicates) == (3, 1)
-    again = await send(service.import_completions, session, project, line)
+    again = await send(adding.import_completions, session, project, line)
     assert (again.taken, again.duplicates) == (0, 4)
     assert len(stored) == 1
 
 
 async def test_answers_go_to_a_prompt_that_is_named_by_its_id(session: AsyncSession, project: Project) -> None:
     prompt = await make_prompt(session, project)
-    await send(service.import_completions, session, project, {"prompt_id": str(prompt.id), "completions": ["yes"]})
+    await send(adding.import_completions, session, project, {"prompt_id": str(prompt.id), "completions": ["yes"]})
     assert (await session.scalars(select(Completion.prompt_id))).all() == [prompt.id]
 
 
 async def test_another_projects_prompt_is_not_there(session: AsyncSession, project: Project) -> None:
     foreign = await make_prompt(session)
     line = {"prompt_id": str(foreign.id), "completions": ["yes"]}
-    report = await send(service.import_completions, session, project, line)
+    report = await send(adding.import_completions, session, project, line)
     assert [(item.line, item.field) for item in report.refused] == [(1, "prompt_id")]
     assert not report.is_stored
 
@@ -288,14 +288,14 @@ async def test_another_projects_prompt_is_not_there(session: AsyncSession, proje
 async def test_a_line_without_prompt_or_answers_is_refused(
     session: AsyncSession, project: Project, line: dict[str, Any], words: str
 ) -> None:
-    report = await send(service.import_completions, session, project, line)
+    report = await send(adding.import_completions, session, project, line)
     assert words in report.refused[0].rule
 
 
 async def test_prompts_with_more_answers_than_a_task_shows_are_counted(session: AsyncSession, project: Project) -> None:
     nine = {"prompt": "nine", "completions": [str(number) for number in range(9)]}
     ten = {"prompt": "ten", "completions": [str(number) for number in range(10)]}
-    report = await send(service.import_completions, session, project, nine, ten)
+    report = await send(adding.import_completions, session, project, nine, ten)
     assert report.num_crowded_prompts == 1
 
 
@@ -306,12 +306,12 @@ async def test_a_second_import_waits_until_the_first_has_ended(fresh_database_ur
     async with sessions.begin() as session:
         project = await make_project(session)
     async with sessions() as first, sessions() as second:
-        await send(service.import_prompts, first, project, {"prompt": "a"})
+        await send(adding.import_prompts, first, project, {"prompt": "a"})
         with pytest.raises(ImportRunning):
-            await send(service.import_prompts, second, project, {"prompt": "a"})
+            await send(adding.import_prompts, second, project, {"prompt": "a"})
         await second.rollback()
         await first.commit()
-        report = await send(service.import_prompts, second, project, {"prompt": "a"})
+        report = await send(adding.import_prompts, second, project, {"prompt": "a"})
         assert report.duplicates == 1
     await engine.dispose()
 
@@ -320,7 +320,7 @@ async def test_a_second_import_waits_until_the_first_has_ended(fresh_database_ur
 
 
 async def test_744_real_prompts_in_two_languages_are_taken(session: AsyncSession, project: Project) -> None:
-    report = await send(service.import_prompts, session, project, raw=shared_file("prompts_only_en_zh.jsonl"))
+    report = await send(adding.import_prompts, session, project, raw=shared_file("prompts_only_en_zh.jsonl"))
     assert (report.num_lines, report.num_refused, report.taken + report.duplicates) == (744, 0, 744)
     counts = await service.count_prompts(session, project.id)
     assert sum(counts.values()) == report.taken
@@ -332,7 +332,7 @@ async def test_eleven_real_samples_a_prompt_are_taken_and_their_twins_counted(
 ) -> None:
     raw = shared_file("k_oasst_sft1_11samples.jsonl")
     different = [len({answer["text"] for answer in json.loads(line)["responses"]}) for line in raw.splitlines()]
-    report = await send(service.import_completions, session, project, raw=raw)
+    report = await send(adding.import_completions, session, project, raw=raw)
     assert (report.num_refused, report.new_prompts, report.taken) == (0, 99, sum(different))
     assert report.taken + report.duplicates == 99 * 11
     assert report.num_crowded_prompts == sum(number > 9 for number in different)

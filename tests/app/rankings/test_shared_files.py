@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.corpora.service import import_corpus
 from app.formats.imports import Kind
 from app.formats.sources import FileReader
+from app.prompts.adding import import_completions, import_prompts
 from app.prompts.importing import import_file
 from app.prompts.lines import ImportReport
-from app.prompts.service import import_completions, import_prompts
 from app.rankings.importing import import_rankings
 from tests.factories import make_project
 
