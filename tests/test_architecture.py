@@ -28,6 +28,9 @@ DOMAINS = [
 # Inside a domain, a file imports only from those before it. `guards` are the dependencies that pages and API share.
 LAYERS = ["models", "service", "guards", "schemas", "pages", "api"]
 WEB = {"fastapi", "starlette", "jinja2"}
+# Files of a domain that meet the web, beside `…_pages`; all others are verbs and what verbs need.
+MEET_THE_WEB = {"guards", "pages", "api"}
+MEET_THE_WEB_TOO = {"app.accounts.quick", "app.datasets.exporting", "app.projects.forms"}
 TORCH = {"torch", "transformers", "peft", "safetensors", "accelerate", "gguf"}
 # These put the domains together: the app itself, its commands, migrations and what `rankloop up` does.
 ASSEMBLY = {"app.main", "app.cli", "app.tables", "app.migrate", "app.reach", "app.supervisor", "app.serve", "app.demo"}
@@ -73,6 +76,12 @@ def domain_and_layer(module: str) -> tuple[str | None, str | None]:
     return parts[1], parts[2] if len(parts) > 2 and parts[2] in LAYERS else None
 
 
+def meets_the_web(module: str) -> bool:
+    """Whether a file of a domain answers requests."""
+    name = module.rpartition(".")[2]
+    return name in MEET_THE_WEB or name.endswith("_pages") or module in MEET_THE_WEB_TOO
+
+
 def broken_arrows(module: str, imported: str) -> Iterator[str]:
     """What is wrong with this import, if anything."""
     if top(module) == "app" and top(imported) in TORCH | {"trainer"}:
@@ -107,8 +116,9 @@ def broken_domain_arrows(module: str, imported: str) -> Iterator[str]:
         yield f"{module} imports {imported}: a domain does not know what puts it together"
     if target is not None and DOMAINS.index(target) > DOMAINS.index(domain):
         yield f"{module} imports {imported}: {target} comes after {domain}"
-    if layer in {"models", "service"} and (top(imported) in WEB or imported == "app.web"):
-        yield f"{module} imports {imported}: services and models know nothing of the web"
+    is_page = target is not None and target_layer != "guards" and meets_the_web(imported)
+    if (top(imported) in WEB or imported == "app.web" or is_page) and not meets_the_web(module):
+        yield f"{module} imports {imported}: only pages, API and guards know of the web"
     if domain == target and layer and target_layer and LAYERS.index(target_layer) > LAYERS.index(layer):
         yield f"{module} imports {imported}: {target_layer} comes after {layer}"
 
@@ -148,6 +158,8 @@ def test_every_domain_of_the_design_is_in_its_order() -> None:
         ("app.runs.models", "from app.web import render"),
         ("app.runs.models", "from app.runs import service"),
         ("app.runs.service", "from app.runs.pages import router"),
+        ("app.accounts.tokens", "from starlette.requests import Request"),
+        ("app.loop.ending", "from app.loop.comparison_pages import router"),
         ("app.runs.service", "from app.main import create_app"),
         ("app.db", "from app.accounts.models import User"),
     ],
