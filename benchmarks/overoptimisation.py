@@ -43,7 +43,7 @@ from trainer.reward import train_reward
 from trainer.rollout import Question, Rollout
 from trainer.sampling import LocalSampler, Prompt, SamplingSettings, encode_prompt
 from trainer.simulate import SAMPLING, TEMPERATURE, Annotators, K
-from trainer.simulate_cli import TRAINING
+from trainer.simulate_cli import PPO, TRAINING
 from trainer.simulate_exam import SEQUENCES_PER_BATCH, utilities_of
 from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 
@@ -52,6 +52,8 @@ BETA_SHARE = 1 / 50
 NEVER = 10**9
 TOGETHER = 2
 """Answers of the policy in one ranking of the guard's."""
+REWARD = TRAINING["reward"] | {"epochs": 1}
+"""Of one round."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ def tell(world: World, seed: int, folder: Path) -> Story:
 
 def fit(world: World, rankings: Sequence[Ranking], seed: int, out: Path) -> RewardModel:
     """A reward model, as `rankloop simulate` trains it."""
-    config = RewardConfig(**TRAINING["reward"] | {"seed": seed, "checkpoint_every": NEVER})
+    config = RewardConfig(**REWARD | {"seed": seed, "checkpoint_every": NEVER})
     train_reward(rankings, source=world.source, config=config, out=out, report=SilentReporter())
     return RewardModel.load(replace(world.source, version=out)).requires_grad_(False)
 
@@ -280,12 +282,12 @@ def push(world: World, rankings: Sequence[Ranking], reward: RewardModel, seed: i
     """PPO on the prompts of these rankings, hardly held back: until the guard stops it, and from there to the end."""
     setting = world.setting
     config = PPOConfig(
-        **TRAINING["ppo"]
+        **PPO
         | {
             "seed": seed,
             "num_episodes": setting.num_rollouts * setting.batch,
             "episodes_per_batch": setting.batch,
-            "beta": TRAINING["ppo"]["beta"] * BETA_SHARE,
+            "beta": PPO["beta"] * BETA_SHARE,
             "temperature": TEMPERATURE,
             "max_new_tokens": setting.max_new_tokens,
             "missing_eos_penalty": reward.score_std,

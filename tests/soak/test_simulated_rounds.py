@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.soak
 
 HOURS = 3600
-COVERED = 0.65
+COVERED = 0.75
 """Of the room between one half and the ceiling: what was measured, less a margin. The goal is 0.85 (docs/loop.md)."""
 MOST_NATS = 10.0
 REWARD_SHARE = 0.9
