@@ -156,7 +156,7 @@ async def make_tokens(database_url: str) -> tuple[str, str]:
     return admin_secret, worker_secret
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 180.0) -> None:
     """Until it is true; a test that waits in vain fails."""
     deadline = time.monotonic() + seconds
     while not condition():
