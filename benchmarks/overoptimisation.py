@@ -53,7 +53,7 @@ NEVER = 10**9
 TOGETHER = 2
 """Answers of the policy in one ranking of the guard's."""
 REWARD = TRAINING["reward"] | {"epochs": 1}
-"""Of one round."""
+"""Read once, as when its figures in docs/loop.md were measured."""
 
 
 @dataclass(frozen=True)

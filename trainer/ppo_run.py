@@ -83,8 +83,7 @@ def train_ppo(
         raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
     sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
     config = config.for_model(count_parameters(policy), device)
-    if config.ptx_coefficient > 0:
-        ptx_texts = [*ptx_texts, *liked_answers]
+    config, ptx_texts = _with_liked_texts(config, ptx_texts, liked_answers)
     with _after_liked(liked_answers, policy, config, out, report, device) as begin:
         models = _load_models({**sources, "policy": begin}, config, device)
     if config.missing_eos_penalty is None:
@@ -110,6 +109,16 @@ def train_ppo(
     result = learner.progress.result(given.refused, is_average=learner.average is not None)
     save_version(learner.policy, out, {**identity, "result": result.as_json()})
     return result
+
+
+def _with_liked_texts(
+    config: PPOConfig, texts: Sequence[Mapping[str, Any]], liked: Sequence[Mapping[str, Any]]
+) -> tuple[PPOConfig, Sequence[Mapping[str, Any]]]:
+    """What PPO-ptx learns where the settings have `liked`: those answers, too; nothing, where people liked none."""
+    if config.liked is None or config.ptx_coefficient == 0:
+        return config, texts
+    learned = [*texts, *liked]
+    return (config if learned else replace(config, ptx_coefficient=0.0)), learned
 
 
 @contextmanager

@@ -36,7 +36,6 @@ PPO: dict[str, Any] = {
     "learning_rate": 4e-4,
     "num_epochs": 2,
     "beta": 0.05,
-    "tokens_per_forward": 4096,
 }
 LIKED: dict[str, Any] = {
     # What people liked best has no error of the reward model in it. PPO begins with that, and goes on learning it: else
@@ -50,7 +49,7 @@ LIKED: dict[str, Any] = {
 TRAINING: dict[str, dict[str, Any]] = {
     # Twice a round: what is old was read before, but the first round has nothing else to go on.
     "reward": {"learning_rate": 3e-3, "epochs": 2, "rankings_per_batch": 12, "text_coefficient": 1.0},
-    "ppo": PPO | LIKED,
+    "ppo": PPO | LIKED | {"tokens_per_forward": 4096},
 }
 ALL_SCOPES = ("admin", "read", "write")
 

@@ -60,10 +60,11 @@ def test_answers_that_people_liked_need_the_setting(base: ModelSource, reward: M
         train(base, reward, tmp_path / "v2", liked_answers=LIKED)
 
 
+@pytest.mark.parametrize("coefficient", [0.0, 0.1])
 def test_where_people_liked_nothing_that_can_be_learned_ppo_begins_as_ever(
-    base: ModelSource, reward: ModelSource, tmp_path: Path
+    base: ModelSource, reward: ModelSource, tmp_path: Path, coefficient: float
 ) -> None:
     diary = Diary()
-    train(base, reward, tmp_path / "v2", report=diary, liked=SETTINGS)
+    train(base, reward, tmp_path / "v2", report=diary, liked=SETTINGS, ptx_coefficient=coefficient)
     assert any("liked no answer" in text for level, text in diary.lines if level == "warning")
     assert diary.points[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
