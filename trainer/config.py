@@ -121,6 +121,9 @@ class RewardConfig(FitConfig):
 
     epochs: int | None = None
     """IG: 1; more overfits, it says, with its 33,000 prompts. null: 3 for up to 400 rankings, fewer for more."""
+    warm_epochs: int | None = None
+    """IG: none goes on from another. Instead of `epochs` where one does, which has read most rankings before. null:
+    `epochs`."""
     rankings_per_batch: int = 8
     """IG: 64 rankings, up to 2,304 comparisons. Fewer here, because a project starts with tens of rankings. Rankings of
     the same answers stay together, so that a batch may hold a few more."""
@@ -151,7 +154,7 @@ class RewardConfig(FitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(self, "epochs", "rankings_per_batch")
+        _require_positive(self, "epochs", "warm_epochs", "rankings_per_batch")
         _require_between(self, 0, math.inf, "cache_megabytes", "margin", "text_coefficient")
         _require_between(self, 0, 0.49, "label_smoothing")
         _require_between(self, 1, 64, "num_heads")
@@ -163,10 +166,11 @@ class RewardConfig(FitConfig):
         if self.text_coefficient and self.sharding == "full":
             raise ValueError('text_coefficient: not with sharding: "full", where every process must compute alike')
 
-    def for_rankings(self, num_rankings: int) -> RewardConfig:
-        """The same settings with the number of epochs filled in for so many rankings to learn from."""
+    def for_rankings(self, num_rankings: int, *, goes_on: bool) -> RewardConfig:
+        """The same settings with the number of epochs filled in, for so many rankings to learn from and a model that
+        `goes_on` from an earlier one or is fresh."""
         few = min(MOST_EPOCHS, max(1, MANY_RANKINGS // max(1, num_rankings)))
-        return dataclasses.replace(self, epochs=self.epochs or few)
+        return dataclasses.replace(self, epochs=(self.warm_epochs if goes_on else None) or self.epochs or few)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def cross_validate(
     tasks, refused = encode_tasks(to_rankings(rows), source, config)
     for row in refused:
         report.log("warning", f"Ranking {row['ranking_id']} was left out: {row['reason']}")
-    config = config.for_rankings(len(all_rankings(tasks)) * (folds - 1) // folds)
+    config = config.for_rankings(len(all_rankings(tasks)) * (folds - 1) // folds, goes_on=False)
     cache = {} if cache is None else cache
     scores: list[list[float]] = [[] for _ in tasks]
     accuracies: list[float] = []

@@ -115,17 +115,30 @@ def group_by_task(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
 
 def liked(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
     """The answer of each training task that its rankings prefer to most others, behind what was asked, as
-    `{"messages": […]}`; none where it was cut by length, or where no answer is preferred to another."""
-    rows: list[dict[str, Any]] = []
+    `{"messages": […]}`; none where it was cut by length, or where no answer is preferred to another.
+
+    Where a prompt was ranked again with the answers of another policy, only those of the last one count: the best of
+    what an earlier policy wrote has faults that were mended since. Rankings stand in the order of their time.
+    """
+    favourites: list[tuple[str, frozenset[str | None], dict[str, Any]]] = []
+    last: dict[str, frozenset[str | None]] = {}
     for together in group_by_task([ranking for ranking in rankings if ranking.split == "train"]):
-        preferred = Counter(better for ranking in together for better, _ in ranking.ordered_pairs)
-        if not preferred:
+        answer = _favourite(together)
+        if answer is None or answer.finish_reason == "length" or not answer.text.strip():
             continue
-        # Of several, the first: as they stand in the task.
-        answer = together[0].answers[max(preferred, key=lambda index: (preferred[index], -index))]
-        if answer.finish_reason != "length" and answer.text.strip():
-            rows.append({"messages": [*together[0].messages, {"role": "assistant", "content": answer.text}]})
-    return rows
+        messages = together[0].messages
+        prompt, policies = json.dumps(messages, sort_keys=True), frozenset(item.policy for item in together[0].answers)
+        favourites.append((prompt, policies, {"messages": [*messages, {"role": "assistant", "content": answer.text}]}))
+        last[prompt] = policies
+    return [row for prompt, policies, row in favourites if last[prompt] == policies]
+
+
+def _favourite(together: Sequence[Ranking]) -> Answer | None:
+    """The answer that the rankings of a task prefer to most others; of several, the first as they stand in the task."""
+    preferred = Counter(better for ranking in together for better, _ in ranking.ordered_pairs)
+    if not preferred:
+        return None
+    return together[0].answers[max(preferred, key=lambda index: (preferred[index], -index))]
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def train_reward(
     config = config.for_model(count_parameters(source), device)
     tasks, refused = encode_tasks(rankings, source, config)
     training, validation = split_tasks(tasks, refused, report)
-    config = config.for_rankings(len(all_rankings(training)))
+    config = config.for_rankings(len(all_rankings(training)), goes_on=start is not None)
     name = dataset_sha256 or hash_rankings(rankings)
     identity = identity_of("reward", config, source, {"sft": source}, dataset_sha256=name)
     model = make_reward_model(source, config, device, start=start)

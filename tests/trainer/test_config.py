@@ -105,8 +105,14 @@ def test_a_large_model_on_a_cpu_gets_adapters_and_few_episodes() -> None:
 
 @pytest.mark.parametrize(("num", "epochs"), [(1, 3), (400, 3), (500, 2), (1_000, 1), (33_000, 1)])
 def test_few_rankings_are_read_more_often(num: int, epochs: int) -> None:
-    assert RewardConfig().for_rankings(num).epochs == epochs
-    assert RewardConfig(epochs=5).for_rankings(num).epochs == 5
+    assert RewardConfig().for_rankings(num, goes_on=False).epochs == epochs
+    assert RewardConfig(epochs=5).for_rankings(num, goes_on=False).epochs == 5
+
+
+@pytest.mark.parametrize(("wishes", "epochs"), [({}, 3), ({"epochs": 2}, 2), ({"epochs": 2, "warm_epochs": 1}, 1)])
+def test_a_reward_model_that_goes_on_may_read_less_often(wishes: dict[str, int], epochs: int) -> None:
+    assert RewardConfig(**wishes).for_rankings(100, goes_on=True).epochs == epochs
+    assert RewardConfig(**wishes).for_rankings(100, goes_on=False).epochs == wishes.get("epochs", 3)
 
 
 def test_a_small_model_or_a_gpu_gets_full_weights() -> None:

@@ -1,6 +1,7 @@
 """Rankings from rows and files: pairs, ties, missing answers, what is refused; accuracy, its interval, and folds."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,24 @@ def test_the_liked_answer_of_a_task_is_the_one_preferred_to_most_others() -> Non
     ]
     texts = [[turn["content"] for turn in row["messages"]] for row in liked(rankings)]
     assert texts == [["Hello", "answer b"], ["2", "answer c"]]
+
+
+def test_the_liked_answers_to_a_prompt_are_those_of_its_last_policy() -> None:
+    def ranked(best: str, policy: str, prompt: str = "Hello") -> Ranking:
+        row = make_row([[best], [name for name in "abcd" if name != best]])
+        row["messages"] = [{"role": "user", "content": prompt}]
+        for item in row["completions"]:
+            item |= {"id": f"{policy} {item['id']}", "version_id": policy, "text": f"{policy} {item['id']}"}
+        row["order"] = [[f"{policy} {name}" for name in cell] for cell in row["order"]]
+        return to_rankings([row])[0]
+
+    # The first prompt was asked in two rounds, the second in the first alone. The first round's answers to the first
+    # prompt are superseded, whichever of them people liked; the second prompt has no newer ones.
+    rankings = [ranked("a", "v1"), ranked("b", "v1", "Bye"), ranked("c", "v2"), ranked("d", "v2")]
+    assert [row["messages"][-1]["content"] for row in liked(rankings)] == ["v1 b", "v2 c"]
+    # A newer policy's answers that teach nothing supersede none.
+    untold = replace(ranked("a", "v3", "Bye"), places=(0, 0, 0, 0))
+    assert liked([*rankings, untold]) == liked(rankings)
 
 
 def test_what_is_held_out_cut_empty_or_tied_with_all_is_not_learned_as_liked() -> None:

@@ -509,6 +509,15 @@ def test_a_warm_start_goes_on_learning(source: ModelSource, tmp_path: Path) -> N
     assert not torch.equal(members[0], members[1])
 
 
+def test_a_warm_start_reads_as_often_as_warm_epochs_says(source: ModelSource, tmp_path: Path) -> None:
+    rankings = make_rankings(24)
+    config = dataclasses.replace(CONFIG, epochs=3, warm_epochs=2)
+    before = train(rankings, source, tmp_path / "before", config=config)
+    after = train(rankings, source, tmp_path / "after", config=config, start=ModelSource(source.base, before.folder))
+    read = [json.loads((made.folder / "manifest.json").read_text())["config"]["epochs"] for made in (before, after)]
+    assert read == [3, 2]
+
+
 def test_an_adapter_may_begin_on_an_earlier_model_with_weights_of_its_own(source: ModelSource, tmp_path: Path) -> None:
     rankings = make_rankings(16)
     before = train(rankings, source, tmp_path / "before")
