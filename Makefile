@@ -21,13 +21,15 @@ help: ## list what can be made
 run: $(VENV)/.for-run ## start everything on this machine: database, web, worker; ARGS='--port 8001' is passed on
 	@exec $(BIN)/rankloop up $(ARGS)
 
-# One thread each: on a small busy machine the threads of torch spin against each other.
+# One process more than cores: each waits a quarter of its time, for a browser or a database. One thread each: on a small
+# busy machine the threads of torch spin against each other.
+WORKERS = $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.for-test browser proxies ## check all that CI checks; ARGS='-k ranking' is passed on to pytest
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 unit: export OMP_NUM_THREADS := 1
 unit: $(VENV)/.for-test ## run the tests that are neither slow nor in a browser
