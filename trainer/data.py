@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trainer.preferences import Answer, Ranking, Ties, group_by_task
+from trainer.preferences import Answer, Ranking, Ties, favourite, group_by_task
 from trainer.reporting import Reporter
 from trainer.sampling import encode_prompt
 
@@ -50,9 +50,8 @@ class Task:
 
     @property
     def favourite(self) -> int:
-        """The answer that the rankings prefer to most others; the first of those where several are."""
-        preferred = [sum(sum(weights[index]) for weights in self.weights) for index in range(len(self.rows))]
-        return preferred.index(max(preferred))
+        """The answer that the rankings prefer to most others; the first, where they prefer none."""
+        return favourite(self.rankings) or 0
 
     def num_tokens(self, *, shares_prompt: bool) -> int:
         """Of all K rows; of the prompt only once where they share it."""

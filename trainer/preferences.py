@@ -114,31 +114,36 @@ def group_by_task(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
 
 
 def liked(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
-    """The answer of each training task that its rankings prefer to most others, behind what was asked, as
-    `{"messages": […]}`; none where it was cut by length, or where no answer is preferred to another.
+    """The favourite answer of each training task behind what was asked, as `{"messages": […]}`; none where it was cut
+    by length, or where no answer is preferred to another.
 
-    Where a prompt was ranked again with the answers of another policy, only those of the last one count: the best of
-    what an earlier policy wrote has faults that were mended since. Rankings stand in the order of their time.
+    Where several policies' answers to a prompt were ranked, only those of the newest count: the best of what an earlier
+    one wrote has faults that were mended since. A policy is newer than another if its answers were ranked for the first
+    time later; rankings stand in the order of their time.
     """
-    favourites: list[tuple[str, frozenset[str | None], dict[str, Any]]] = []
-    last: dict[str, frozenset[str | None]] = {}
+    since: dict[str | None, int] = {}
+    for ranking in rankings:
+        for answer in ranking.answers:
+            since.setdefault(answer.policy, len(since))
+    learnable: list[tuple[str, int, dict[str, Any]]] = []
     for together in group_by_task([ranking for ranking in rankings if ranking.split == "train"]):
-        answer = _favourite(together)
-        if answer is None or answer.finish_reason == "length" or not answer.text.strip():
+        best = favourite(together)
+        asked, answers = together[0].messages, together[0].answers
+        if best is None or answers[best].finish_reason == "length" or not answers[best].text.strip():
             continue
-        messages = together[0].messages
-        prompt, policies = json.dumps(messages, sort_keys=True), frozenset(item.policy for item in together[0].answers)
-        favourites.append((prompt, policies, {"messages": [*messages, {"role": "assistant", "content": answer.text}]}))
-        last[prompt] = policies
-    return [row for prompt, policies, row in favourites if last[prompt] == policies]
+        row = {"messages": [*asked, {"role": "assistant", "content": answers[best].text}]}
+        learnable.append((json.dumps(asked, sort_keys=True), max(since[item.policy] for item in answers), row))
+    newest: dict[str, int] = {}
+    for prompt, age, _ in learnable:
+        newest[prompt] = max(age, newest.get(prompt, age))
+    return [row for prompt, age, row in learnable if age == newest[prompt]]
 
 
-def _favourite(together: Sequence[Ranking]) -> Answer | None:
-    """The answer that the rankings of a task prefer to most others; of several, the first as they stand in the task."""
+def favourite(together: Sequence[Ranking]) -> int | None:
+    """The index of the answer that the rankings of a task prefer to most others; of several, the first; None where none
+    is preferred to another."""
     preferred = Counter(better for ranking in together for better, _ in ranking.ordered_pairs)
-    if not preferred:
-        return None
-    return together[0].answers[max(preferred, key=lambda index: (preferred[index], -index))]
+    return max(preferred, key=lambda index: (preferred[index], -index)) if preferred else None
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------

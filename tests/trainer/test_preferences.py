@@ -119,19 +119,18 @@ def test_the_liked_answer_of_a_task_is_the_one_preferred_to_most_others() -> Non
     assert texts == [["Hello", "answer b"], ["2", "answer c"]]
 
 
-def test_the_liked_answers_to_a_prompt_are_those_of_its_last_policy() -> None:
+def test_the_liked_answers_to_a_prompt_are_those_of_its_newest_policy() -> None:
     def ranked(best: str, policy: str, prompt: str = "Hello") -> Ranking:
-        row = make_row([[best], [name for name in "abcd" if name != best]])
-        row["messages"] = [{"role": "user", "content": prompt}]
-        for item in row["completions"]:
-            item |= {"id": f"{policy} {item['id']}", "version_id": policy, "text": f"{policy} {item['id']}"}
-        row["order"] = [[f"{policy} {name}" for name in cell] for cell in row["order"]]
-        return to_rankings([row])[0]
+        answers = [{"id": f"{policy} {name}", "text": f"{policy} {name}", "version_id": policy} for name in "abcd"]
+        order = [[f"{policy} {best}"], [item["id"] for item in answers if item["id"] != f"{policy} {best}"]]
+        return make_ranking(order, completions=answers, messages=[{"role": "user", "content": prompt}])
 
-    # The first prompt was asked in two rounds, the second in the first alone. The first round's answers to the first
-    # prompt are superseded, whichever of them people liked; the second prompt has no newer ones.
-    rankings = [ranked("a", "v1"), ranked("b", "v1", "Bye"), ranked("c", "v2"), ranked("d", "v2")]
+    # Only the first prompt was asked in both rounds: what people liked there in the first is superseded.
+    rankings = [ranked("a", "v1"), ranked("b", "v1", "Bye"), ranked("c", "v2"), ranked("c", "v2")]
     assert [row["messages"][-1]["content"] for row in liked(rankings)] == ["v1 b", "v2 c"]
+    # Who ranks the first round's answers late makes them no newer.
+    late = [ranked("b", "v1", "Bye"), ranked("d", "v2", "Hm"), ranked("d", "v1", "Hm")]
+    assert [row["messages"][-1]["content"] for row in liked(late)] == ["v1 b", "v2 d"]
     # A newer policy's answers that teach nothing supersede none.
     untold = replace(ranked("a", "v3", "Bye"), places=(0, 0, 0, 0))
     assert liked([*rankings, untold]) == liked(rankings)
