@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.client import Client
 from trainer.pocket.utility import rank, utility
-from trainer.pocket.world import held_out_requests
+from trainer.pocket.world import familiar_requests, held_out_requests, is_held_out
 from trainer.simulate_exam import Exam, FindModel, Marks, RewardMarks, reward_marks
 
 if TYPE_CHECKING:
@@ -218,18 +218,21 @@ class Story:
             reward_gate="off",
             **SHARES,
         )
-        requests = held_out_requests(self._loop.num_prompts, PROMPT_SEED)
+        held_out = held_out_requests(self._loop.num_prompts, PROMPT_SEED)
         lines = [
             json.dumps({"prompt": request.prompt, "language": request.language, "source": "pocket world"})
-            for request in requests
+            # What is asked seldom is learned from few answers: an admin would add prompts of these kinds.
+            for request in [*held_out, *familiar_requests(held_out, PROMPT_SEED)]
         ]
         self._client.import_prompts(project["id"], lines)
         return str(project["id"])
 
     def _make_exam(self, sft: ModelSource) -> Exam:
-        """Of the test prompts: nothing is sampled for annotators, or trained, on those."""
+        """Of the held-out test prompts: nothing is sampled for annotators, or trained, on those, and the SFT policy's
+        text has none of them."""
         rows = self._client.list_prompts(self._project, split="test")
-        prompts = [row["messages"][-1]["content"] for row in rows]
+        asked = [row["messages"][-1]["content"] for row in rows]
+        prompts = [prompt for prompt in asked if is_held_out(prompt)]
         margin = self._loop.annotators.tie_margin
         return Exam(prompts, sft, sampling=SAMPLING, tie_margin=margin, seed=1000 * self._seed)
 

@@ -83,7 +83,8 @@ def simulate(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of the pocket model, on a server of its own.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="How often, each time with another seed.")] = 3,
     prompts: Annotated[
-        int, typer.Option(min=20, help="On so many prompts; a fifth of them only measures.")
+        int,
+        typer.Option(min=20, help="On so many held-out prompts, of which a fifth only measures, and familiar ones."),
     ] = NUM_PROMPTS,
     annotators: Annotated[int, typer.Option(min=1, help="How many people.")] = 5,
     noise: Annotated[float, typer.Option(min=0, help="How noisy they are: 0 sees the true order.")] = 0.5,

@@ -9,10 +9,19 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.contract.conftest import House, house, run_rankloop, tiny_folder, work_off
+from tests.contract.conftest import House, house, run_rankloop, start_worker, tiny_folder, work_off
+from tests.trainer.tiny import make_model, make_tokenizer
+from trainer import simulate
+from trainer.artifacts import version_folder
 from trainer.pocket.utility import utility
-from trainer.pocket.world import Quality, answer_of_quality, held_out_requests
-from trainer.simulate import Annotators, Loop, RunFailed, Story, hire, rank_waiting
+from trainer.pocket.world import (
+    Quality,
+    answer_of_quality,
+    familiar_requests,
+    held_out_requests,
+    is_held_out,
+)
+from trainer.simulate import PROMPT_SEED, SAMPLING, Annotators, Loop, RunFailed, Story, hire, rank_waiting, run_loop
 from trainer.weights import ModelSource
 
 __all__ = ["house", "tiny_folder"]
@@ -63,6 +72,65 @@ def test_the_command_ranks_a_project_by_its_name(house: House, tmp_path: Path) -
     result = run_rankloop(house, "simulate", "--project", "tiny", *options)
     assert result.exit_code == 0, result.output
     assert json.loads(figures.read_text()) == {"num_ranked": 3}
+
+
+def test_whole_rounds_end_with_what_the_truth_says_of_them(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate, "SAMPLING", SAMPLING | {"max_new_tokens": 12})
+    base = roomy_model(tmp_path / "pocket")
+    assert house.worker_settings.models is not None
+    house.worker_settings.models.write_text(json.dumps({"pocket": str(base)}), encoding="utf-8")
+    people = Annotators(num=2)
+    said: list[str] = []
+    loop = Loop(
+        client=house.admin,
+        url=house.server.url,
+        tokens=hire(house.admin, people),
+        annotators=people,
+        training={"ppo": {"num_episodes": 8, "episodes_per_batch": 4, "minibatch_size": 4}},
+        find_model=lambda reference: ModelSource(
+            base, version_folder(reference, house.admin, house.worker_settings), reference["alias"]
+        ),
+        say=said.append,
+        num_prompts=80,
+    )
+    worker = start_worker(house, tmp_path / "worker.log")
+    try:
+        [marks] = run_loop(loop, rounds=2, seeds=1)
+    finally:
+        worker.terminate()
+        worker.wait()
+    assert len(marks.rounds) == len(marks.rewards) == len(marks.kl) == 2
+    assert [line.partition(":")[0] for line in said] == ["seed 1, SFT", "seed 1, round 1", "seed 1, round 2"]
+    ranked, asked = ranked_prompts(house), set(marks.sft.utilities)
+    # Two rounds; of each, everybody ranks every task.
+    assert marks.num_rankings == 2 * people.num * len(ranked)
+    assert asked
+    assert not asked & ranked
+    assert all(map(is_held_out, asked))
+    held_out = held_out_requests(80, PROMPT_SEED)
+    familiar = familiar_requests(held_out, PROMPT_SEED)
+    assert familiar
+    assert ranked | asked <= {request.prompt for request in [*held_out, *familiar]}
+
+
+def roomy_model(folder: Path) -> Path:
+    """A random model with room for a prompt of the pocket world and the longest answer."""
+    tokenizer = make_tokenizer()
+    make_model(tokenizer, context=256).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def ranked_prompts(house: House) -> set[str]:
+    """The text of each prompt that somebody ranked answers to."""
+    with psycopg.connect(house.database_url) as connection:
+        rows = connection.execute(
+            "select distinct messages->-1->>'content' from rankings join tasks on tasks.id = task_id "
+            "join prompts on prompts.id = prompt_id"
+        ).fetchall()
+    return {text for (text,) in rows}
 
 
 def test_a_run_that_fails_ends_the_simulation_with_its_cause(house: House) -> None:

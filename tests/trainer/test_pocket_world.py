@@ -11,11 +11,15 @@ import pytest
 from trainer.pocket.prompts import write_prompts
 from trainer.pocket.words import PHRASEBOOKS, Kind
 from trainer.pocket.world import (
+    KIND_SHARES,
     Quality,
     draw_request,
+    draw_request_of,
+    familiar_requests,
     held_out_requests,
     is_held_out,
     parse,
+    requests_of,
     right_answer,
     subjects,
     training_examples,
@@ -54,6 +58,32 @@ def test_held_out_requests_are_different_and_held_out() -> None:
     prompts = [request.prompt for request in held_out_requests(150, seed=4)]
     assert len(set(prompts)) == 150
     assert all(map(is_held_out, prompts))
+
+
+def test_familiar_requests_bring_each_kind_to_its_share_as_far_as_there_are_any() -> None:
+    held_out = held_out_requests(400, seed=4)
+    familiar = familiar_requests(held_out, seed=4)
+    prompts = [request.prompt for request in familiar]
+    assert len(set(prompts)) == len(prompts)
+    assert not any(map(is_held_out, prompts))
+    for language in PHRASEBOOKS:
+        num_held_out, num_found = (
+            Counter(request.kind for request in requests if request.language == language)
+            for requests in (held_out, familiar)
+        )
+        for kind, share in KIND_SHARES.items():
+            missing = round(num_held_out[Kind.STORY] * share / KIND_SHARES[Kind.STORY]) - num_held_out[kind]
+            there_are = sum(not is_held_out(request.prompt) for request in requests_of(language, kind))
+            assert num_found[kind] == max(0, min(missing, there_are))
+    assert 0 < len(familiar) < 400
+
+
+def test_every_request_of_a_kind_is_there_once() -> None:
+    rng = random.Random(4)
+    drawn = {draw_request_of("zh", Kind.SUM, rng).prompt for _ in range(3000)}
+    listed = [request.prompt for request in requests_of("zh", Kind.SUM)]
+    assert sorted(listed) == sorted(drawn)
+    assert all(parse(request.prompt) == request for request in requests_of("en", Kind.ANIMAL))
 
 
 def test_more_held_out_prompts_than_the_world_has_are_refused() -> None:

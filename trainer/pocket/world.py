@@ -6,10 +6,12 @@ Everything follows from a seed. The words are in `words`; how good an answer is,
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from itertools import product
 
 from trainer.pocket.words import PHRASEBOOKS, Kind, Phrasebook
 
@@ -129,6 +131,23 @@ def held_out_requests(num_requests: int, seed: int) -> list[Request]:
     return list(found.values())
 
 
+def familiar_requests(held_out: Sequence[Request], seed: int) -> list[Request]:
+    """Prompts of the training text that bring each kind of few held-out prompts to its share of the world.
+
+    Different stories are many, and other different prompts few: of many held-out prompts, nearly all ask for stories.
+    Where even the training text has too few of a kind, all of them.
+    """
+    rng = random.Random(f"familiar {seed}")
+    found: list[Request] = []
+    for language in PHRASEBOOKS:
+        num_of = Counter(request.kind for request in held_out if request.language == language)
+        for kind, share in KIND_SHARES.items():
+            num_wanted = round(num_of[Kind.STORY] * share / KIND_SHARES[Kind.STORY]) - num_of[kind]
+            known = [request for request in requests_of(language, kind) if not is_held_out(request.prompt)]
+            found += rng.sample(known, max(0, min(num_wanted, len(known))))
+    return found
+
+
 def parse(prompt: str) -> Request | None:
     """What a prompt asks for, or None for a prompt that is not of this world."""
     text = prompt.strip()
@@ -178,6 +197,19 @@ def draw_request_of(language: str, kind: Kind, rng: random.Random) -> Request:
     template = rng.choice(book.prompts[kind])
     slots = {name: rng.choice(values) for name, values in subjects(book).items() if "{" + name + "}" in template}
     return Request(template.format_map(slots), language, kind, slots)
+
+
+def requests_of(language: str, kind: Kind) -> list[Request]:
+    """Every prompt of a kind in a language."""
+    book = PHRASEBOOKS[language]
+    fillings = subjects(book)
+    found = []
+    for template in book.prompts[kind]:
+        names = [name for name in fillings if "{" + name + "}" in template]
+        for values in product(*(fillings[name] for name in names)):
+            slots = dict(zip(names, values, strict=True))
+            found.append(Request(template.format_map(slots), language, kind, slots))
+    return found
 
 
 @cache
