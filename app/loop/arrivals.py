@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from contextlib import suppress
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.datasets import service as datasets
@@ -241,11 +241,11 @@ async def next_round(session: AsyncSession, version: Version) -> None:
     if now is None:
         return
     now.next_version_id = version.id
-    now.closed_at = func.now()
+    await service.end_round(session, now)
     await session.flush()
     await service.open_round(session, project_id=run.project_id, number=now.number + 1, policy=version)
     project = await get_project(session, run.project_id)
-    # Nothing to sample, or a run that samples already, is no reason to refuse what the worker delivered.
+    # Nothing to sample, or a run that somebody queued again just now, is no reason to refuse what the worker delivered.
     with suppress(sampling.NothingToSample, sampling.SamplingUnderWay):
         async with session.begin_nested():
             await sampling.start_sampling(

@@ -72,6 +72,7 @@ async def stop(session: AsyncSession, now: Round, reason: dict[str, Any]) -> Non
 
 async def cancel_runs(session: AsyncSession, now: Round) -> None:
     """Nothing of this round waits or goes on."""
-    for run_id in (now.sample_run_id, now.reward_run_id, now.policy_run_id):
+    # In the order of `service.lock_runs`.
+    for run_id in (now.policy_run_id, now.reward_run_id, now.sample_run_id):
         if run_id is not None:
             await runs.cancel(session, run_id=run_id)

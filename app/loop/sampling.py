@@ -11,6 +11,7 @@ from app.db import at_most
 from app.errors import Conflict, Invalid
 from app.loop import service
 from app.loop.choosing import priority_at, random_place
+from app.loop.models import Round
 from app.projects.models import Project
 from app.projects.service import get_project
 from app.prompts import service as prompts
@@ -142,9 +143,23 @@ async def make_tasks(session: AsyncSession, event: CompletionsStored) -> None:
     run = await runs.get_run(session, event.run_id) if event.run_id else None
     if run is not None and run.kind != RunKind.SAMPLE:
         return
-    number = (await service.current_round(session, project)).number
+    number = await round_of_answers(session, project, run)
     for prompt_id in event.prompt_ids:
         await make_task(session, project=project, prompt_id=prompt_id, run_id=event.run_id, round_number=number)
+
+
+async def round_of_answers(session: AsyncSession, project: Project, run: Run | None) -> int:
+    """The round that answers belong to: the newest in which their policy answers. What an earlier round's run delivers
+    late, queued again by hand, does not pass for answers of the policy that answers now.
+    """
+    if run is not None:
+        policy_id = uuid.UUID(run.config["policy"]["version_id"])
+        of_policy = select(func.max(Round.number)).where(
+            Round.project_id == project.id, Round.policy_version_id == policy_id
+        )
+        if (number := await session.scalar(of_policy)) is not None:
+            return number
+    return (await service.current_round(session, project)).number
 
 
 async def make_task(

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.datasets.models import DatasetRow
@@ -25,7 +25,7 @@ from app.prompts.models import Prompt
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs import service as runs
-from app.runs.models import Run, RunKind
+from app.runs.models import Run, RunKind, RunState
 
 
 class RoundStopped(Conflict):
@@ -59,7 +59,9 @@ async def lock_runs(session: AsyncSession, project_id: uuid.UUID) -> None:
     """Wait for who ends a run of the newest round right now: what follows from that is known then."""
     newest = select(Round).where(Round.project_id == project_id).order_by(Round.number.desc()).limit(1).subquery()
     its_runs = (newest.c.sample_run_id, newest.c.reward_run_id, newest.c.policy_run_id)
-    query = select(Run.id).join(newest, Run.id.in_(its_runs)).order_by(Run.id)
+    # Sampling last: a worker that ends a PPO run ends the round, and with it what the round still samples.
+    place = case({RunKind.PPO: 0, RunKind.REWARD: 1}, value=Run.kind, else_=2)
+    query = select(Run.id).join(newest, Run.id.in_(its_runs)).order_by(place)
     await session.execute(query.with_for_update(of=Run))
 
 
@@ -69,6 +71,21 @@ async def open_round(session: AsyncSession, *, project_id: uuid.UUID, number: in
     session.add(begun)
     await session.flush()
     return begun
+
+
+async def end_round(session: AsyncSession, now: Round) -> None:
+    """Another policy answers from here on: nothing more is sampled for this round. The answers that are here stay, and
+    so do their tasks and rankings.
+
+    A worker that samples is not asked to stop, as the next policy would have to wait until it hears that: the run is
+    over, and what it still delivers is refused.
+    """
+    now.closed_at = func.now()
+    is_open = (Run.kind == RunKind.SAMPLE, Run.state.in_(runs.OPEN_STATES))
+    query = select(Run).where(Run.project_id == now.project_id, *is_open).order_by(Run.id)
+    query = query.with_for_update().execution_options(populate_existing=True)
+    for run in (await session.scalars(query)).all():
+        await runs.end(session, run, state=RunState.CANCELLED, error="Its round is over: another policy answers now.")
 
 
 async def list_rounds(session: AsyncSession, project_id: uuid.UUID) -> Sequence[Round]:
@@ -113,7 +130,7 @@ async def require_round_of(session: AsyncSession, *, project: Project, policy: V
     """The current round is one in which this policy answers, and goes on; else such a round begins."""
     now = await current_round(session, project)
     if now.policy_version_id != policy.id or now.stopped:
-        now.closed_at = func.now()
+        await end_round(session, now)
         await open_round(session, project_id=project.id, number=now.number + 1, policy=policy)
 
 
