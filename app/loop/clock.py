@@ -54,9 +54,8 @@ async def is_time(session: AsyncSession, project: Project, *, now: datetime) -> 
 
 async def train_if_due(session: AsyncSession, project_id: uuid.UUID, *, now: datetime) -> bool:
     """Begin a training if one is due. What keeps it from starting is no error: it is looked at again in its time."""
-    # The project's lock: one web process of many begins a training. Not the stronger FOR UPDATE: every ranking that is
-    # being stored holds a share of its project's key.
-    project = await session.get_one(Project, project_id, with_for_update={"key_share": True})
+    # One web process of many begins a training: `start_training` refuses the others.
+    project = await session.get_one(Project, project_id)
     if not await is_due(session, project, now=now):
         return False
     with suppress(RankloopError):

@@ -55,9 +55,9 @@ async def start_sampling(
         NothingToSample: all prompts have theirs.
         QueueFull: too many runs wait already.
     """
+    now = await service.lock_round(session, project)
     if await service.open_run(session, project.id, kinds=(RunKind.SAMPLE,)) is not None:
         raise SamplingUnderWay
-    now = await service.current_round(session, project)
     service.require_going(now)
     policy = await registry.get_version(session, now.policy_version_id)
     run = await enqueue_sampling(

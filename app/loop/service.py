@@ -32,6 +32,10 @@ class RoundStopped(Conflict):
     """People like an earlier policy better: this round has stopped. Make a version live, and the next one begins."""
 
 
+class RoundChanging(Conflict):
+    """The current round is changing at this moment. Try again."""
+
+
 def require_going(now: Round) -> None:
     """Refuse to begin anything in a round that stopped.
 
@@ -53,6 +57,25 @@ async def current_round(session: AsyncSession, project: Project) -> Round:
     """The newest round of a project."""
     newest = select(Round).where(Round.project_id == project.id).order_by(Round.number.desc()).limit(1)
     return (await session.scalars(newest)).one()
+
+
+async def lock_round(session: AsyncSession, project: Project, *, waits: bool = True) -> Round:
+    """The newest round, locked: of two who begin something in it at once, one waits, and sees what the other began.
+
+    Args:
+        waits: for whoever holds it. Not if the caller has locked the project: who ends a round asks for that then.
+
+    Raises:
+        RoundChanging: somebody holds it, and the caller does not wait.
+    """
+    newest = select(Round).where(Round.project_id == project.id).order_by(Round.number.desc()).limit(1)
+    newest = newest.with_for_update(skip_locked=not waits).execution_options(populate_existing=True)
+    await session.execute(newest)
+    # Once more: whoever was waited for may have ended that round and begun the next one.
+    now = (await session.scalars(newest)).one_or_none()
+    if now is None:
+        raise RoundChanging
+    return now
 
 
 async def lock_runs(session: AsyncSession, project_id: uuid.UUID) -> None:
@@ -128,7 +151,7 @@ async def promote(
 
 async def require_round_of(session: AsyncSession, *, project: Project, policy: Version) -> None:
     """The current round is one in which this policy answers, and goes on; else such a round begins."""
-    now = await current_round(session, project)
+    now = await lock_round(session, project)
     if now.policy_version_id != policy.id or now.stopped:
         await end_round(session, now)
         await open_round(session, project_id=project.id, number=now.number + 1, policy=policy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.audit import audit
@@ -54,19 +54,22 @@ async def start_training(
         reward_start, policy_start: where its reward model and then PPO begin; left out: as the project says.
 
     Raises:
-        TrainingUnderWay: a reward or PPO run is open.
+        TrainingUnderWay: a reward or PPO run is open, or begins at this moment.
         RoundStopped: people like an earlier policy better.
+        RoundChanging: the round ends at this moment.
         Invalid: no ranking can be learned from yet.
         QueueFull: too many runs wait already.
     """
-    if await training_run(session, project.id) is not None:
-        raise TrainingUnderWay
+    await begin_alone(session, project)
     await require_text(session, project)
     await guard_version(session, project)
-    now = await service.current_round(session, project)
-    service.require_going(now)
+    service.require_going(await service.current_round(session, project))
     dataset = await datasets.freeze(session, project=project, created_by=actor_id)
     require_pairs(dataset)
+    # Not locked before: freezing a million rankings takes minutes, and going back to an earlier policy waits for
+    # nobody. What was decided meanwhile holds.
+    now = await service.lock_round(session, project, waits=False)
+    service.require_going(now)
     base = await registry.base_version(session, project.id)
     config = {
         "sft": await registry.reference(session, base),
@@ -88,6 +91,18 @@ async def start_training(
     await audit(session, actor_id=actor_id, action="training.start", subject=str(run.id), dataset=str(dataset.id))
     await session.flush()
     return run
+
+
+async def begin_alone(session: AsyncSession, project: Project) -> None:
+    """Nobody else begins a training of this project until the caller's transaction ends.
+
+    Raises:
+        TrainingUnderWay: somebody begins one at this moment, or one is open.
+    """
+    key = func.hashtextextended(f"training {project.id}", 0)
+    is_alone = await session.scalar(select(func.pg_try_advisory_xact_lock(key)))
+    if not is_alone or await training_run(session, project.id) is not None:
+        raise TrainingUnderWay
 
 
 async def warm_start(session: AsyncSession, project: Project, wish: RewardStart | None) -> dict[str, Any] | None:
