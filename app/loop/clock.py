@@ -15,8 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import SessionMaker
 from app.errors import RankloopError
-from app.loop import training
+from app.loop import service, training
+from app.loop.ending import OPEN_STATES
+from app.loop.gates import GateState
+from app.loop.models import Comparison, ComparisonState
 from app.projects.models import Project
+from app.registry.models import Version
 from app.runs.models import Run, RunKind
 
 EVERY_SECONDS = 5
@@ -36,11 +40,34 @@ async def look(sessions: SessionMaker) -> int:
 
 
 async def is_due(session: AsyncSession, project: Project, *, now: datetime) -> bool:
-    """Whether a training is to begin: no other is under way, and rankings are new, enough of them or after so long."""
+    """Whether a training is to begin: no other is under way, nobody decides about what the last one made, and rankings
+    are new, enough of them or after so long.
+    """
     num_new = await training.num_new_rankings(session, project.id)
     if not num_new or await training.training_run(session, project.id) is not None:
         return False
+    if await is_being_decided(session, project):
+        return False
     return num_new >= (project.train_threshold or math.inf) or await is_time(session, project, now=now)
+
+
+async def is_being_decided(session: AsyncSession, project: Project) -> bool:
+    """Whether people, or a judge, are asked at this moment about the policy of the current round, which waits at its
+    gate: another training would take its place, and all that they say would be for nothing.
+
+    Where what draws or judges the answers has failed, nothing decides any more, and the next training need not wait.
+    """
+    now = await service.current_round(session, project)
+    query = (
+        select(Comparison.state)
+        .join(Version, Version.id == Comparison.version_id)
+        .where(Version.run_id == now.policy_run_id, Version.gate["state"].as_string() == GateState.WAITING)
+        .where(Comparison.state.in_(OPEN_STATES))
+    )
+    states = set(await session.scalars(query))
+    if states == {ComparisonState.SAMPLING}:
+        return await service.open_run(session, project.id, kinds=(RunKind.EVALUATE, RunKind.JUDGE)) is not None
+    return bool(states)
 
 
 async def is_time(session: AsyncSession, project: Project, *, now: datetime) -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 from app.loop import arrivals, sampling, service, training
+from app.loop.clock import train_if_due
 from app.loop.comparisons import DEFAULT_PROMPTS
 from app.loop.gates import Judged, Reason, judge_policy, judge_reward
 from app.loop.outcomes import Outcome, figures_of, outcome
@@ -17,7 +19,8 @@ from app.projects.models import PolicyGate
 from app.quality.sequences import excludes
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
-from app.runs.models import RunKind
+from app.runs import service as runs
+from app.runs.models import RunKind, RunState
 from tests.app.loop.conftest import Loop
 from tests.app.loop.test_comparisons import answer_both, likes, rank_by, two_each
 from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT
@@ -219,6 +222,49 @@ async def test_a_new_policy_waits_for_people(turned: Loop) -> None:
     assert (policy.is_live, policy.gate["state"]) == (True, "passed")
     now = await service.current_round(turned.session, turned.project)
     assert (now.number, now.policy_version_id) == (2, policy.id)
+
+
+async def policy_at_its_gate(turned: Loop) -> Version:
+    """Two of six tasks were ranked after the training, and the policy that came of it waits for people."""
+    turned.project.policy_gate, turned.project.train_threshold = PolicyGate.PEOPLE, 1
+    for _ in range(16):
+        await make_prompt(turned.session, turned.project, split="test")
+    await turned.sample()
+    await rank_by(turned, lambda text: float(text[7]), limit=4)
+    await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    assert await turned.rank_all() == 2
+    return await registry.get_version_by_number(turned.session, project_id=turned.project.id, number=3)
+
+
+async def is_training_begun(turned: Loop) -> bool:
+    return await train_if_due(turned.session, turned.project.id, now=datetime.now(UTC))
+
+
+async def test_no_training_begins_by_itself_while_people_decide_about_a_policy(turned: Loop) -> None:
+    policy = await policy_at_its_gate(turned)
+    assert not await is_training_begun(turned), "both versions answer"
+    await answer_both(turned, lambda run, key: [text.replace("by 3", "by 2") for text in two_each(run, key)])
+    assert not await is_training_begun(turned), "people compare"
+    await rank_by(turned, likes(2))
+    assert (policy.is_live, policy.gate["reason"]) == (True, "preferred")
+    assert await is_training_begun(turned)
+
+
+async def test_a_gate_where_nobody_can_decide_any_more_holds_up_no_training(turned: Loop) -> None:
+    await policy_at_its_gate(turned)
+    while await service.open_run(turned.session, turned.project.id, kinds=(RunKind.EVALUATE,)):
+        await runs.end(turned.session, await turned.claim(), state=RunState.FAILED, error="out of memory")
+    assert await is_training_begun(turned)
+
+
+async def test_a_training_by_hand_takes_the_place_of_a_policy_that_waits(turned: Loop) -> None:
+    policy = await policy_at_its_gate(turned)
+    await training.start_training(turned.session, project=turned.project)
+    await answer_both(turned, lambda run, key: [text.replace("by 3", "by 2") for text in two_each(run, key)])
+    await rank_by(turned, likes(2))
+    assert (policy.is_live, policy.gate["reason"]) == (False, "round_over")
 
 
 async def test_a_refused_policy_made_live_by_hand_begins_the_next_round(turned: Loop) -> None:
