@@ -116,6 +116,13 @@ async def score_finished(session: AsyncSession, run: Run) -> None:
     await session.refresh(version, with_for_update=True)
     if version.gate.get("state") != GateState.WAITING:
         return
+    live = await registry.live_version(session, project_id=run.project_id, kind=VersionKind.REWARD)
+    if live is not None and str(live.id) != run.config["rewards"][1]["version_id"]:
+        # What goes live must be better than what it replaces, and that is another one meanwhile.
+        line = f"Version {live.number} went live meanwhile: asked again, against that one."
+        await runs.add_log(session, run_id=run.id, lines=[("info", line)])
+        await enqueue_scores(session, version, live, run)
+        return
     where = {row.id: row for row in await session.execute(held_out_rankings(version))}
     judged = [
         Judged(where[key].round, where[key].prompt_id, int(item["num_pairs"]), *map(float, item["num_right"]))

@@ -24,7 +24,7 @@ from app.runs.models import RunKind, RunState
 from tests.app.loop.conftest import Loop
 from tests.app.loop.test_comparisons import answer_both, likes, rank_by, two_each
 from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT
-from tests.factories import make_prompt
+from tests.factories import make_prompt, make_run
 from trainer.pocket.utility import rank, utility
 from trainer.pocket.world import (
     QUALITY_SHARES,
@@ -194,6 +194,26 @@ async def test_a_better_reward_model_goes_live_and_its_round_goes_on(turned: Loo
     # Only the four held-out rankings of the two rounds were judged, three pairs each.
     assert [(row["rounds"], row["estimate"]["num"]) for row in new.gate["differences"]] == [([1, 2], 12)]
     assert (await turned.claim()).kind == RunKind.PPO
+
+
+async def test_a_reward_model_must_be_better_than_the_one_that_is_live_when_its_scores_come(turned: Loop) -> None:
+    """While a worker scores it beside v2, an admin makes v5 live: what v2 is worth says nothing about that one."""
+    live, new = await second_reward(turned)
+    other = await registry.register(
+        turned.session,
+        project_id=turned.project.id,
+        kind=VersionKind.REWARD,
+        parent=await registry.base_version(turned.session, turned.project.id),
+        run_id=(await make_run(turned.session, turned.project, kind=RunKind.EXTERNAL, state=RunState.FINISHED)).id,
+        dataset_id=live.dataset_id,
+        metrics={},
+    )
+    await arrivals.promote(turned.session, project=turned.project, version=other, reason="trained elsewhere")
+    await turned.score(new=3, live=2)
+    assert (new.gate["state"], new.gate["reason"], new.is_live, other.is_live) == ("waiting", "scoring", False, True)
+    run = await turned.score(new=2, live=3)
+    assert [item["number"] for item in run.config["rewards"]] == [4, 5]
+    assert (new.gate["state"], other.is_live) == ("refused", True)
 
 
 async def test_a_worse_one_waits_and_an_admin_may_make_it_live_all_the_same(turned: Loop) -> None:
