@@ -17,7 +17,7 @@ from app.datasets.models import DatasetRow
 from app.errors import Invalid
 from app.loop import asking, choosing, comparisons, judging, sampling, service, training
 from app.loop.ending import ComparisonEnded
-from app.loop.gates import GateState, Judged, Reason, Verdict, judge_policy, judge_reward
+from app.loop.gates import UNJUDGED, GateState, Judged, Reason, Verdict, judge_policy, judge_reward
 from app.loop.models import ComparisonState, Round
 from app.projects.models import PolicyGate, Project, RewardGate
 from app.projects.service import get_project
@@ -192,10 +192,11 @@ async def ask_others(session: AsyncSession, project: Project, version: Version) 
         return
     judge = None
     if project.policy_gate == PolicyGate.SECOND_REWARD_MODEL:
-        judge = await judging.find_judge(session, project, version)
-        if judge is None:
-            await settle_policy(session, version, Verdict(GateState.OPEN, Reason.NO_JUDGE))
+        found = await judging.find_judge(session, project, version)
+        if isinstance(found, Reason):
+            await settle_policy(session, version, Verdict(GateState.OPEN, found))
             return
+        judge = found
     try:
         await comparisons.start(session, project=project, version=version, against=live, judge=judge)
     except Invalid:
@@ -296,6 +297,9 @@ async def keep_verdict(session: AsyncSession, version: Version, verdict: Verdict
         said |= {name: version.gate[name] for name in ("differences", "newest") if version.gate.get(name)}
     version.gate = said
     await session.flush()
+    if verdict.reason in UNJUDGED and version.run_id is not None:
+        line = f"Version {version.number} goes live unjudged: {UNJUDGED[verdict.reason]}."
+        await runs.add_log(session, run_id=version.run_id, lines=[("warning", line)])
 
 
 def name_version(run: Run, version: Version) -> None:

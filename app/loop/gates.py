@@ -38,6 +38,8 @@ class Reason(StrEnum):
     UNDECIDED = "undecided"
     STOPPED = "stopped"
     NO_JUDGE = "no_judge"
+    ONLY_KIN = "only_kin"
+    OWN_JUDGE = "own_judge"
     JUDGING = "judging"
     JUDGED_BETTER = "judged_better"
     JUDGED_WORSE = "judged_worse"
@@ -55,6 +57,16 @@ class GateState(StrEnum):
     PASSED = "passed"
     REFUSED = "refused"
     FORCED = "forced"  # made live by a person, whatever the gate said
+
+
+# A gate that was to be asked let a version through unheard; the first of its kind is let through as it should be.
+UNJUDGED = {
+    Reason.NO_RANKINGS: "no held-out ranking could be judged by",
+    Reason.NO_PROMPTS: "there is no held-out prompt to compare versions on",
+    Reason.NO_JUDGE: "there is no second reward model",
+    Reason.ONLY_KIN: "every other reward model comes, by warm starts, from the same one as its own",
+    Reason.OWN_JUDGE: "the judge that the settings name is the reward model that it was trained against",
+}
 
 
 @dataclass(frozen=True)

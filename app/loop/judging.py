@@ -14,12 +14,15 @@ from sqlalchemy import String, cast, func, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.errors import Invalid
 from app.loop import ending
 from app.loop.choosing import answer_object
 from app.loop.comparisons import BothAnswered
+from app.loop.gates import Reason
 from app.loop.models import ComparedPrompt, Comparison, ComparisonState
 from app.loop.outcomes import Outcome, figures_of, outcome
 from app.projects.models import Project
+from app.projects.service import NO_REWARD_VERSION, ProjectChanging
 from app.prompts.models import Completion, Prompt
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
@@ -31,17 +34,37 @@ from app.runs.service import RunFinished
 COMPARISON = "comparison_id"
 
 
-async def find_judge(session: AsyncSession, project: Project, version: Version) -> Version | None:
+def names_a_judge(event: ProjectChanging) -> bool:
+    """Whether a project's settings are to name a judge."""
+    return event.changes.get("policy_judge") is not None
+
+
+async def require_named(session: AsyncSession, event: ProjectChanging) -> None:
+    """Refuse a judge that doesn't exist: without one, policies go live unjudged.
+
+    Raises:
+        Invalid: the project has no reward version of this number.
+    """
+    versions = await registry.list_versions(session, event.project.id)
+    numbers = {item.number for item in versions if item.kind == VersionKind.REWARD}
+    if event.changes["policy_judge"] not in numbers:
+        raise Invalid.field("policy_judge", NO_REWARD_VERSION)
+
+
+async def find_judge(session: AsyncSession, project: Project, version: Version) -> Version | Reason:
     """The reward model that the project names, but for the one that this policy was trained against; or the newest that
-    is no kin of that one either: of warm starts, one goes on from the other, and what fools one may fool both.
+    is no kin of that one either: of warm starts, one goes on from the other, and what fools one may fool both. Or why
+    there is none.
     """
     versions = await registry.list_versions(session, project.id)
     rewards = {item.id: item for item in versions if item.kind == VersionKind.REWARD}
     own = rewards.get(version.reward_version_id) if version.reward_version_id else None
     others = [item for item in rewards.values() if item is not own]
     if project.policy_judge is not None:
-        return next((item for item in others if item.number == project.policy_judge), None)
-    return next((item for item in others if own is None or began(item, rewards) is not began(own, rewards)), None)
+        named = next((item for item in others if item.number == project.policy_judge), None)
+        return named or (Reason.OWN_JUDGE if own and own.number == project.policy_judge else Reason.NO_JUDGE)
+    strangers = [item for item in others if own is None or began(item, rewards) is not began(own, rewards)]
+    return next(iter(strangers), Reason.ONLY_KIN if others else Reason.NO_JUDGE)
 
 
 def began(reward: Version, rewards: Mapping[uuid.UUID, Version]) -> Version:

@@ -18,7 +18,7 @@ from app.loop.choosing import BY_HEADS
 from app.loop.models import Round
 from app.projects import tallies
 from app.projects.models import PolicyStart, Project, RewardStart
-from app.projects.service import get_project
+from app.projects.service import NO_REWARD_VERSION, get_project
 from app.prompts import service as prompts
 from app.prompts.models import Split
 from app.registry import service as registry
@@ -200,7 +200,7 @@ async def guard_version(session: AsyncSession, project: Project) -> Version | No
     versions = await registry.list_versions(session, project.id)
     found = [item for item in versions if item.kind == VersionKind.REWARD and item.number == number]
     if not found:
-        raise Invalid.field(f"training.ppo.{GUARD}", "must be the number of a reward version of this project, or null")
+        raise Invalid.field(f"training.ppo.{GUARD}", NO_REWARD_VERSION)
     return found[0]
 
 

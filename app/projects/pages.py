@@ -61,9 +61,9 @@ async def change_settings(
         return render_form(request, edit(values, action, keys_of(project)), project=project)
     try:
         changes = checked_changes(project, settings_of(values))
+        await service.update_project(session, project=project, changes=changes, actor_id=user.id)
     except Invalid as error:
         return render_form(request, values, project=project, error=error)
-    await service.update_project(session, project=project, changes=changes, actor_id=user.id)
     return see_other(f"/projects/{project.slug}/settings?saved=yes")
 
 

@@ -37,6 +37,8 @@ INSTRUCTGPT_LABELS = [
 ]
 # What a label of a project has beside its key and its names.
 LABEL_DEFAULTS = {"required": False, "removed": False}
+# The rule of a field that names one by its number.
+NO_REWARD_VERSION = "must be the number of a reward version of this project, or null"
 DEFAULT_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 128, "seed": 17}
 
 
@@ -47,14 +49,25 @@ class ProjectCreated:
     project: Project
 
 
+@dataclass(frozen=True)
+class ProjectChanging:
+    """Settings are about to change; nothing is written yet. Who knows more than the project does may refuse them."""
+
+    project: Project
+    changes: Mapping[str, Any]
+
+
 async def create_project(
     session: AsyncSession, *, name: str, model_alias: str, actor_id: uuid.UUID | None = None, **settings: Any
 ) -> Project:
     """Add a project. `settings` are further columns, as `ProjectIn` checks them.
 
     Raises:
-        Invalid: the name is empty or its short name is taken.
+        Invalid: the name is empty, its short name is taken, or it names a version.
     """
+    if settings.get("policy_judge") is not None:
+        # Nothing has been trained here yet.
+        raise Invalid.field("policy_judge", NO_REWARD_VERSION)
     slug = settings.pop("slug", None) or slugify(name)
     if not slug:
         raise Invalid.field("name", "The name needs at least one letter or digit; or give a short name.")
@@ -78,7 +91,11 @@ async def update_project(
     """Change settings. They hold for what comes after; what people answer at this moment is not touched.
 
     A label that is left out is marked as removed: rankings that have it still show its name.
+
+    Raises:
+        Invalid: a version that it names is none of this project's.
     """
+    await events.publish(session, ProjectChanging(project, changes))
     if "labels" in changes:
         changes = dict(changes) | {"labels": keep_labels(project.labels, changes["labels"])}
     for name, value in changes.items():

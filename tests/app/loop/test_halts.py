@@ -5,21 +5,26 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from httpx2 import AsyncClient
 
+from app.errors import Invalid
 from app.loop import arrivals, choosing, comparisons, ending, halts, judging, sampling, service, training
+from app.loop.gates import Reason
 from app.loop.halts import best_liked
 from app.loop.models import ComparisonState
 from app.loop.outcomes import Outcome, figures_of
 from app.loop.service import RoundStopped
-from app.projects.models import PolicyGate
+from app.projects.models import PolicyGate, RewardStart
+from app.projects.service import update_project
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
+from app.runs import service as runs
 from app.runs.models import Run, RunKind, RunState
 from tests.app.loop.conftest import Loop
 from tests.app.loop.test_comparisons import answer_both, likes, make_policy, rank_by, two_each
 from tests.app.loop.test_gates import second_reward
 from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT
-from tests.factories import make_prompt
+from tests.factories import make_prompt, sign_in
 
 
 async def version(turned: Loop, number: int) -> Version:
@@ -246,9 +251,9 @@ async def test_a_second_reward_model_decides_about_a_policy(turned: Loop, liked:
 async def test_the_judge_is_the_one_that_is_named_and_never_the_policy_s_own(turned: Loop) -> None:
     policy = await to_the_judge(turned)
     turned.project.policy_judge = 2
-    assert (await judging.find_judge(turned.session, turned.project, policy)).number == 2  # type: ignore[union-attr]
+    assert await judging.find_judge(turned.session, turned.project, policy) is await version(turned, 2)
     turned.project.policy_judge = 4
-    assert await judging.find_judge(turned.session, turned.project, policy) is None
+    assert await judging.find_judge(turned.session, turned.project, policy) == Reason.OWN_JUDGE
 
 
 async def test_no_kin_of_a_policy_s_own_reward_model_judges_it_unasked(turned: Loop) -> None:
@@ -257,7 +262,7 @@ async def test_no_kin_of_a_policy_s_own_reward_model_judges_it_unasked(turned: L
     assert await judging.find_judge(turned.session, turned.project, policy) is older
     own.parent_id = older.id
     await turned.session.flush()
-    assert await judging.find_judge(turned.session, turned.project, policy) is None
+    assert await judging.find_judge(turned.session, turned.project, policy) == Reason.ONLY_KIN
     turned.project.policy_judge = 2
     assert await judging.find_judge(turned.session, turned.project, policy) is older
 
@@ -266,5 +271,49 @@ async def test_the_first_policy_has_no_second_reward_model_to_ask(turned: Loop) 
     turned.project.policy_gate = PolicyGate.SECOND_REWARD_MODEL
     policy = await first_policy(turned)
     assert (policy.gate["state"], policy.gate["reason"], policy.is_live) == ("open", "no_judge", True)
+    assert policy.run_id is not None
+    said = [(line.level, line.text) for line in await runs.list_log(turned.session, policy.run_id)]
+    assert ("warning", "Version 3 goes live unjudged: there is no second reward model.") in said
     live = await registry.live_version(turned.session, project_id=turned.project.id, kind=VersionKind.POLICY)
     assert live is policy
+
+
+async def test_warm_starts_leave_no_judge_and_an_admin_is_told_so_of_every_policy(
+    turned: Loop, client: AsyncClient
+) -> None:
+    """The second round's reward model goes on from the first one's: what fools one may fool both."""
+    turned.project.policy_gate, turned.project.reward_start = PolicyGate.SECOND_REWARD_MODEL, RewardStart.LIVE
+    await second_reward(turned)
+    await turned.score(new=3, live=2)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    policy = await version(turned, 5)
+    assert (policy.gate["state"], policy.gate["reason"], policy.is_live) == ("open", "only_kin", True)
+    assert policy.run_id is not None
+    assert any("unjudged" in line.text for line in await runs.list_log(turned.session, policy.run_id))
+    await sign_in(client, turned.session)
+    base = f"/projects/{turned.project.slug}"
+    page = (await client.get(f"{base}/versions/5")).text
+    assert "every other reward model comes, by warm starts, from the same one" in page
+    rounds = (await client.get(f"{base}/rounds")).text
+    # Versions 3 and 5, as what came out of a round and as what answers in the next one; not the reward models.
+    assert rounds.count(">not judged<") == 4
+
+
+async def test_scores_of_which_none_can_be_used_let_a_reward_model_through_and_say_so(turned: Loop) -> None:
+    _, new = await second_reward(turned)
+    await turned.finish(await turned.claim(), {"rankings": [], "refused": []})
+    assert (new.gate["state"], new.gate["reason"], new.is_live) == ("open", "no_rankings", True)
+    assert new.run_id is not None
+    said = [line.text for line in await runs.list_log(turned.session, new.run_id)]
+    assert "Version 4 goes live unjudged: no held-out ranking could be judged by." in said
+
+
+@pytest.mark.parametrize("number", [3, 99])
+async def test_a_judge_that_is_no_reward_model_of_the_project_is_refused(turned: Loop, number: int) -> None:
+    """Version 3 is a policy."""
+    await first_policy(turned)
+    with pytest.raises(Invalid, match=r"policy_judge: must be the number of a reward version"):
+        await update_project(turned.session, project=turned.project, changes={"policy_judge": number, "overlap": 7})
+    assert (turned.project.policy_judge, turned.project.overlap) == (None, 1), "nothing is half changed"
+    await update_project(turned.session, project=turned.project, changes={"policy_judge": 2})
+    await update_project(turned.session, project=turned.project, changes={"policy_judge": None})

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.projects.models import Project
 from app.projects.schemas import ProjectSettings
+from app.projects.service import list_projects
 from tests.factories import make_project, sign_in
 
 RUDE = {"key": "rude", "en": "Rude", "zh": "粗鲁"}
@@ -181,6 +182,19 @@ async def test_a_new_project_that_is_refused_keeps_its_rows(client: AsyncClient,
     assert "Use at most 60 of a-z, 0-9 and -" in page.text
     page = await client.post("/projects", data=fields_of(page.text) | {"slug": "tone"})
     assert (page.status_code, page.headers["location"]) == (303, "/projects/tone/prompts/import")
+
+
+@pytest.mark.parametrize("path", ["/projects/tone/settings", "/projects"])
+async def test_a_judge_that_does_not_exist_is_refused_beside_its_field(
+    client: AsyncClient, session: AsyncSession, project: Project, path: str
+) -> None:
+    fields = await open_form(client) if path.endswith("settings") else {"name": "New", "model_alias": "pocket"}
+    answer = await client.post(path, data=fields | {"policy_judge": "2", "overlap": "7"})
+    assert answer.status_code == 422
+    assert "must be the number of a reward version of this project" in answer.text
+    await session.refresh(project)
+    assert (project.policy_judge, project.overlap) == (None, 1)
+    assert [item.slug for item in await list_projects(session)] == ["tone"]
 
 
 async def test_the_form_says_what_overlap_for_a_share_costs(
