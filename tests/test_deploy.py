@@ -1,8 +1,10 @@
-"""The examples in deploy/: valid for Kubernetes, nobody is root, no default secret, and proxies pass on what counts."""
+"""The compose file and deploy/: valid, nobody is root, no default secret, and proxies pass on what counts."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,39 @@ import yaml
 from app.main import PAGES
 from tests.app.matrix import routes
 
-DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+ROOT = Path(__file__).resolve().parent.parent
+COMPOSE = ROOT / "docker-compose.yml"
+DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 VERSION = "1.34"
+
+
+def checked_as_compose(path: Path) -> subprocess.CompletedProcess[str]:
+    """What the Compose specification's schema says of a file. check-jsonschema has a copy: nothing is fetched."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_compose_file_is_valid() -> None:
+    answer = checked_as_compose(COMPOSE)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "word"),
+    [
+        ("restart: unless-stopped", "restrat: unless-stopped", "restrat"),
+        ("condition: service_healthy", "condition: service_well", "service_well"),
+    ],
+)
+def test_an_error_in_the_compose_file_is_found(tmp_path: Path, right: str, wrong: str, word: str) -> None:
+    planted = tmp_path / "docker-compose.yml"
+    text = COMPOSE.read_text()
+    assert right in text
+    planted.write_text(text.replace(right, wrong, 1))
+    answer = checked_as_compose(planted)
+    assert answer.returncode == 1
+    assert word in answer.stdout
 
 
 def documents() -> Iterator[tuple[str, dict[str, Any]]]:
