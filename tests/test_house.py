@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import rankloop
+from app.config import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -101,6 +102,29 @@ def test_no_service_has_a_default_secret() -> None:
         for body in COMPOSE["services"].values()
         for value in body["environment"].values()
     )
+
+
+def test_every_setting_of_the_app_can_be_made_in_the_file_env() -> None:
+    """A setting that compose does not pass on is not there, and one that it passes on empty must not break the app."""
+    given = COMPOSE["services"]["web"]["environment"]
+    # Where things lie is the image's and the compose file's own.
+    own = {"RANKLOOP_DATA_DIR", "RANKLOOP_DATABASE_URL"}
+    wanted = {f"RANKLOOP_{name}".upper(): field.default for name, field in Settings.model_fields.items()}
+    assert wanted.keys() - given.keys() == own
+    plain = {name: re.fullmatch(r"\$\{(\w+):-(.*)\}", str(value)) for name, value in given.items()}
+    passed = {name: found for name, found in plain.items() if found}
+    assert given.keys() - passed.keys() == {"DATABASE_URL", "PGPASSWORD", "RANKLOOP_LOG_FORMAT", "RANKLOOP_LOG_LEVEL"}
+    assert all(found[1] == name for name, found in passed.items())
+    defaults = {name: found[2] for name, found in passed.items()}
+    # What uvicorn believes a proxy's headers from, when nothing is said.
+    assert defaults.pop("FORWARDED_ALLOW_IPS") == "127.0.0.1"
+    assert defaults == {name: str(wanted[name]) for name in defaults}
+
+
+def test_the_database_quotes_no_row_in_its_log() -> None:
+    settings = COMPOSE["services"]["db"]["command"]
+    assert settings[0] == "postgres"
+    assert settings[settings.index("log_error_verbosity=terse") - 1] == "-c"
 
 
 def test_web_waits_for_a_migrated_database() -> None:

@@ -74,7 +74,7 @@ def database_address(settings: Settings) -> tuple[str | None, Finding]:
 
 def examine_database(connection: Connection, settings: Settings) -> Iterator[Finding]:
     """What only a database that answers can tell; without our tables, the rest can't be asked."""
-    for check in (database_version, durability, clock, room_for_connections, backup_program):
+    for check in (database_version, durability, log_of_the_database, clock, room_for_connections, backup_program):
         yield check(connection)
     migrated = migrations(connection, settings)
     yield migrated
@@ -110,6 +110,15 @@ def durability(connection: Connection) -> Finding:
         todo = "Turn it on in postgresql.conf; Rankloop does not start without."
         return Finding("durability", "bad", f"{', '.join(unsafe)} off: an accepted ranking could be lost", todo)
     return Finding("durability", "ok", f"{', '.join(SETTINGS_OF_DURABILITY)} are on")
+
+
+def log_of_the_database(connection: Connection) -> Finding:
+    """DETAIL and CONTEXT of an error quote the row that a rule refused."""
+    (verbosity,) = one(connection, "select current_setting('log_error_verbosity')")
+    if verbosity != "terse":
+        said = f"log_error_verbosity is {verbosity}: names and what people wrote can get into PostgreSQL's log"
+        return Finding("log", "warn", said, "alter system set log_error_verbosity = 'terse'; select pg_reload_conf();")
+    return Finding("log", "ok", "PostgreSQL's log quotes no rows")
 
 
 def clock(connection: Connection) -> Finding:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import typer
+from psycopg import sql
 from typer.testing import CliRunner
 
 from app.config import Settings
@@ -36,7 +37,18 @@ def levels(settings: Settings) -> dict[str, str]:
 def test_every_check_answers_and_what_is_wrong_has_a_way_out(settings: Settings) -> None:
     findings = examine(settings)
     assert {finding.name for finding in findings} >= {
-        *("database", "durability", "clock", "connections", "backup", "migrations", "workers", "queue", "models"),
+        *(
+            "database",
+            "durability",
+            "log",
+            "clock",
+            "connections",
+            "backup",
+            "migrations",
+            "workers",
+            "queue",
+            "models",
+        ),
         *("data folder", "disk", "address", "mail", "provider", "gpu"),
     }
     wrong = {finding.name for finding in findings if finding.level != "ok"}
@@ -72,6 +84,13 @@ async def test_each_fault_is_seen(settings: Settings, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(doctor, "datetime", Late)
     assert levels(settings)["clock"] == "bad"
+
+
+def test_a_log_that_quotes_rows_is_seen(settings: Settings) -> None:
+    with psycopg.connect(settings.require_database_url(), autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("alter database {} set log_error_verbosity to 'default'").format(name))
+    assert levels(settings)["log"] == "warn"
 
 
 async def test_faults_in_the_database_are_seen(settings: Settings) -> None:
