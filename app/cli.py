@@ -88,13 +88,14 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Start everything on one machine: database, web, worker. Ctrl+C ends it all."""
+    from app.operations.backup import BackupRefused
     from app.serve import CannotStart
     from app.supervisor import UpOptions
     from app.supervisor import up as run
 
     try:
         run(UpOptions(data_dir, host=host, port=port, web=web, workers=workers, demo=demo, as_json=as_json))
-    except (CannotStart, EmbeddedPostgresError, DatabaseUnreachable, RankloopError) as error:
+    except (CannotStart, EmbeddedPostgresError, DatabaseUnreachable, BackupRefused, RankloopError) as error:
         raise fail(error) from error
 
 
@@ -109,6 +110,7 @@ def serve(
     import socket
 
     from app.db import check_connection, make_engine
+    from app.operations.backup import BackupRefused, refuse_unfinished
     from app.serve import CannotStart, bind
     from app.serve import serve as run
 
@@ -123,8 +125,9 @@ def serve(
 
     try:
         asyncio.run(check())
+        refuse_unfinished(settings.require_database_url())
         run(settings, bind(host, port) if fd is None else socket.socket(fileno=fd), processes=processes)
-    except (CannotStart, DatabaseUnreachable) as error:
+    except (CannotStart, DatabaseUnreachable, BackupRefused) as error:
         raise fail(error) from error
 
 
@@ -133,15 +136,20 @@ def migrate(
     revision: Annotated[str, typer.Option(help="Which revision to go to.")] = "head",
 ) -> None:
     """Bring the database to the newest schema."""
+    import psycopg
     from sqlalchemy.exc import OperationalError
 
     from app.migrate import upgrade
+    from app.operations.backup import BackupRefused, refuse_unfinished
 
     settings = settings_for(data_dir)
     try:
+        refuse_unfinished(settings.require_database_url())
         upgrade(settings.require_database_url(), revision)
     except OperationalError as error:
         raise fail(f"the database could not be migrated: {str(error.orig).strip()}") from error
+    except (BackupRefused, psycopg.OperationalError) as error:
+        raise fail(str(error).strip()) from error
     typer.echo(f"The database is at revision {revision}.")
 
 

@@ -34,6 +34,7 @@ from app.embedded import EmbeddedPostgres
 from app.loop import subscriptions
 from app.loop.demo import ensure_demo
 from app.migrate import upgrade
+from app.operations.backup import refuse_unfinished
 from app.processes import die_with_parent
 from app.serve import SECONDS_TO_FINISH, CannotStart, bind
 
@@ -218,6 +219,7 @@ class Supervisor:
         address_file(self.settings.data_dir).write_text(self.settings.public_url, encoding="utf-8")
         self._start_database()
         asyncio.run(self._check_database())
+        refuse_unfinished(self.settings.require_database_url())
         upgrade(self.settings.require_database_url())
         token = asyncio.run(self._prepare())
         self._start_web(listener, logs)
@@ -360,7 +362,8 @@ def up(options: UpOptions) -> None:
     """Run everything on this machine until Ctrl+C or SIGTERM.
 
     Raises:
-        CannotStart, EmbeddedPostgresError, DatabaseUnreachable, RankloopError: the message says what to do.
+        CannotStart, EmbeddedPostgresError, DatabaseUnreachable, BackupRefused, RankloopError: the message says what to
+            do.
     """
     Supervisor(options).run()
 

@@ -28,7 +28,11 @@ DUMP = "database.dump"
 MANIFEST = "manifest.json"
 ARTIFACTS = "artifacts"
 SET_ASIDE = "before_restore"
-"""The schema in which the replaced tables wait until the restored ones are verified."""
+"""The schema in which replaced tables wait until the restored ones are verified: the sign of a restore under way."""
+UNFINISHED = "A restore into this database runs, or was interrupted: the tables from before it are set aside."
+UNFINISHED_TODO = (
+    "If none runs, `rankloop restore FOLDER --replace` begins it again, and `rankloop restore --undo` puts them back."
+)
 FEED_GAP = 10**9
 """The old database may have run on for so many transactions after the backup: no cursor of that time is ahead."""
 Tell = Callable[[str], None]
@@ -71,7 +75,8 @@ def back_up(url: str, *, artifacts: Path, target: Path, tell: Tell, skip_missing
     `skip_missing`: files that are gone, such as old checkpoints that somebody deleted, are named in the manifest.
 
     Raises:
-        BackupRefused: the folder is there, or a file is missing or not the one that was delivered.
+        BackupRefused: the folder is there, a restore was interrupted, or a file is missing or not the one that was
+            delivered.
         ProgramFailed: pg_dump is missing or failed.
     """
     if target.exists():
@@ -80,6 +85,8 @@ def back_up(url: str, *, artifacts: Path, target: Path, tell: Tell, skip_missing
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700, parents=True)
     with instant(url) as (connection, snapshot):
+        if is_unfinished(connection):
+            raise BackupRefused(f"{UNFINISHED} {UNFINISHED_TODO}")
         major = connection.info.server_version // 10_000
         tell("database")
         arguments = ["--format=custom", f"--snapshot={snapshot}", "--no-owner", "--no-privileges", "--schema=public"]
@@ -200,8 +207,12 @@ def read(folder: Path) -> Backup:
     return backup
 
 
-def restore(folder: Path, *, url: str, artifacts: Path, replace: bool, tell: Tell) -> Backup:
+def restore(
+    folder: Path, *, url: str, artifacts: Path, replace: bool, tell: Tell, end_sessions: bool = False
+) -> Backup:
     """Bring back a backup, all or nothing. What it replaces stays until what was restored has been verified.
+
+    `end_sessions`: whoever was signed in when the backup was made has to sign in again.
 
     Raises:
         BackupRefused: the backup is damaged, the target is not empty (and `replace` is not set) or in use, or what was
@@ -221,19 +232,47 @@ def restore(folder: Path, *, url: str, artifacts: Path, replace: bool, tell: Tel
                 below = Path(name).relative_to(ARTIFACTS)
                 copy_verified(folder / name, fresh / below, expected)
         tell("database")
-        with tables_set_aside(connection):
+        with set_aside(connection, artifacts):
             major = max(backup.postgresql, connection.info.server_version // 10_000)
             # --schema: what is in the schema, and not the schema itself, which is there.
             arguments = ["--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", "--schema=public"]
             programs.run("pg_restore", [*arguments, folder / DUMP], url=url, major=major)
             check_restored(connection, backup)
+            if end_sessions:
+                end_all_sessions(connection)
             move_feeds_on(connection)
-        swap(fresh, artifacts)
+            swap(fresh, artifacts)
     return backup
+
+
+def undo(*, url: str, artifacts: Path) -> None:
+    """Put back what a restore that was killed had set aside.
+
+    Raises:
+        BackupRefused: no restore was interrupted here, or one still runs.
+    """
+    with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+        check_unused(connection)
+        if not is_unfinished(connection):
+            raise BackupRefused("Nothing was set aside here: no restore was interrupted.")
+        put_back(connection, artifacts)
 
 
 def check_target(connection: psycopg.Connection[Any], artifacts: Path, *, replace: bool) -> None:
     """Nothing is overwritten unasked, and nothing is replaced while somebody works with it."""
+    check_unused(connection)
+    was_killed = is_unfinished(connection)
+    is_empty = not was_killed and not connection.execute(TABLES).fetchall() and not any(artifacts.glob("*"))
+    if not is_empty and not replace:
+        raise BackupRefused(
+            "There is a database or a folder of artifacts here already. --replace puts the backup in its place."
+        )
+    if was_killed:
+        put_back(connection, artifacts)
+
+
+def check_unused(connection: psycopg.Connection[Any]) -> None:
+    """Nobody else is connected, another restore neither."""
     others = connection.execute(
         "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() "
         "and backend_type = 'client backend'"
@@ -241,31 +280,52 @@ def check_target(connection: psycopg.Connection[Any], artifacts: Path, *, replac
     assert others is not None
     if others[0]:
         raise BackupRefused(f"{others[0]} connections use this database. Stop Rankloop (web and workers) first.")
-    is_empty = not connection.execute(TABLES).fetchall() and not any(artifacts.glob("*"))
-    if not is_empty and not replace:
-        raise BackupRefused(
-            "There is a database or a folder of artifacts here already. --replace puts the backup in its place."
-        )
+
+
+def is_unfinished(connection: psycopg.Connection[Any]) -> bool:
+    """Whether a restore runs or was killed: what was here before is still set aside."""
+    return connection.execute("select to_regnamespace(%s)", [SET_ASIDE]).fetchone() != (None,)
+
+
+def refuse_unfinished(url: str) -> None:
+    """To be asked before a site is started or migrated: `public` may be empty, and the site's rows set aside.
+
+    Raises:
+        BackupRefused: a restore runs or was killed.
+    """
+    with psycopg.connect(url, connect_timeout=5) as connection:
+        if is_unfinished(connection):
+            raise BackupRefused(f"{UNFINISHED} {UNFINISHED_TODO}")
 
 
 @contextmanager
-def tables_set_aside(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Room for the restored tables. Those that were here go when all went well, and come back when it did not."""
-    public = sql.SQL("create schema public authorization pg_database_owner; grant usage on schema public to public")
-    # Left by a restore that was killed: what is there is from before it, and `public` is what it had not finished.
-    was_killed = connection.execute("select to_regnamespace(%s)", [SET_ASIDE]).fetchone() != (None,)
-    aside = sql.SQL("drop schema public cascade" if was_killed else f"alter schema public rename to {SET_ASIDE}")
+def set_aside(connection: psycopg.Connection[Any], artifacts: Path) -> Iterator[None]:
+    """Room for what is restored. What was here goes when all went well, and comes back when it did not."""
+    old = replaced(artifacts)
+    # Of a restore that was killed while it cleared up: what it had replaced, and nobody needs any more.
+    shutil.rmtree(old, ignore_errors=True)
+    public = "create schema public authorization pg_database_owner; grant usage on schema public to public"
     with connection.transaction():
-        connection.execute(aside)
-        connection.execute(public)
+        connection.execute(sql.SQL(f"alter schema public rename to {SET_ASIDE}"))
+        connection.execute(sql.SQL(public))
     try:
         yield
     except BaseException:
-        with connection.transaction():
-            connection.execute("drop schema public cascade")
-            connection.execute(sql.SQL(f"alter schema {SET_ASIDE} rename to public"))
+        put_back(connection, artifacts)
         raise
     connection.execute(sql.SQL(f"drop schema {SET_ASIDE} cascade"))
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(connection: psycopg.Connection[Any], artifacts: Path) -> None:
+    """What was here before a restore, in the place of what it had brought. Once more is harmless."""
+    old = replaced(artifacts)
+    if old.exists():
+        shutil.rmtree(artifacts, ignore_errors=True)
+        old.rename(artifacts)
+    with connection.transaction():
+        connection.execute("drop schema public cascade")
+        connection.execute(sql.SQL(f"alter schema {SET_ASIDE} rename to public"))
 
 
 def check_restored(connection: psycopg.Connection[Any], backup: Backup) -> None:
@@ -284,12 +344,20 @@ def move_feeds_on(connection: psycopg.Connection[Any]) -> None:
         connection.execute("select public.move_feeds_on(%s)", [FEED_GAP])
 
 
+def end_all_sessions(connection: psycopg.Connection[Any]) -> None:
+    """Nobody is signed in, and no link signs anybody in, whatever was ended after the backup was made."""
+    connection.execute("delete from public.sessions")
+    connection.execute("delete from public.sign_in_links")
+
+
 def swap(fresh: Path, artifacts: Path) -> None:
-    """Put the restored files in their place; those that were there go last."""
-    old = artifacts.with_name(f"{artifacts.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if artifacts.exists():
-        artifacts.rename(old)
+    """Put the restored files in their place; those that were there wait beside it."""
+    artifacts.mkdir(mode=0o700, exist_ok=True)
+    artifacts.rename(replaced(artifacts))
     fresh.rename(artifacts)
     sync_folder(artifacts.parent)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def replaced(artifacts: Path) -> Path:
+    """Where files that are being replaced wait until the restore is complete."""
+    return artifacts.with_name(f"{artifacts.name}.replaced")

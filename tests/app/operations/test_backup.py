@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,14 +19,19 @@ from typing import Any
 
 import psycopg
 import pytest
+import typer
 from alembic import command
 from psycopg import sql
 from sqlalchemy import select
+from typer.testing import CliRunner
 
+from app.cli import register
+from app.config import Settings
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.migrate import alembic_config, upgrade
-from app.operations import backup, programs
-from app.operations.backup import BackupRefused, back_up, read, restore
+from app.operations import backup, cli, programs
+from app.operations.backup import BackupRefused, back_up, read, refuse_unfinished, restore
+from app.operations.doctor import examine
 from app.operations.programs import ProgramFailed, without_password
 from app.prompts.models import Prompt
 from app.rankings.changes import list_changes
@@ -29,6 +39,7 @@ from app.rankings.models import Ranking
 from app.rankings.service import follow_rankings
 from app.runs.artifacts import artifact_path
 from app.runs.models import Artifact
+from app.supervisor import Supervisor, UpOptions
 from app.tasks.models import Task
 from tests.app.test_migrations import everything
 from tests.conftest import DatabaseServer
@@ -38,7 +49,7 @@ pytestmark = pytest.mark.real_commits
 WEIGHTS = b"weights" * 1000
 
 
-def quiet(what: str) -> None:
+def quiet(*what: object, **more: object) -> None:
     """Nobody watches."""
 
 
@@ -235,6 +246,144 @@ def test_nothing_is_overwritten_unasked_and_nothing_is_lost_by_a_failure(
     assert len(rows(url)["users"]) == len(late["users"]) - 1
     with psycopg.connect(url) as connection:
         assert connection.execute("select to_regnamespace('before_restore')").fetchone() == (None,)
+
+
+# The program `rankloop` with a restore that stops, for good, right after one of its steps.
+STOPS = """
+import sys, time
+from app.operations import backup, cli, programs
+import typer
+where = sys.argv.pop(1)
+module = {"run": programs, "swap": backup}[where]
+does = getattr(module, where)
+def stops(*arguments, **options):
+    does(*arguments, **options)
+    print("stopped", flush=True)
+    time.sleep(600)
+setattr(module, where, stops)
+program = typer.Typer()
+cli.register(program)
+program()
+"""
+
+
+def end_a_restore(where: str, number: signal.Signals, *, url: str, artifacts: Path, folder: Path) -> None:
+    """Begin a restore, and send a signal when it has done this step."""
+    arguments = [sys.executable, "-c", STOPS, where, "restore", str(folder), "--replace"]
+    root = str(Path(__file__).resolve().parents[3])
+    values = {"DATABASE_URL": url, "RANKLOOP_DATA_DIR": str(artifacts.parent), "PYTHONPATH": root}
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=root, env=os.environ | values) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "stopped\n"
+        started.send_signal(number)
+        assert started.wait(60) != 0
+    # The server needs a moment to see that nobody is there any more.
+    others = "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    with psycopg.connect(url, autocommit=True) as connection:
+        while connection.execute(others).fetchone() is not None:
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def later(site: tuple[str, Path], tmp_path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """A backup, and rows and files that came after it."""
+    url, artifacts = site
+    back_up(url, artifacts=artifacts, target=tmp_path / "kept", tell=quiet)
+    with psycopg.connect(url) as connection:
+        connection.execute("insert into users (name, role) values ('Late', 'annotator')")
+    (artifacts / "late.bin").write_bytes(b"late")
+    return rows(url), files(artifacts)
+
+
+@pytest.mark.parametrize("where", ["run", "swap"])
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_restore_that_was_killed_starts_no_other_site_and_can_be_taken_back(
+    site: tuple[str, Path],
+    later: tuple[dict[str, Any], dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    goes_on: bool,
+) -> None:
+    url, artifacts = site
+    target, program = tmp_path / "kept", typer.Typer()
+    end_a_restore(where, signal.SIGKILL, url=url, artifacts=artifacts, folder=target)
+    refused_everywhere(url, artifacts.parent, tmp_path, monkeypatch)
+    cli.register(program)
+    if goes_on:
+        restore(target, url=url, artifacts=artifacts, replace=True, tell=quiet)
+        assert len(rows(url)["users"]) == len(later[0]["users"]) - 1
+        assert "late.bin" not in files(artifacts)
+    else:
+        answer = CliRunner().invoke(program, ["restore", "--undo", "--data-dir", str(artifacts.parent)])
+        assert answer.exit_code == 0, answer.output
+        assert (rows(url), files(artifacts)) == later
+        with pytest.raises(BackupRefused, match="Nothing was set aside"):
+            backup.undo(url=url, artifacts=artifacts)
+    refuse_unfinished(url)
+    assert not (artifacts.parent / "artifacts.replaced").exists()
+
+
+def refused_everywhere(url: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing starts, migrates or keeps what is there, and the doctor says why."""
+    # The server of the tests runs with fsync off, which is refused before.
+    monkeypatch.setattr("app.db.check_connection", well)
+    monkeypatch.setattr(Supervisor, "_check_database", well)
+    monkeypatch.setattr("app.serve.serve", quiet)
+    monkeypatch.setenv("DATABASE_URL", url)
+    program = typer.Typer()
+    register(program)
+    for words in (["migrate"], ["serve", "--port", "0"], ["backup", str(tmp_path / "more")]):
+        answer = CliRunner().invoke(program, [*words, "--data-dir", str(data_dir)])
+        assert answer.exit_code == 1, words
+        assert "restore --undo" in answer.output, words
+    supervisor = Supervisor(UpOptions(data_dir, port=0))
+    with pytest.raises(BackupRefused, match="interrupted"):
+        supervisor._start()
+    assert supervisor.listener is not None
+    supervisor.listener.close()
+    found = {finding.name: finding for finding in examine(Settings(data_dir=data_dir, database_url=url))}
+    assert found["restore"].level == "bad"
+
+
+async def well(*arguments: object) -> None:
+    """Nothing is wrong."""
+
+
+@pytest.mark.parametrize("where", ["run", "swap"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_restore_that_is_asked_to_end_puts_back_what_was_there(
+    site: tuple[str, Path],
+    later: tuple[dict[str, Any], dict[str, bytes]],
+    tmp_path: Path,
+    where: str,
+    number: signal.Signals,
+) -> None:
+    url, artifacts = site
+    end_a_restore(where, number, url=url, artifacts=artifacts, folder=tmp_path / "kept")
+    assert (rows(url), files(artifacts)) == later
+    refuse_unfinished(url)
+
+
+def test_a_restore_ends_sessions_where_it_is_asked_to_and_says_what_is_alive_again(
+    site: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, artifacts = site
+    with psycopg.connect(url) as connection:
+        for table in ("sessions", "sign_in_links"):
+            query = "insert into {} (token_hash, user_id, expires_at) select 'x', id, now() from users limit 1"
+            connection.execute(sql.SQL(query).format(sql.Identifier(table)))
+    back_up(url, artifacts=artifacts, target=tmp_path / "kept", tell=quiet)
+    program = typer.Typer()
+    cli.register(program)
+    monkeypatch.setenv("DATABASE_URL", url)
+    words = ["restore", str(tmp_path / "kept"), "--replace", "--data-dir", str(artifacts.parent)]
+    for more, num_sessions in ([], 1), (["--end-sessions"], 0):
+        answer = CliRunner().invoke(program, [*words, *more])
+        assert answer.exit_code == 0, answer.output
+        assert "tokens that were revoked" in answer.output
+        assert ("sessions and sign-in links (--end-sessions" in answer.output) == bool(num_sessions)
+        assert len(rows(url)["sessions"]) == len(rows(url)["sign_in_links"]) == num_sessions
 
 
 def test_a_damaged_backup_is_refused_before_anything_happens(
