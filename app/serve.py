@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 SECONDS_TO_FINISH = 10
 """How long requests may still take after the process was asked to stop."""
+SECONDS_TO_START = 60
+"""How long a successor may take to answer before it is given up and its forerunner stays, and how long a process may be
+silent before it is replaced. uvicorn's own 5 s are too few on a busy machine.
+"""
 
 
 class CannotStart(Exception):
@@ -68,6 +72,7 @@ def serve(settings: Settings, listener: socket.socket, *, processes: int = 1) ->
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=SECONDS_TO_FINISH,
+        timeout_worker_healthcheck=SECONDS_TO_START,
     )
     os.environ |= {
         "RANKLOOP_DATA_DIR": str(settings.data_dir.absolute()),

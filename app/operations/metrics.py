@@ -12,10 +12,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPMethod
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy import text
@@ -71,12 +73,31 @@ class Metrics:
     def text(self, facts: Mapping[str, float]) -> bytes:
         """All of it in Prometheus' text format."""
         registry = self.registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            registry.register(Siblings(Path(folder)))
         asked = CollectorRegistry()
         asked.register(Facts(facts))
         return generate_latest(registry) + generate_latest(asked)
+
+
+@dataclass(frozen=True, eq=False)
+class Siblings(Collector):
+    """Memory, CPU and file descriptors of each living process that counts in a folder, by its number."""
+
+    folder: Path
+
+    def collect(self) -> Iterator[Metric]:
+        """As the library wants them."""
+        found: dict[str, Metric] = {}
+        for process in sorted({path.stem.rpartition("_")[2] for path in self.folder.glob("counter_*.db")}):
+            # Of a process that has ended there is nothing to read.
+            for family in ProcessCollector(pid=partial(int, process), registry=None).collect():
+                named = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    named.add_sample(sample.name, {"pid": process}, sample.value)
+        yield from found.values()
 
 
 @dataclass(frozen=True, eq=False)

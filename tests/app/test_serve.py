@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -18,10 +20,16 @@ pytestmark = [pytest.mark.real_commits, pytest.mark.slow]
 SECONDS = 60
 # Not `rankloop serve`: it refuses the database of the tests, which runs with fsync off.
 PROGRAM = """
-import sys
+import sys, time
 from pathlib import Path
+import app.serve
 from app.config import Settings
-from app.serve import bind, serve
+from app.serve import app_of_the_environment, bind, serve
+def slowly():
+    if (Path(sys.argv[1]) / "slowly").exists():
+        time.sleep(6)  # longer than uvicorn waits by itself
+    return app_of_the_environment()
+app.serve.app_of_the_environment = slowly
 if __name__ == "__main__":
     listener = bind("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
@@ -51,8 +59,12 @@ def test_they_count_together_and_finish_what_they_began(
     started, url = two_processes
     for _ in range(20):
         assert httpx2.get(f"{url}/health", timeout=SECONDS).status_code == 200
+    await_two(url, but=set())
     counts = httpx2.get(f"{url}/metrics", timeout=SECONDS).text
     assert 'rankloop_http_requests_total{method="GET",route="/health",status="200"} 20.0' in counts
+    memory = re.findall(r'^process_resident_memory_bytes\{pid="\d+"\} (\S+)$', counts, re.MULTILINE)
+    assert all(float(number) > 10**7 for number in memory)
+    assert {"process_cpu_seconds_total", "process_open_fds"} <= set(re.findall(r"^(\w+)\{pid=", counts, re.MULTILINE))
     answers: list[int] = []
 
     def ask() -> None:
@@ -69,6 +81,35 @@ def test_they_count_together_and_finish_what_they_began(
     asking.join(SECONDS)
     assert answers == [401], "a request that had begun was not finished"
     assert started.wait(SECONDS) == 0
+
+
+def test_hup_replaces_them_one_by_one_however_slowly_they_start(
+    two_processes: tuple[subprocess.Popen[str], str], tmp_path: Path
+) -> None:
+    started, url = two_processes
+    before = await_two(url, but=set())
+    (tmp_path / "slowly").touch()
+    started.send_signal(signal.SIGHUP)
+    await_two(url, but=before)
+    assert started.poll() is None
+
+
+def await_two(url: str, *, but: set[str]) -> set[str]:
+    """Until two processes answer, and none of these."""
+    deadline = time.monotonic() + 2 * SECONDS
+    while len(found := processes_of(url)) != 2 or found & but:
+        assert time.monotonic() < deadline, f"{found} answer"
+        time.sleep(0.2)
+    return found
+
+
+def processes_of(url: str) -> set[str]:
+    """The numbers of the processes that count together; whoever is asked answers for all that live."""
+    for _ in range(3):  # one that is about to end may let go of a connection before it has answered
+        with suppress(httpx2.HTTPError):
+            counts = httpx2.get(f"{url}/metrics", timeout=SECONDS).text
+            return set(re.findall(r'^process_resident_memory_bytes\{pid="(\d+)"\}', counts, re.MULTILINE))
+    raise AssertionError("nobody answers")
 
 
 def await_waiting(url: str) -> None:
