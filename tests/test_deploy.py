@@ -57,15 +57,17 @@ def documents() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def pods() -> Iterator[tuple[str, dict[str, Any]]]:
-    yield from (
-        (name, part["spec"]["template"]["spec"]) for name, part in documents() if "template" in part.get("spec", {})
-    )
+    for name, part in documents():
+        spec = part.get("spec", {})
+        spec = spec.get("jobTemplate", part).get("spec", spec)
+        if "template" in spec:
+            yield name, spec["template"]["spec"]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_manifests_are_valid() -> None:
     checked = [kubernetes_validate.validate(part, VERSION, strict=True) for _, part in documents() if part]
-    assert len(checked) == 10
+    assert len(checked) == 12
     wrong = dict(documents())["web.yaml Deployment"] | {"spec": {"replicas": "two"}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, VERSION, strict=True)
@@ -84,7 +86,7 @@ def test_nobody_is_root_and_nothing_is_written_but_data() -> None:
             assert context["capabilities"] == {"drop": ["ALL"]}, name
             assert container["resources"]["limits"]["memory"], name
             seen += 1
-    assert seen == 3
+    assert seen == 4
 
 
 def test_secrets_come_from_secrets() -> None:

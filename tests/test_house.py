@@ -155,6 +155,10 @@ def test_images_are_built_from_stages_that_exist_and_never_run_as_root() -> None
     assert users == ["USER rankloop"]
 
 
+def test_the_image_of_the_pages_can_read_and_write_the_parquet_that_they_offer() -> None:
+    assert "RUN pip install -c constraints.txt '.[parquet]'" in (ROOT / "Dockerfile").read_text().splitlines()
+
+
 def test_images_hold_what_git_holds_and_no_data() -> None:
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     let_in = {line[1:] for line in lines if line[0] == "!"}
