@@ -5,6 +5,7 @@ It asks and changes nothing. Nothing it says names a person or holds a password.
 
 from __future__ import annotations
 
+import os
 import shutil
 import smtplib
 import socket
@@ -13,9 +14,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import httpx2
 import psycopg
 from psycopg import sql
 
@@ -53,7 +56,9 @@ def examine(settings: Settings) -> list[Finding]:
     findings = [check(settings) for check in CHECKS_OF_THE_MACHINE]
     url, trouble = database_address(settings)
     if url is None:
-        return [trouble, *findings]
+        # A worker has an address and a token, and no database.
+        token = os.environ.get("RANKLOOP_TOKEN")
+        return [site_of_a_worker(token) if token else trouble, *findings]
     try:
         with psycopg.connect(url, connect_timeout=SECONDS_TO_ANSWER, autocommit=True) as connection:
             return [*examine_database(connection, settings), *findings]
@@ -71,6 +76,24 @@ def database_address(settings: Settings) -> tuple[str | None, Finding]:
     except ValueError:
         url = running_url(settings.data_dir)
     return url and url.replace("postgres://", "postgresql://", 1), nowhere
+
+
+def site_of_a_worker(token: str) -> Finding:
+    """The site answers, and knows the token."""
+    address = os.environ.get("RANKLOOP_URL", "http://127.0.0.1:8000").rstrip("/")
+    headers = {"authorization": f"Bearer {token}"}
+    try:
+        status = httpx2.get(f"{address}/api/v1/projects", headers=headers, timeout=SECONDS_TO_ANSWER).status_code
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        todo = "Start it, or correct RANKLOOP_URL."
+        return Finding("site", "bad", f"{address} can't be reached: {type(error).__name__}", todo)
+    if status == HTTPStatus.UNAUTHORIZED:
+        todo = "Make another with `rankloop token create EMAIL --scope worker`, and set RANKLOOP_TOKEN."
+        return Finding("site", "bad", f"{address} does not know the token", todo)
+    # What a worker's token may ask for is another question: 403 is an answer to who was recognised.
+    if status not in {HTTPStatus.OK, HTTPStatus.FORBIDDEN}:
+        return Finding("site", "bad", f"{address} answers with {status}", "Is RANKLOOP_URL Rankloop's address?")
+    return Finding("site", "ok", f"{address} answers, and knows the token")
 
 
 def examine_database(connection: Connection, settings: Settings) -> Iterator[Finding]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psycopg
@@ -113,6 +116,43 @@ async def test_faults_in_the_database_are_seen(settings: Settings) -> None:
         with psycopg.connect(settings.require_database_url()) as connection:
             connection.execute("update alembic_version set version_num = %s", [revision])
         assert levels(settings)["migrations"] == level
+
+
+@pytest.fixture
+def stranger() -> Iterator[tuple[str, dict[str, int]]]:
+    """A site that answers each token with the status that it has in the dict."""
+    known: dict[str, int] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(known[self.headers["authorization"].removeprefix("Bearer ")])
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", known
+        server.shutdown()
+
+
+def test_a_machine_of_workers_is_asked_for_the_site_and_no_database(
+    tmp_path: Path, stranger: tuple[str, dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, known = stranger
+    settings = Settings(data_dir=tmp_path)
+    assert levels(settings)["database"] == "bad"
+    monkeypatch.setenv("RANKLOOP_URL", address)
+    for status, level in ((200, "ok"), (403, "ok"), (401, "bad"), (502, "bad")):
+        monkeypatch.setenv("RANKLOOP_TOKEN", token := f"rl_{status}")
+        known[token] = status
+        found = {finding.name: finding for finding in examine(settings)}
+        assert "database" not in found
+        assert (found["site"].level, bool(found["site"].todo)) == (level, level == "bad")
+    monkeypatch.setenv("RANKLOOP_URL", "http://127.0.0.1:1")
+    assert levels(settings)["site"] == "bad"
 
 
 def test_the_command_speaks_to_programs_and_by_its_exit_code(
