@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Whatever people wrote is escaped where a page shows it, so that a quotation mark is always one of a template.
@@ -51,9 +51,11 @@ class SubPath:
             await self.app(scope, receive, send)
             return
 
+        origin = f"{scope['scheme']}://{Headers(scope=scope).get('host', '')}"
+
         async def send_below(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._complete(MutableHeaders(scope=message))
+                self._complete(MutableHeaders(scope=message), origin)
             await send(message)
 
         await self.app(self._inside(scope), receive, send_below)
@@ -65,8 +67,9 @@ class SubPath:
         raw = scope.get("raw_path", path.encode()).removeprefix(self._base.encode()) or b"/"
         return {**scope, "path": path.removeprefix(self._base) or "/", "raw_path": raw}
 
-    def _complete(self, headers: MutableHeaders) -> None:
-        target = headers.get("location", "")
+    def _complete(self, headers: MutableHeaders, origin: str) -> None:
+        # A redirect to the same address without its last slash names the host, and our own path alone below it.
+        target = headers.get("location", "").removeprefix(origin)
         if target.startswith("/") and not target.startswith("//"):
             headers["location"] = self._base + target
         cookies = [COOKIE_PATH.sub(rf"\1{self._base}\2", cookie) for cookie in headers.getlist("set-cookie")]

@@ -83,6 +83,15 @@ async def test_the_same_page_with_the_path_and_without(
     assert (answer.status_code, answer.headers["location"]) == (303, f"{BASE}/sign-in")
 
 
+@pytest.mark.parametrize("path", [f"{BASE}/sign-in/?next=/x", "/sign-in/?next=/x"])
+async def test_a_slash_too_many_leads_to_the_same_page_below_the_path(
+    settings: Settings, sessionmaker: SessionMaker, path: str
+) -> None:
+    async with make_client(settings, sessionmaker, "https://example.org") as client:
+        answer = await client.get(path)
+    assert (answer.status_code, answer.headers["location"]) == (307, f"{BASE}/sign-in?next=/x")
+
+
 async def test_programs_are_told_where_the_api_lies(client: AsyncClient) -> None:
     answer = await client.get("/api/v1/openapi.json")
     assert answer.json()["servers"] == [{"url": BASE}]
