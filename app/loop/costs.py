@@ -99,9 +99,9 @@ async def worker_minutes(session: AsyncSession, project: Project, rounds: Sequen
 
 def gain_of(item: Round, versions: Mapping[uuid.UUID, Version]) -> Amount | None:
     """In points of win rate over version 1; the two intervals are of different prompts and people, so they add up."""
-    after = versions[item.next_version_id].metrics.get("win_rate") if item.next_version_id else None
+    after = registry.win_rate_of(versions[item.next_version_id]) if item.next_version_id else None
     policy = versions[item.policy_version_id]
-    before = EVEN if policy.number == 1 else policy.metrics.get("win_rate")
+    before = EVEN if policy.number == 1 else registry.win_rate_of(policy)
     if not after or not before:
         return None
     value = after["value"] - before["value"]

@@ -52,12 +52,25 @@ async def fix(session: AsyncSession, comparison: Comparison, state: ComparisonSt
     await withdraw_rest(session, comparison)
     version = await registry.get_version(session, comparison.version_id)
     against = await registry.get_version(session, comparison.against_id)
-    is_by_people = comparison.judge_version_id is None
-    if is_by_people and against.number == 1 and found.win_rate is not None:
-        rate = {"value": found.win_rate, "low": found.low, "high": found.high, "num_prompts": found.num_ranked}
-        version.metrics = {**version.metrics, "win_rate": rate}
+    if comparison.judge_version_id is None:
+        keep_win_rate(version, against, found)
         await session.flush()
     await events.publish(session, ComparisonEnded(comparison))
+
+
+def keep_win_rate(version: Version, against: Version, found: Figures) -> None:
+    """Write down how often people prefer a policy to version 1, whichever of the two was named first.
+
+    What is known better stays: the narrower interval. So a second comparison that is broken off at once takes nothing
+    away. All intervals hold at every moment; which of several is kept does not depend on who won.
+    """
+    if found.win_rate is None or 1 not in (version.number, against.number):
+        return
+    policy, seen = (against, found.turned()) if version.number == 1 else (version, found)
+    known = registry.win_rate_of(policy)
+    if known is None or seen.high - seen.low <= known["high"] - known["low"]:
+        rate = {"value": seen.win_rate, "low": seen.low, "high": seen.high, "num_prompts": seen.num_ranked}
+        policy.metrics = {**policy.metrics, "win_rate": rate}
 
 
 async def withdraw_rest(session: AsyncSession, comparison: Comparison) -> None:

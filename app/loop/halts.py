@@ -14,9 +14,10 @@ from app.accounts.audit import audit
 from app.loop import service
 from app.loop.ending import ComparisonEnded
 from app.loop.models import Comparison, ComparisonState, Round
+from app.loop.outcomes import Figures
 from app.projects.service import get_project
 from app.registry import service as registry
-from app.registry.models import Version, VersionKind
+from app.registry.models import Version
 from app.runs import service as runs
 
 
@@ -26,34 +27,47 @@ async def comparison_ended(session: AsyncSession, event: ComparisonEnded) -> Non
     now = await service.current_round(session, await get_project(session, comparison.project_id))
     # Of what is superseded, the round ends anyhow: another policy goes live.
     is_open = comparison.state != ComparisonState.SUPERSEDED and not now.stopped
-    is_about_it = comparison.version_id == now.policy_version_id and comparison.judge_version_id is None
-    reason = await reason_to_stop(session, comparison) if is_about_it and is_open else None
-    if reason is not None:
-        await stop(session, now, reason)
+    is_about_it = now.policy_version_id in (comparison.version_id, comparison.against_id)
+    if is_open and is_about_it and comparison.judge_version_id is None:
+        policy = await registry.get_version(session, now.policy_version_id)
+        reason = await reason_to_stop(session, comparison, policy)
+        if reason is not None:
+            await stop(session, now, reason)
 
 
-async def reason_to_stop(session: AsyncSession, comparison: Comparison) -> dict[str, Any] | None:
-    """What speaks against a policy: the other one was preferred, or one before it was surely liked better."""
-    version = await registry.get_version(session, comparison.version_id)
-    against = await registry.get_version(session, comparison.against_id)
-    if comparison.state == ComparisonState.WORSE:
-        figures = comparison.figures
-        rate = {name: figures.get(source) for name, source in (("value", "win_rate"), ("low", "low"), ("high", "high"))}
-        return {"why": "worse", "number": version.number, "best": against.number, "win_rate": rate}
-    if against.number != 1 or not version.metrics.get("win_rate"):
+async def reason_to_stop(session: AsyncSession, comparison: Comparison, policy: Version) -> dict[str, Any] | None:
+    """What speaks against a policy, whichever of the two was named first: the other one was preferred, or one before it
+    was surely liked better.
+    """
+    is_named_first = comparison.version_id == policy.id
+    other = await registry.get_version(session, comparison.against_id if is_named_first else comparison.version_id)
+    if is_preferred(comparison, other, policy):
+        figures = Figures.of_json(comparison.figures)
+        found = figures if is_named_first else figures.turned()
+        rate = {"value": found.win_rate, "low": found.low, "high": found.high}
+        return {"why": "worse", "number": policy.number, "best": other.number, "win_rate": rate}
+    own = registry.win_rate_of(policy)
+    if other.number != 1 or own is None:
         return None
     versions = await registry.list_versions(session, comparison.project_id)
-    best = best_liked([item for item in versions if item.id != version.id])
-    if best is None or version.metrics["win_rate"]["high"] >= best.metrics["win_rate"]["low"]:
+    best = best_liked([item for item in versions if item.id != policy.id])
+    best_rate = registry.win_rate_of(best) if best else None
+    if best is None or best_rate is None or own["high"] >= best_rate["low"]:
         return None
-    rates = {"win_rate": version.metrics["win_rate"], "best_rate": best.metrics["win_rate"]}
-    return {"why": "fell", "number": version.number, "best": best.number, **rates}
+    return {"why": "fell", "number": policy.number, "best": best.number, "win_rate": own, "best_rate": best_rate}
+
+
+def is_preferred(comparison: Comparison, other: Version, policy: Version) -> bool:
+    """Whether people prefer the other one. A newer one that was asked about is what the loop is for: it goes live."""
+    if comparison.version_id == policy.id:
+        return comparison.state == ComparisonState.WORSE
+    return comparison.state == ComparisonState.BETTER and other.number < policy.number
 
 
 def best_liked(versions: list[Version]) -> Version | None:
     """The policy that people surely prefer to version 1 most often: the highest lower bound."""
-    known = [item for item in versions if item.kind == VersionKind.POLICY and item.metrics.get("win_rate")]
-    return max(known, key=lambda item: float(item.metrics["win_rate"]["low"]), default=None)
+    lows = [(rate["low"], item) for item in versions if (rate := registry.win_rate_of(item))]
+    return max(lows, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 async def stop(session: AsyncSession, now: Round, reason: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -55,6 +55,11 @@ class Figures:
     bootstrap: tuple[float, float] | None
     """The interval of somebody who had fixed the number of rankings before: 95 %, resampling prompts."""
     labels: Sequence[LabelShare]
+
+    def turned(self) -> Figures:
+        """How often the other one wins, with its interval; nothing else."""
+        value = None if self.win_rate is None else 1 - self.win_rate
+        return replace(self, win_rate=value, low=1 - self.high, high=1 - self.low, bootstrap=None, labels=[])
 
     def as_json(self) -> dict[str, Any]:
         """As it is stored and sent."""

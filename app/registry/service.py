@@ -99,6 +99,17 @@ async def reference(session: AsyncSession, version: Version) -> dict[str, Any]:
     }
 
 
+def win_rate_of(version: Version) -> dict[str, float] | None:
+    """How often people prefer a policy to version 1: value, low, high; None where nobody was asked. Who delivers a
+    version from elsewhere may call anything by this name.
+    """
+    rate = version.metrics.get("win_rate")
+    bounds = ("value", "low", "high")
+    if not isinstance(rate, dict) or not all(isinstance(rate.get(name), int | float) for name in bounds):
+        return None
+    return rate
+
+
 async def promote(
     session: AsyncSession, *, version: Version, actor_id: uuid.UUID | None = None, reason: str = ""
 ) -> None:

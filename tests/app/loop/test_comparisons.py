@@ -17,7 +17,7 @@ from app.loop import comparisons, ending, training
 from app.loop.comparisons import ComparisonOpen
 from app.loop.ending import ComparisonClosed
 from app.loop.models import ComparedPrompt, Comparison
-from app.loop.outcomes import figures_of, outcome
+from app.loop.outcomes import Figures, Outcome, figures_of, outcome
 from app.prompts.models import Completion, Prompt, RunPrompt, Split
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
@@ -254,6 +254,39 @@ async def test_a_task_in_hand_goes_back_when_it_is_decided(turned: Loop) -> None
     assert held is not None
     await rank_by(turned, likes(2))
     assert (await turned.session.get_one(Lease, held.id, populate_existing=True)).state == "expired"
+
+
+# What a policy keeps of them
+
+
+def rated(*wins: float) -> Figures:
+    return figures_of([Outcome(win, {}, {}) for win in wins], num_prompts=200)
+
+
+def test_what_is_known_better_stays() -> None:
+    """A second comparison that somebody stops at once takes nothing from a win rate of 200 rankings; 300 do."""
+    base, policy = Version(number=1, metrics={}), Version(number=3, metrics={"kl": 2.0})
+    for wins, kept in (([1.0, 0.0] * 100, 200), ([0.0, 0.0, 0.0], 200), ([1.0, 1.0, 0.0] * 100, 300)):
+        ending.keep_win_rate(policy, base, rated(*wins))
+        assert policy.metrics["win_rate"]["num_prompts"] == kept
+    assert policy.metrics["win_rate"]["value"] == pytest.approx(2 / 3)
+    assert policy.metrics["kl"] == 2.0
+
+
+def test_a_win_rate_is_kept_whichever_of_the_two_was_named_first() -> None:
+    base, policy = Version(number=1, metrics={}), Version(number=3, metrics={"win_rate": 0.58})
+    ending.keep_win_rate(base, policy, rated(0.0, 0.0, 1.0, 0.5))
+    rate = policy.metrics["win_rate"]
+    assert (rate["value"], base.metrics) == (pytest.approx(5 / 8), {})
+    assert rate["low"] < 5 / 8 < rate["high"] <= 1.0
+    seen = rated(1.0, 1.0, 0.0, 0.5)
+    assert (rate["low"], rate["high"]) == (pytest.approx(seen.low), pytest.approx(seen.high))
+
+
+def test_policies_that_are_compared_with_another_than_version_1_keep_nothing() -> None:
+    older, newer = Version(number=3, metrics={}), Version(number=5, metrics={})
+    ending.keep_win_rate(newer, older, rated(1.0))
+    assert (older.metrics, newer.metrics) == ({}, {})
 
 
 # What they may not do

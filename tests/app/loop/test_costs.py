@@ -57,6 +57,13 @@ def test_the_first_round_begins_at_one_half_and_the_next_where_it_ended() -> Non
     assert gain_of(a_round(base, version(7, None)), versions | {uuid.UUID(int=7): version(7, None)}) is None
 
 
+def test_a_win_rate_that_came_with_a_version_from_elsewhere_is_no_gain() -> None:
+    """Its metrics are whatever somebody sent (docs/api.md, 7)."""
+    base, theirs = version(1, None), version(3, None)
+    theirs.metrics = {"win_rate": 0.58}
+    assert gain_of(a_round(base, theirs), {item.id: item for item in (base, theirs)}) is None
+
+
 def test_no_gain_has_no_price_and_a_doubtful_one_no_upper_bound() -> None:
     assert per_point(Amount(60, 50, 70), Amount(-1, -5, 3)) is None
     assert per_point(Amount(60, 50, 70), None) is None

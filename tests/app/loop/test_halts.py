@@ -103,11 +103,28 @@ async def test_a_win_rate_surely_below_the_best_one_s_stops_a_round(turned: Loop
     comparison.state, comparison.closed_at = ComparisonState.BETTER, datetime.now(UTC)
     for high, stops in ((0.85, False), (0.79, True)):
         new.metrics = {**new.metrics, "win_rate": {"value": 0.7, "low": 0.55, "high": high, "num_prompts": 100}}
-        reason = await halts.reason_to_stop(turned.session, comparison)
+        reason = await halts.reason_to_stop(turned.session, comparison, new)
         assert (reason is not None) == stops
     assert reason is not None
     assert (reason["why"], reason["number"], reason["best"]) == ("fell", 5, 3)
     assert best_liked([old, new]) is old
+
+
+async def test_a_round_stops_whichever_of_the_two_was_named_first(turned: Loop) -> None:
+    """A newer policy that people prefer to the one that answers stops nothing; version 1 does, though it is asked about
+    as the new one.
+    """
+    live = await first_policy(turned)
+    newer, base = await make_policy(turned), await registry.base_version(turned.session, turned.project.id)
+    wins = figures_of([Outcome(1.0, {}, {})] * 20, num_prompts=20)
+    for other, stops in ((newer, False), (base, True)):
+        comparison = await comparisons.start(turned.session, project=turned.project, version=other, against=live)
+        await ending.fix(turned.session, comparison, ComparisonState.BETTER, wins)
+        now = await service.current_round(turned.session, turned.project)
+        assert bool(now.stopped) == stops
+    assert (now.stopped["why"], now.stopped["number"], now.stopped["best"]) == ("worse", 3, 1)
+    assert (now.stopped["win_rate"]["value"], now.stopped["win_rate"]["high"] < 0.5) == (0.0, True)
+    assert live.metrics["win_rate"]["value"] == 0.0
 
 
 @pytest.mark.parametrize(("state", "stops"), [(ComparisonState.UNDECIDED, True), (ComparisonState.SUPERSEDED, False)])
