@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from contextlib import suppress
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, exists, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.datasets import service as datasets
@@ -28,7 +28,7 @@ from app.registry.models import Version, VersionKind
 from app.runs import service as runs
 from app.runs.models import Run, RunKind
 from app.runs.service import RunFinished
-from app.tasks.models import Task
+from app.tasks.models import Lease, Task
 
 
 async def run_finished(session: AsyncSession, event: RunFinished) -> None:
@@ -82,13 +82,16 @@ async def nothing_to_show(session: AsyncSession, version: Version, live: Version
 
 
 def held_out_rankings(version: Version) -> Select[uuid.UUID, uuid.UUID, int | None]:
-    """(ranking, prompt, round) of the rankings that a reward version's dataset holds out."""
+    """(ranking, prompt, round) of the rankings that a reward version's dataset holds out. Until migration 0042 some of
+    them were made with the live reward model's order in view: these speak for it, whatever the answers are.
+    """
+    with_help = exists().where(Lease.id == Ranking.lease_id, Lease.is_assisted)
     return (
         select(Ranking.id, Task.prompt_id, Task.round)
         .join(DatasetRow, DatasetRow.ranking_id == Ranking.id)
         .join(Task, Task.id == Ranking.task_id)
         .join(Prompt, Prompt.id == Task.prompt_id)
-        .where(DatasetRow.dataset_id == version.dataset_id, Prompt.split == Split.VALIDATION)
+        .where(DatasetRow.dataset_id == version.dataset_id, Prompt.split == Split.VALIDATION, ~with_help)
     )
 
 

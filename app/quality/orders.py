@@ -44,7 +44,8 @@ class Judgement:
     round: int | None = None
     language: str = ""
     judged: Sequence[int] = ()
-    """Where a reward model put each answer before anybody had ranked it: 0 is its best. Empty: it was not asked."""
+    """Where a reward model put each answer before anybody had ranked it: 0 is its best. Empty: it was not asked, or its
+    order is shown to nobody here."""
     is_assisted: bool = False
     """The cards stood in that order, so that their seats say nothing of the annotator."""
     key: Hashable = None

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
 from app.db import at_most
-from app.prompts.models import Completion, Prompt
+from app.prompts.models import Completion, Prompt, Split
 from app.quality.orders import Judgement
 from app.rankings.models import Ranking, RankingPlace
 from app.rankings.service import is_counted, is_current
@@ -171,7 +171,8 @@ def rankings_of(ids: Sequence[uuid.UUID]) -> Select[Any]:
             Task.prompt_id,
             Task.round,
             Prompt.language,
-            Task.judged_order,
+            # Nobody has help with what is held out for validation, whatever its lot: it is on neither side.
+            case((Prompt.split != Split.VALIDATION, Task.judged_order)).label("judged_order"),
             Lease.display_order,
             Lease.is_assisted,
         )

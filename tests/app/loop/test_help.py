@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import UTC, datetime
 
 import pytest
@@ -10,17 +11,21 @@ from sqlalchemy.exc import IntegrityError
 
 from app.datasets import service as datasets
 from app.loop import watch
+from app.loop.arrivals import held_out_rankings
 from app.projects.models import Help, RankNext
+from app.prompts.models import Prompt, Split
 from app.quality import service as quality
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
 from app.rankings.schemas import RankingOut
+from app.registry.models import Version
 from app.tasks import service as tasks
-from app.tasks.models import Lease, Task
+from app.tasks.models import Lease, LeaseState, Task
 from app.tasks.schemas import LeaseOut
 from tests.app.datasets.test_datasets import rows_of
 from tests.app.loop.conftest import Loop
 from tests.app.loop.test_choosing import judge, tasks_of, to_the_second_round
+from tests.factories import make_prompt, make_ranking, make_user
 
 
 async def take(turned: Loop) -> Lease | None:
@@ -70,7 +75,8 @@ async def test_what_was_ranked_with_help_is_marked_everywhere(turned: Loop) -> N
     rows = await rows_of(turned.session, dataset)
     assert sum(row["provenance"]["is_assisted"] for row in rows) == len(helped) == dataset.card["num_assisted"]
     without, assisted = (await quality.bias_report(turned.session, turned.project)).sides
-    assert (without.num_rankings, assisted.num_rankings) == (26 - len(helped), len(helped))
+    # Two of the 26 are held out for validation: no lot is drawn for them.
+    assert (without.num_rankings, assisted.num_rankings) == (24 - len(helped), len(helped))
     assert assisted.as_judged is not None
     assert assisted.as_judged.value == 1.0
 
@@ -105,6 +111,51 @@ async def test_gold_has_no_help(turned: Loop) -> None:
         seen.append(lease)
     assert {lease.is_assisted for lease in seen if lease.task_id in gold} == {False}
     assert True in {lease.is_assisted for lease in seen}
+
+
+async def test_what_measures_reward_models_is_ranked_without_help(turned: Loop) -> None:
+    held_out = await ids_of_held_out(turned)
+    leases = await rank_with_help(turned, share=0.1)
+    tasks_held_out = {task.id for task in await tasks_of(turned, 2) if task.prompt_id in held_out}
+    helped = {lease.task_id for lease in leases if lease.is_assisted}
+    assert len(tasks_held_out) == 6
+    assert not helped & tasks_held_out
+    assert len(helped) >= 15, "the others have it but for a tenth"
+
+
+async def ids_of_held_out(turned: Loop) -> set[uuid.UUID]:
+    """The prompts for validation, six of them."""
+    for _ in range(4):
+        await make_prompt(turned.session, turned.project, split=Split.VALIDATION)
+    query = select(Prompt.id).where(Prompt.project_id == turned.project.id, Prompt.split == Split.VALIDATION)
+    return set(await turned.session.scalars(query))
+
+
+async def test_held_out_rankings_that_were_once_made_with_help_judge_no_reward_model(turned: Loop) -> None:
+    """As they were made before migration 0042."""
+    await turned.sample()
+    await turned.rank_all()
+    held_out = await ids_of_held_out(turned)
+    task = (await turned.session.scalars(select(Task).where(Task.prompt_id.in_(held_out)).limit(1))).one()
+    task.overlap = 2
+    other = await make_user(turned.session)
+    lease = Lease(
+        task_id=task.id,
+        annotator_id=other.id,
+        state=LeaseState.ANSWERED,
+        display_order=await tasks.completion_ids(turned.session, task.id),
+        is_assisted=True,
+        seed=17,
+        expires_at=datetime.now(UTC),
+    )
+    turned.session.add(lease)
+    await turned.session.flush()
+    helped = await make_ranking(turned.session, task, annotator=other, lease_id=lease.id)
+    dataset = await datasets.freeze(turned.session, project=turned.project)
+    found = (await turned.session.execute(held_out_rankings(Version(dataset_id=dataset.id)))).all()
+    assert dataset.num_rows == 7
+    assert len(found) == 2
+    assert helped.id not in {row.id for row in found}
 
 
 async def test_a_mark_is_never_taken_away(turned: Loop) -> None:
