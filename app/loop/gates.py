@@ -2,7 +2,8 @@
 
 A reward model is asked about the same held-out rankings as the live one. It must be no worse on those of every round
 (the lower bound of the difference in accuracy above -1 point, by bootstrap over prompts), so that what was learned is
-not forgotten, and better on the newest, which are about the answers that the policy gives now.
+not forgotten, and better on the newest, which are about the answers that the policy gives now. Where all of them
+together are of few prompts, that is chance, and a person decides.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from app.quality.sequences import ratio_over_prompts
 TOLERANCE = -0.01
 FEW_PROMPTS = 100
 """A round with fewer held-out prompts says too little alone: such rounds are judged together."""
+FEWEST_PROMPTS = 20
+"""With fewer in all, resampling sees too little of what it does not know: one prompt's interval is a point. Of models
+at 68 % against a live one at 71 %, so many passed on 1, 3, 5, 8, 12, 20 prompts: 34, 18, 10, 4, 3, 1 % (docs/loop.md).
+"""
 
 
 class Reason(StrEnum):
@@ -33,6 +38,7 @@ class Reason(StrEnum):
     BETTER = "better"
     MAYBE_WORSE = "maybe_worse"
     NO_BETTER = "no_better"
+    FEW_PROMPTS = "few_prompts"
     PREFERRED = "preferred"
     WORSE = "worse"  # the next three are states of a comparison
     UNDECIDED = "undecided"
@@ -118,6 +124,8 @@ def judge_reward(rows: Iterable[Judged]) -> Verdict:
         return Verdict(GateState.REFUSED, Reason.MAYBE_WORSE, differences, newest)
     if newest.estimate.value <= 0:
         return Verdict(GateState.REFUSED, Reason.NO_BETTER, differences, newest)
+    if num_prompts(rows) < FEWEST_PROMPTS:
+        return Verdict(GateState.REFUSED, Reason.FEW_PROMPTS, differences, newest)
     return Verdict(GateState.PASSED, Reason.BETTER, differences, newest)
 
 

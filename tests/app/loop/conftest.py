@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import ApiToken, Role, User
 from app.accounts.tokens import create_token
 from app.datasets.models import DatasetRow
-from app.loop import sampling, subscriptions
+from app.loop import gates, sampling, subscriptions
 from app.projects.models import Project
 from app.prompts import service as prompts
 from app.prompts.lines import CompletionIn
@@ -113,8 +113,9 @@ class Loop:
 
 
 @pytest.fixture
-async def turned(session: AsyncSession) -> Loop:
-    """A project with four training prompts, two for validation and one for testing."""
+async def turned(session: AsyncSession, monkeypatch: pytest.MonkeyPatch) -> Loop:
+    """A project with four training prompts, two for validation and one for testing: here they are enough for a gate."""
+    monkeypatch.setattr(gates, "FEWEST_PROMPTS", 2)
     subscriptions.subscribe()
     project = await make_project(session, k=3)
     for split, count in ((Split.TRAIN, 4), (Split.VALIDATION, 2), (Split.TEST, 1)):
