@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.guards import Access, AccessDep, Admin, Trainer
 from app.accounts.models import Scope
-from app.errors import RankloopError
+from app.errors import Invalid, RankloopError
 from app.loop import alternatives, arrivals, lineage, overview, sampling, service, training
 from app.plots import metric_plots
 from app.projects.guards import PageProject
@@ -24,7 +24,7 @@ from app.registry import service as registry
 from app.runs import service as runs
 from app.runs.pages import render_list as render_runs
 from app.tasks.lists import prompts_of_tasks
-from app.web import SessionDep, SettingsDep, render, see_other, words
+from app.web import SessionDep, SettingsDep, render, see_other, told, words
 
 router = APIRouter()
 PAGE_SIZE = 50
@@ -128,6 +128,13 @@ async def show_version(
     number: int, request: Request, project: PageProject, user: Trainer, session: SessionDep
 ) -> HTMLResponse:
     """One version: what it was made from, back to the rankings, and what came of it."""
+    return await render_version(request, session, project, number)
+
+
+async def render_version(
+    request: Request, session: AsyncSession, project: Project, number: int, error: RankloopError | None = None
+) -> HTMLResponse:
+    """The page; with what was wrong with its form."""
     version = await registry.get_version_by_number(session, project_id=project.id, number=number)
     view = await overview.versions_view(session, project)
     files = await registry.artifacts_of(session, version.run_id)
@@ -135,6 +142,7 @@ async def show_version(
     return render(
         request,
         "registry/show.html",
+        status_code=error.status if error else 200,
         here="versions",
         project=project,
         version=version,
@@ -150,6 +158,7 @@ async def show_version(
         ),
         plots=metric_plots(await runs.list_metrics(session, version.run_id)) if version.run_id else [],
         roll_back_to=await registry.live_before(session, version) if version.is_live else None,
+        errors=told(request, error) if error else [],
     )
 
 
@@ -192,19 +201,21 @@ async def list_rounds(request: Request, project: PageProject, user: Trainer, ses
     )
 
 
-@router.post("/projects/{slug}/versions/{number}/promote")
+@router.post("/projects/{slug}/versions/{number}/promote", response_model=None)
 async def promote(
     number: int,
+    request: Request,
     project: PageProject,
     user: Admin,
     session: SessionDep,
     reason: Annotated[str, Form(max_length=1000)] = "",
-) -> RedirectResponse:
-    """Make a version live."""
+) -> RedirectResponse | HTMLResponse:
+    """Make a version live, for a reason that stays."""
     version = await registry.get_version_by_number(session, project_id=project.id, number=number)
-    await arrivals.promote(
-        session, project=project, version=version, actor_id=user.id, reason=reason.strip() or "on the version's page"
-    )
+    if not reason.strip():
+        refused = Invalid.field("reason", "Say why this version goes live: the reason stays in the log.")
+        return await render_version(request, session, project, number, refused)
+    await arrivals.promote(session, project=project, version=version, actor_id=user.id, reason=reason.strip())
     return see_other(f"/projects/{project.slug}/versions/{number}")
 
 
