@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import extract, func, select
+from sqlalchemy import ColumnElement, case, extract, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.loop import service
@@ -21,7 +21,7 @@ from app.rankings.models import Ranking
 from app.registry import service as registry
 from app.registry.models import Version
 from app.runs.models import Run
-from app.tasks.models import Lease, Task
+from app.tasks.models import Lease, Purpose, Task
 
 Z_95 = 1.96
 # Version 1 against itself.
@@ -71,13 +71,14 @@ async def costs_of(session: AsyncSession, project: Project) -> list[RoundCost]:
 async def times_of(session: AsyncSession, project: Project) -> dict[int, tuple[int, int, float, float]]:
     """round -> (rankings, those that were timed, mean of their seconds, standard deviation)."""
     taken = seconds()
+    its_round = round_of_ranking().label("round")
     query = (
-        select(Task.round, func.count(), func.count(taken), func.avg(taken), func.stddev_samp(taken))
+        select(its_round, func.count(), func.count(taken), func.avg(taken), func.stddev_samp(taken))
         .select_from(Ranking)
         .join(Task, Task.id == Ranking.task_id)
         .outerjoin(Lease, Lease.id == Ranking.lease_id)
-        .where(Ranking.project_id == project.id, Ranking.supersedes_id.is_(None), Task.round.is_not(None))
-        .group_by(Task.round)
+        .where(Ranking.project_id == project.id, Ranking.supersedes_id.is_(None), round_of_ranking().is_not(None))
+        .group_by(its_round)
     )
     return {
         number: (num, timed, float(mean or 0), float(deviation or 0))
@@ -85,8 +86,19 @@ async def times_of(session: AsyncSession, project: Project) -> dict[int, tuple[i
     }
 
 
+def round_of_ranking() -> ColumnElement[int | None]:
+    """The round that a ranking was made for. Comparisons are of no round, but buy the win rate: theirs count in the
+    current one, as the runs that answered do.
+    """
+    current = select(func.max(Round.number)).where(
+        Round.project_id == Ranking.project_id, Round.created_at <= Ranking.created_at
+    )
+    compared = case((Task.purpose == Purpose.COMPARE, current.correlate(Ranking).scalar_subquery()))
+    return func.coalesce(Task.round, compared)
+
+
 async def worker_minutes(session: AsyncSession, project: Project, rounds: Sequence[Round]) -> dict[int, float]:
-    """round -> minutes from claim to end of the runs that were queued while it was the current one."""
+    """round -> minutes from the first claim to the end of the runs that were queued while it was the current one."""
     lasted = extract("epoch", func.coalesce(Run.finished_at, func.now()) - Run.started_at)
     query = select(Run.created_at, lasted).where(Run.project_id == project.id, Run.started_at.is_not(None))
     spent = dict.fromkeys((item.number for item in rounds), 0.0)

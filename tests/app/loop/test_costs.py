@@ -14,12 +14,13 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.loop import service
-from app.loop.costs import Amount, cost_of, gain_of, per_point
+from app.loop.costs import Amount, cost_of, gain_of, per_point, times_of
 from app.loop.models import Round
 from app.registry.models import Version
+from app.registry.service import base_version
 from app.runs.models import RunState
-from app.tasks.models import Lease, Task
-from tests.factories import make_project, make_ranking, make_run, make_task, sign_in
+from app.tasks.models import Lease, Purpose, Task
+from tests.factories import make_project, make_prompt, make_ranking, make_run, make_task, sign_in
 
 
 def version(number: int, rate: tuple[float, float, float] | None) -> Version:
@@ -69,6 +70,21 @@ def test_no_gain_has_no_price_and_a_doubtful_one_no_upper_bound() -> None:
     assert per_point(Amount(60, 50, 70), None) is None
     doubtful = per_point(Amount(60, 50, 70), Amount(5, -5, 10))
     assert doubtful == Amount(12, 5, None)
+
+
+async def test_rankings_of_a_comparison_count_in_the_round_in_which_they_were_made(session: AsyncSession) -> None:
+    """They buy the win rate that the other columns divide by. What is of no round for other reasons stays out."""
+    project = await make_project(session)
+    now = await service.current_round(session, project)
+    now.created_at = datetime.now(UTC) - timedelta(hours=2)
+    prompt = await make_prompt(session, project, split="test")
+    for purpose in (Purpose.COMPARE, Purpose.LEARN):
+        await make_ranking(session, await make_task(session, prompt, k=2, purpose=purpose), active_seconds=60)
+    assert {number: row[0] for number, row in (await times_of(session, project)).items()} == {1: 1}
+    await service.open_round(session, project_id=project.id, number=2, policy=await base_version(session, project.id))
+    await make_ranking(session, await make_task(session, prompt, k=2, purpose=Purpose.COMPARE))
+    # In one transaction all moments are one: the second round has begun before both.
+    assert {number: row[0] for number, row in (await times_of(session, project)).items()} == {2: 2}
 
 
 async def test_the_page_and_its_files_say_the_same(client: AsyncClient, session: AsyncSession) -> None:
