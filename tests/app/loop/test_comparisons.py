@@ -17,7 +17,7 @@ from app.loop import comparisons, ending, training
 from app.loop.comparisons import ComparisonOpen
 from app.loop.ending import ComparisonClosed
 from app.loop.models import ComparedPrompt, Comparison
-from app.loop.outcomes import Figures, Outcome, figures_of, outcome
+from app.loop.outcomes import Figures, Outcome, figures_of, outcome, wilson
 from app.prompts.models import Completion, Prompt, RunPrompt, Split
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
@@ -142,6 +142,14 @@ def test_labels_come_with_their_difference_and_its_interval() -> None:
     (label,) = figures_of([one, none] * 20, num_prompts=40).labels
     assert (label.of_version, label.of_against, label.difference) == (0.0, 0.5, -0.5)
     assert -0.7 < label.low < -0.5 < label.high < -0.3
+    assert label.of_against_low == pytest.approx(0.352, abs=1e-3)
+    assert label.of_against_high == pytest.approx(0.648, abs=1e-3)
+
+
+def test_a_label_that_nobody_marked_may_be_there_all_the_same() -> None:
+    """None in 40: by hand 1.96² / (40 + 1.96²) = 8.8 %. Resampling would be sure that there is none."""
+    assert wilson(0.0, 40) == pytest.approx((0.0, 3.8416 / 43.8416))
+    assert wilson(1.0, 40) == pytest.approx((40 / 43.8416, 1.0))
 
 
 # How they come
