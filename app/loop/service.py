@@ -158,15 +158,15 @@ async def require_round_of(session: AsyncSession, *, project: Project, policy: V
 
 
 async def versions_of_ranking(session: AsyncSession, ranking_id: uuid.UUID) -> Sequence[Version]:
-    """Every version that learned from a ranking, oldest first."""
-    return (
-        await session.scalars(
-            select(Version)
-            .join(DatasetRow, DatasetRow.dataset_id == Version.dataset_id)
-            .where(DatasetRow.ranking_id == ranking_id)
-            .order_by(Version.number)
-        )
-    ).all()
+    """Every version that learned from a ranking, oldest first: its dataset holds it, or it went on from one of them or
+    was trained against one.
+    """
+    direct = select(Version.id).join(DatasetRow, DatasetRow.dataset_id == Version.dataset_id)
+    learned = direct.where(DatasetRow.ranking_id == ranking_id).cte("learned", recursive=True)
+    came_of_it = (Version.parent_id == learned.c.id) | (Version.reward_version_id == learned.c.id)
+    learned = learned.union(select(Version.id).join(learned, came_of_it))
+    query = select(Version).where(Version.id.in_(select(learned.c.id))).order_by(Version.number)
+    return (await session.scalars(query)).all()
 
 
 async def num_prompts(session: AsyncSession, project_id: uuid.UUID) -> int:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from app.i18n import template_words
-from app.loop import lineage, overview, watch
+from app.loop import lineage, overview, service, watch
 from app.plots import Node
 from app.rankings.models import Ranking
 from app.registry import service as registry
+from app.registry.models import VersionKind
 from app.runs import service as runs
-from app.runs.models import Run, RunKind
+from app.runs.models import Run, RunKind, RunState
 from tests.app.loop.conftest import Loop
 from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT, whole_round
+from tests.factories import make_run
 
 WORDS = template_words("en")
 
@@ -44,6 +46,30 @@ async def test_a_ranking_leads_to_all_that_learned_from_it_and_back(turned: Loop
     assert drawing is not None
     assert set(by_title(drawing.nodes)) == {f"Ranking {first.number}", "6 rankings", "reward model v2", "policy v3"}
     assert [item[0] for item in await lineage.rankings_behind(turned.session, policy, after=3, limit=9)] == [4, 5]
+
+
+async def test_what_went_on_from_a_version_learned_from_its_rankings_too(turned: Loop) -> None:
+    """v3 learned from the first round; what an SFT makes of it did, and a policy that was trained against v2."""
+    await whole_round(turned)
+    policy, reward, base = await registry.list_versions(turned.session, turned.project.id)
+    for parent, trained_against in ((policy, None), (base, reward.id), (base, None)):
+        run = await make_run(turned.session, turned.project, kind=RunKind.SFT, state=RunState.FINISHED)
+        await registry.register(
+            turned.session,
+            project_id=turned.project.id,
+            kind=VersionKind.POLICY,
+            parent=parent,
+            run_id=run.id,
+            dataset_id=None,
+            reward_version_id=trained_against,
+            metrics={},
+        )
+    ranking = (await turned.session.scalars(select(Ranking).limit(1))).one()
+    learned = await service.versions_of_ranking(turned.session, ranking.id)
+    assert [version.number for version in learned] == [2, 3, 4, 5]
+    drawing = await lineage.of_ranking(turned.session, project=turned.project, ranking=ranking, words=WORDS)
+    assert drawing is not None
+    assert {"policy v4", "policy v5"} < set(by_title(drawing.nodes))
 
 
 async def test_a_ranking_that_nothing_learned_from_has_no_drawing(turned: Loop) -> None:
