@@ -113,13 +113,18 @@ def short_number(value: float) -> str:
 
 
 def line_plot(name: str, series: Mapping[str, Sequence[Point]]) -> Plot | None:
-    """A plot of one or more series of (x, y) on common axes; None when no series has a finite point."""
+    """A plot of one or more series of (x, y) on common axes; None when no series has a finite point.
+
+    Points are joined in their order, which need not be that of x: the last one is where a series ends.
+    """
     finite = {key: _finite(points) for key, points in series.items()}
     finite = {key: points for key, points in finite.items() if points}
     if not finite:
         return None
     x_low, x_high = _span([x for points in finite.values() for x, _ in points])
     y_low, y_high = _span([y for points in finite.values() for _, y in points], margin=0.06)
+    # Between two steps there is none; the root of a KL may lie anywhere.
+    is_split = not all(x.is_integer() for points in finite.values() for x, _ in points)
 
     def place(point: Point) -> Point:
         x = LEFT + (point[0] - x_low) / (x_high - x_low) * (PLOT_WIDTH - LEFT - RIGHT)
@@ -133,7 +138,9 @@ def line_plot(name: str, series: Mapping[str, Sequence[Point]]) -> Plot | None:
     return Plot(
         name=name,
         lines=lines,
-        x_ticks=[Tick(place((x, y_low))[0], short_number(x)) for x in ticks(x_low, x_high) if x == round(x)],
+        x_ticks=[
+            Tick(place((x, y_low))[0], short_number(x)) for x in ticks(x_low, x_high) if is_split or x.is_integer()
+        ],
         y_ticks=[Tick(place((x_low, y))[1], short_number(y)) for y in ticks(y_low, y_high)],
     )
 
@@ -180,7 +187,7 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
 
 
 def _finite(points: Iterable[Point]) -> list[Point]:
-    return sorted((float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y))
+    return [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
 def _span(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:

@@ -38,8 +38,8 @@ WATCHED = {
     "entropy": ("objective/entropy",),
     "pretraining": ("ppo/ptx/loss",),
 }
-
-
+# So many of the newest policies have a drawing of their own.
+MOST_DRAWN = 3
 # What was ranked by choice is looked at in so many of the newest rankings.
 MOST_CHOSEN = 4_000
 
@@ -60,9 +60,12 @@ class PolicyLine:
 
     versions: Sequence[Version]
     plots: Mapping[str, Plot]
-    """`gao` (scores over the root of KL), `wins` (over it, too), and those of `WATCHED` over all episodes."""
+    """`wins` (over the root of KL), and those of `WATCHED` over all episodes."""
+    gao: Sequence[tuple[Version, Plot]]
+    """Scores over the root of KL of the newest policies, the newest first: each has a reward model and a scale of its
+    own."""
     series: Mapping[str, Series]
-    """The same as points."""
+    """All of it as points; Gao's of every policy."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,18 @@ async def policy_line(session: AsyncSession, project: Project) -> PolicyLine:
         if version.kind == VersionKind.POLICY and version.reward_version_id is not None and version.run_id is not None
     ]
     curves_of = [await runs.list_metrics(session, version.run_id) for version in versions if version.run_id]
-    series: dict[str, Series] = {
-        "gao": {metric: over_root_kl_of(metric, curves_of) for metric in WATCHED["scores"]},
-        "wins": {"wins": wins(versions)},
-    }
+    series: dict[str, Series] = {"wins": {"wins": wins(versions)}}
     for name, metrics in WATCHED.items():
         series[name] = {metric: one_after_another(metric, curves_of) for metric in metrics}
+    gao = {version: scores_over_root_kl(reported) for version, reported in zip(versions, curves_of, strict=True)}
     plots = {name: line_plot(name, lines) for name, lines in series.items()}
-    return PolicyLine(versions, {name: plot for name, plot in plots.items() if plot is not None}, series)
+    drawn = [(version, line_plot("gao", lines)) for version, lines in reversed(gao.items())]
+    return PolicyLine(
+        versions,
+        {name: plot for name, plot in plots.items() if plot is not None},
+        [(version, plot) for version, plot in drawn if plot is not None][:MOST_DRAWN],
+        series | {f"gao v{version.number}": lines for version, lines in gao.items()},
+    )
 
 
 async def all_series(session: AsyncSession, project: Project, words: Words) -> dict[str, Series]:
@@ -111,13 +118,10 @@ def one_after_another(metric: str, curves_of: Sequence[Reported]) -> list[Point]
     return points
 
 
-def over_root_kl_of(metric: str, curves_of: Sequence[Reported]) -> list[Point]:
-    """A metric of several runs over the root of the KL."""
-    return [
-        point
-        for reported in curves_of
-        for point in over_root_kl(reported.get(metric, ()), reported.get("objective/kl", ()))
-    ]
+def scores_over_root_kl(reported: Reported) -> Series:
+    """One run's scores over the root of the KL, step by step."""
+    kl = reported.get("objective/kl", ())
+    return {metric: over_root_kl(reported.get(metric, ()), kl) for metric in WATCHED["scores"]}
 
 
 def over_root_kl(values: Sequence[tuple[int, float]], kl: Sequence[tuple[int, float]]) -> list[Point]:

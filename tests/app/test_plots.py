@@ -68,6 +68,22 @@ def test_a_single_point_stands_in_the_middle() -> None:
     assert plot.lines[0].end == ((LEFT + PLOT_WIDTH - RIGHT) / 2, (plot.top + plot.bottom) / 2)
 
 
+def test_points_are_joined_in_their_order_and_the_last_one_is_the_end() -> None:
+    plot = line_plot("gao", {"gao": [(0.0, 0.0), (2.0, 4.0), (1.0, 3.0)]})
+    assert plot is not None
+    middle = (LEFT + PLOT_WIDTH - RIGHT) / 2
+    assert (plot.lines[0].last, plot.lines[0].end[0]) == ("3", middle)
+    assert plot.lines[0].path.rpartition("L")[2].startswith(f"{middle:g} ")
+
+
+def test_an_axis_of_steps_has_no_half_step_and_another_has() -> None:
+    steps, roots = line_plot("kl", {"kl": [(0, 1.0), (2, 2.0)]}), line_plot("gao", {"gao": [(0.0, 1.0), (1.5, 2.0)]})
+    assert steps is not None
+    assert roots is not None
+    assert [tick.text for tick in steps.x_ticks] == ["0", "1", "2"]
+    assert [tick.text for tick in roots.x_ticks] == ["0", "0.5", "1", "1.5"]
+
+
 def test_what_is_not_finite_is_left_out() -> None:
     plot = line_plot("kl", {"kl": [(0, 1.0), (1, math.nan), (2, math.inf), (3, 2.0)]})
     assert plot is not None

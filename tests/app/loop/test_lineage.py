@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from app.i18n import template_words
-from app.loop import lineage, overview, service, watch
+from app.loop import lineage, overview, service, training, watch
 from app.plots import Node
 from app.rankings.models import Ranking
 from app.registry import service as registry
@@ -98,12 +98,36 @@ async def test_curves_of_several_runs_are_one_line(turned: Loop) -> None:
     await runs.add_metrics(turned.session, run, points=points)
     line = await watch.policy_line(turned.session, turned.project)
     assert [version.number for version in line.versions] == [3]
-    assert set(line.plots) == {"gao", "wins", "scores", "kl"}
+    assert set(line.plots) == {"wins", "scores", "kl"}
+    assert line.series["gao v3"] == {"objective/reward": [(2.0, 0.5), (2.0, 0.5)], "guard/score": []}
     reported = {"objective/kl": [(4, 1.0), (8, 1.0)]}
     assert watch.one_after_another("objective/kl", [reported, reported]) == [(4, 1), (8, 1), (12, 1), (16, 1)]
     assert watch.over_root_kl([(4, 0.5), (5, 9.0)], [(4, 9.0)]) == [(3.0, 0.5)]
     [(root, rate)] = watch.wins([policy])
     assert (round(root**2, 9), rate) == (0.5, 0.7)
+
+
+async def test_each_ppo_run_has_a_drawing_of_its_scores_that_ends_with_its_last_step(turned: Loop) -> None:
+    """Two runs have two reward models, whose scores have no scale in common."""
+    await whole_round(turned)
+    await turned.work_off_sampling()
+    await turned.rank_all()
+    await training.start_training(turned.session, project=turned.project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    await turned.score(new=3.0, live=1.0)
+    await turned.finish(await turned.claim(), PPO_RESULT)
+    ppo = select(Run).where(Run.kind == RunKind.PPO).order_by(Run.created_at)
+    for number, run in enumerate((await turned.session.scalars(ppo)).all()):
+        # The KL falls in the last step: the highest one is not the end.
+        for step, kl, reward in ((1, 0.0, 0.0), (2, 9.0, 2.0), (3, 4.0, 1.0 + number)):
+            reported = {"objective/kl": kl, "objective/reward": reward}
+            points = [(step, name, value) for name, value in reported.items()]
+            await runs.add_metrics(turned.session, run, points=points)
+    line = await watch.policy_line(turned.session, turned.project)
+    assert [version.number for version, _ in line.gao] == [5, 3]
+    assert [plot.lines[0].last for _, plot in line.gao] == ["2", "1"]
+    assert line.series["gao v3"]["objective/reward"] == [(0.0, 0.0), (3.0, 2.0), (2.0, 1.0)]
+    assert line.series["gao v5"]["objective/reward"] == [(0.0, 0.0), (3.0, 2.0), (2.0, 2.0)]
 
 
 async def test_the_learning_curve_has_a_point_a_reward_model(turned: Loop) -> None:
