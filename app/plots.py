@@ -1,8 +1,9 @@
 """Series and version graphs as coordinates that a template draws as SVG. Pure functions, no HTML, no colours."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 Point = tuple[float, float]
 
@@ -14,6 +15,18 @@ WHISKER_WIDTH, WHISKER_MARGIN = 220, 6
 
 NODE_WIDTH, NODE_HEIGHT = 160, 46
 COLUMN_GAP, ROW_GAP, MARGIN = 56, 26, 22
+
+
+class Measured(NamedTuple):
+    """A point with the interval in which its truth lies."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+Series = Mapping[str, Sequence[Point | Measured]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,8 @@ class Line:
     last: str
     end: Point
     rank: int
+    band: str = ""
+    """SVG path data around the intervals of the points that have one; empty without any."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +127,8 @@ def short_number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def line_plot(name: str, series: Mapping[str, Sequence[Point]]) -> Plot | None:
-    """A plot of one or more series of (x, y) on common axes; None when no series has a finite point.
+def line_plot(name: str, series: Series) -> Plot | None:
+    """A plot of one or more series of points on common axes; None when no series has a finite point.
 
     Points are joined in their order, which need not be that of x: the last one is where a series ends.
     """
@@ -121,33 +136,42 @@ def line_plot(name: str, series: Mapping[str, Sequence[Point]]) -> Plot | None:
     finite = {key: points for key, points in finite.items() if points}
     if not finite:
         return None
-    x_low, x_high = _span([x for points in finite.values() for x, _ in points])
-    y_low, y_high = _span([y for points in finite.values() for _, y in points], margin=0.06)
+    everything = [point for points in finite.values() for point in points]
+    x_low, x_high = _span([point[0] for point in everything])
+    y_low, y_high = _span([value for point in everything for value in point[1:]], margin=0.06)
     # Between two steps there is none; the root of a KL may lie anywhere.
-    is_split = not all(x.is_integer() for points in finite.values() for x, _ in points)
+    is_split = not all(point[0].is_integer() for point in everything)
 
-    def place(point: Point) -> Point:
-        x = LEFT + (point[0] - x_low) / (x_high - x_low) * (PLOT_WIDTH - LEFT - RIGHT)
-        y = PLOT_HEIGHT - BOTTOM - (point[1] - y_low) / (y_high - y_low) * (PLOT_HEIGHT - TOP - BOTTOM)
-        return round(x, 1), round(y, 1)
+    def place(x: float, y: float) -> Point:
+        across = LEFT + (x - x_low) / (x_high - x_low) * (PLOT_WIDTH - LEFT - RIGHT)
+        up = PLOT_HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (PLOT_HEIGHT - TOP - BOTTOM)
+        return round(across, 1), round(up, 1)
 
-    lines = [
-        Line(key, path([place(p) for p in thin(points)]), short_number(points[-1][1]), place(points[-1]), rank)
-        for rank, (key, points) in enumerate(finite.items())
-    ]
     return Plot(
         name=name,
-        lines=lines,
-        x_ticks=[
-            Tick(place((x, y_low))[0], short_number(x)) for x in ticks(x_low, x_high) if is_split or x.is_integer()
-        ],
-        y_ticks=[Tick(place((x_low, y))[1], short_number(y)) for y in ticks(y_low, y_high)],
+        lines=[line(key, thin(points), rank, place) for rank, (key, points) in enumerate(finite.items())],
+        x_ticks=[Tick(place(x, y_low)[0], short_number(x)) for x in ticks(x_low, x_high) if is_split or x.is_integer()],
+        y_ticks=[Tick(place(x_low, y)[1], short_number(y)) for y in ticks(y_low, y_high)],
     )
 
 
-def metric_plots(metrics: Mapping[str, Sequence[Point]]) -> list[Plot]:
+def line(name: str, points: Sequence[Point | Measured], rank: int, place: Callable[[float, float], Point]) -> Line:
+    """One series, placed."""
+    placed = [place(point[0], point[1]) for point in points]
+    known = [point for point in points if isinstance(point, Measured)]
+    band = [place(point.x, point.low) for point in known] + [place(point.x, point.high) for point in reversed(known)]
+    return Line(name, path(placed), value_text(points[-1]), placed[-1], rank, path(band) + "Z" if band else "")
+
+
+def value_text(point: Point | Measured) -> str:
+    """The value of a point, and its interval where it has one: `0.7 (0.65–0.75)`."""
+    text = short_number(point[1])
+    return f"{text} ({short_number(point.low)}–{short_number(point.high)})" if isinstance(point, Measured) else text
+
+
+def metric_plots(metrics: Mapping[str, Sequence[Point | Measured]]) -> list[Plot]:
     """One plot a metric name, `train` and `validation` of the same quantity together; by family, in the order given."""
-    groups: dict[str, dict[str, Sequence[Point]]] = {}
+    groups: dict[str, dict[str, Sequence[Point | Measured]]] = {}
     for name, points in metrics.items():
         stem, _, leaf = name.rpartition("/")
         groups.setdefault(stem if leaf in ("train", "validation") else name, {})[name] = points
@@ -178,7 +202,7 @@ def path(points: Sequence[Point]) -> str:
     return "M" + "L".join(f"{x:g} {y:g}" for x, y in points)
 
 
-def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+def thin(points: Sequence[Point | Measured], limit: int = MAX_POINTS) -> list[Point | Measured]:
     """At most `limit` of the points, evenly taken, the last one always among them."""
     if len(points) <= limit:
         return list(points)
@@ -186,8 +210,12 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     return [points[round(index * step)] for index in range(limit)]
 
 
-def _finite(points: Iterable[Point]) -> list[Point]:
-    return [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+def _finite(points: Iterable[Point | Measured]) -> list[Point | Measured]:
+    known = [point for point in points if all(math.isfinite(value) for value in point)]
+    return [
+        Measured(*map(float, point)) if isinstance(point, Measured) else (float(point[0]), float(point[1]))
+        for point in known
+    ]
 
 
 def _span(values: Sequence[float], margin: float = 0.0) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from app.plots import (
     ROW_GAP,
     WHISKER_MARGIN,
     WHISKER_WIDTH,
+    Measured,
     Node,
     line_plot,
     lineage_layout,
@@ -74,6 +75,21 @@ def test_points_are_joined_in_their_order_and_the_last_one_is_the_end() -> None:
     middle = (LEFT + PLOT_WIDTH - RIGHT) / 2
     assert (plot.lines[0].last, plot.lines[0].end[0]) == ("3", middle)
     assert plot.lines[0].path.rpartition("L")[2].startswith(f"{middle:g} ")
+
+
+def test_an_interval_is_a_band_that_the_axis_holds() -> None:
+    points = [Measured(0, 0.5, 0.3, 0.7), Measured(1, 0.6, 0.5, 0.7)]
+    plot = line_plot("wins", {"wins": points, "half": [(0, 0.5)]})
+    assert plot is not None
+    wins, half = plot.lines
+    # Along the lower ends, and back along the upper ones; 0.3 to 0.7 fill the axis but for a margin of 6 % of that.
+    places = [float(number) for place in wins.band.strip("MZ").split("L") for number in place.split()]
+    height, right = plot.bottom - plot.top, PLOT_WIDTH - RIGHT
+    y = {value: plot.bottom - (value - 0.3 + 0.024) / 0.448 * height for value in (0.3, 0.5, 0.7)}
+    assert places == pytest.approx([LEFT, y[0.3], right, y[0.5], right, y[0.7], LEFT, y[0.7]], abs=0.06)
+    assert wins.last == "0.6 (0.5–0.7)"
+    assert (half.band, half.last) == ("", "0.5")
+    assert line_plot("wins", {"wins": [Measured(0, 0.5, math.nan, 0.7)]}) is None
 
 
 def test_an_axis_of_steps_has_no_half_step_and_another_has() -> None:
