@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,12 +10,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from app.accounts.guards import Trainer
 from app.loop import costs, watch
+from app.plots import Series
 from app.projects.guards import PageProject
 from app.spreadsheets import as_csv
-from app.web import SessionDep, render, words
+from app.web import SessionDep, render
 
 router = APIRouter()
-POINT = ("plot", "series", "x", "y")
+POINT = ("plot", "series", "x", "y", "low", "high")
 
 
 @router.get("/projects/{slug}/costs")
@@ -38,27 +40,25 @@ async def download_costs_json(project: PageProject, user: Trainer, session: Sess
 
 
 @router.get("/projects/{slug}/watch.csv")
-async def download_watch_csv(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> Response:
+async def download_watch_csv(project: PageProject, user: Trainer, session: SessionDep) -> Response:
     """Every point of every plot of the watch page."""
-    rows = points_of(await watch.all_series(session, project, words(request)))
+    rows = points_of(await watch.all_series(session, project))
     return as_file(as_csv(POINT, rows), f"{project.slug}-watch.csv")
 
 
 @router.get("/projects/{slug}/watch.json")
-async def download_watch_json(
-    request: Request, project: PageProject, user: Trainer, session: SessionDep
-) -> JSONResponse:
-    """The same as JSON: plot -> series -> points."""
-    return JSONResponse(await watch.all_series(session, project, words(request)))
+async def download_watch_json(project: PageProject, user: Trainer, session: SessionDep) -> JSONResponse:
+    """The same as JSON: plot -> series -> points, as [x, y], or [x, y, low, high] where the interval is known."""
+    return JSONResponse(await watch.all_series(session, project))
 
 
-def points_of(plots: dict[str, watch.Series]) -> list[dict[str, Any]]:
-    """One row a point."""
+def points_of(plots: Mapping[str, Series]) -> list[dict[str, Any]]:
+    """One row a point; `low` and `high` are empty where no interval is known."""
     return [
-        {"plot": name, "series": series, "x": x, "y": y}
+        {"plot": name, "series": series, **dict(zip(POINT[2:], point, strict=False))}
         for name, lines in plots.items()
         for series, points in lines.items()
-        for x, y in points
+        for point in points
     ]
 
 

@@ -1,4 +1,4 @@
-"""Is the policy getting better for people, or only for its reward model? And are more rankings worth it? Reads only."""
+"""Is the policy getting better for people, or only for its reward model? And what was ranked first? Reads only."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import at_most
-from app.plots import Plot, Point, line_plot
+from app.loop import learning
+from app.plots import Measured, Plot, Point, Series, line_plot
 from app.projects.models import Project
-from app.quality import curves
-from app.quality import service as quality
 from app.quality.agreement import Estimate
-from app.quality.curves import Curve
 from app.quality.reading import SCANNED
 from app.quality.sequences import ratio_over_prompts
 from app.rankings.models import Ranking, RankingPlace
@@ -27,9 +24,7 @@ from app.registry.models import Version, VersionKind
 from app.runs import service as runs
 from app.tasks.models import Lease, Task
 
-Series = dict[str, list[Point]]
 Reported = Mapping[str, Sequence[tuple[int, float]]]
-Words = dict[str, Any]
 # What PPO reports, in the order of the page.
 WATCHED = {
     "scores": ("objective/reward", "guard/score"),
@@ -68,16 +63,6 @@ class PolicyLine:
     """All of it as points; Gao's of every policy."""
 
 
-@dataclass(frozen=True)
-class LearningCurve:
-    """Held-out accuracy of the reward models over their rankings, people's agreement as the ceiling, and a forecast."""
-
-    points: Sequence[curves.Point]
-    ceiling: Estimate | None
-    curve: Curve | None
-    plot: Plot | None
-
-
 async def policy_line(session: AsyncSession, project: Project) -> PolicyLine:
     """Every policy that came out of PPO, oldest first, as one line of episodes."""
     versions = [
@@ -100,11 +85,10 @@ async def policy_line(session: AsyncSession, project: Project) -> PolicyLine:
     )
 
 
-async def all_series(session: AsyncSession, project: Project, words: Words) -> dict[str, Series]:
+async def all_series(session: AsyncSession, project: Project) -> dict[str, Series]:
     """The points of every plot of the page that have any."""
     found = dict((await policy_line(session, project)).series)
-    learning = await learning_curve(session, project, words)
-    found["learning"] = {"measured": [(float(point.num_rankings), point.accuracy) for point in learning.points]}
+    found["learning"] = learning.series_of(learning.grounds_of(await registry.list_versions(session, project.id)))
     return {name: lines for name, lines in found.items() if any(lines.values())}
 
 
@@ -130,47 +114,13 @@ def over_root_kl(values: Sequence[tuple[int, float]], kl: Sequence[tuple[int, fl
     return [(math.sqrt(max(0.0, at[step])), value) for step, value in values if step in at]
 
 
-def wins(versions: Sequence[Version]) -> list[Point]:
+def wins(versions: Sequence[Version]) -> list[Measured]:
     """(root of the KL, win rate over the SFT policy as people see it) of the versions that people compared."""
     return [
-        (math.sqrt(max(0.0, version.metrics["kl"])), version.metrics["win_rate"]["value"])
+        Measured(math.sqrt(max(0.0, version.metrics["kl"])), rate["value"], rate["low"], rate["high"])
         for version in versions
-        if version.metrics.get("kl") is not None and version.metrics.get("win_rate")
+        if version.metrics.get("kl") is not None and (rate := version.metrics.get("win_rate"))
     ]
-
-
-async def learning_curve(session: AsyncSession, project: Project, words: Words) -> LearningCurve:
-    """What each reward model learned from how many rankings, and what twice as many would bring."""
-    points = [
-        curves.Point(
-            int(version.metrics["num_rankings"]),
-            version.metrics["accuracy"]["value"],
-            version.metrics["accuracy"]["low"],
-            version.metrics["accuracy"]["high"],
-        )
-        for version in reversed(await registry.list_versions(session, project.id))
-        if version.kind == VersionKind.REWARD
-        and version.metrics.get("accuracy")
-        and version.metrics.get("num_rankings")
-    ]
-    ceiling = (await quality.usual_overview(session, project)).everything.without_ties
-    curve = curves.fit(points, ceiling=ceiling.value if ceiling else None)
-    return LearningCurve(points, ceiling, curve, curve_plot(points, ceiling, curve, words))
-
-
-def curve_plot(
-    points: Sequence[curves.Point], ceiling: Estimate | None, curve: Curve | None, words: Words
-) -> Plot | None:
-    """Measured accuracies, and dashed what people reach, or the fit where nobody knows that."""
-    if not points:
-        return None
-    series: Series = {words["_"]("measured"): [(float(point.num_rankings), point.accuracy) for point in points]}
-    last = float(curve.next_num if curve else points[-1].num_rankings)
-    if curve:
-        series[words["_"]("fitted")] = list(curve.line)
-    if ceiling:
-        series[words["_"]("people")] = [(float(points[0].num_rankings), ceiling.value), (last, ceiling.value)]
-    return line_plot("curve", series)
 
 
 async def choices(session: AsyncSession, project: Project) -> list[Choice]:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from app.accounts.guards import Trainer
-from app.loop import watch
+from app.loop import learning, watch
 from app.projects.guards import PageProject
 from app.quality.curves import PUBLISHED_GAIN
 from app.web import SessionDep, render, words
@@ -23,7 +23,7 @@ async def show_watch(request: Request, project: PageProject, user: Trainer, sess
         here="overview",
         project=project,
         line=await watch.policy_line(session, project),
-        learning=await watch.learning_curve(session, project, words(request)),
+        learning=await learning.learning_curve(session, project, words(request)),
         published=PUBLISHED_GAIN,
         choices=await watch.choices(session, project),
     )

@@ -1,7 +1,7 @@
 """What the next rankings are worth: held-out accuracy against their number, fitted, with a forecast of a doubling.
 
-Accuracy grows by about as much with each doubling (Stiennon et al. 2020, section 4.3: about +1.1 points), until it
-meets how well people agree with each other. So a line over log2 of the number is fitted.
+Accuracy grows by about as much with each doubling (Stiennon et al. 2020, section 4.3: about +1.1 points). So a line
+over log2 of the number is fitted, to points that are comparable: of rankings that are equally hard.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Curve:
     """(rankings, accuracy) at both ends and at the next doubling."""
 
 
-def fit(points: Sequence[Point], *, ceiling: float | None = None) -> Curve | None:
+def fit(points: Sequence[Point]) -> Curve | None:
     """A line over log2, weighted by the points' own errors; None from fewer than three points, or too near ones.
 
-    Where the points scatter more than their errors say, the interval is wider for it. The forecast is cut at the
-    ceiling, the agreement of people, above which there is nothing to learn.
+    Where the points scatter more than their errors say, the interval is wider for it. The forecast isn't cut at how
+    often people agree: who knew what most prefer would be right more often than that.
     """
     known = [point for point in points if point.num_rankings > 0 and point.high > point.low]
     if len(known) < 3:
@@ -64,7 +64,7 @@ def fit(points: Sequence[Point], *, ceiling: float | None = None) -> Curve | Non
     at = np.array([1.0, following])
     error = float(np.sqrt(at @ covariance @ at))
     spread = float(np.sqrt(covariance[1, 1]))
-    value, low, high = (cut(float(at @ beta) + step * Z * error, ceiling) for step in (0, -1, 1))
+    value, low, high = (min(1.0, float(at @ beta) + step * Z * error) for step in (0, -1, 1))
     ends = [float(doublings.min()), float(doublings.max())]
     line = [(2.0**end, float(beta[0] + beta[1] * end)) for end in ends] + [(2.0**following, value)]
     gain = float(beta[1])
@@ -80,8 +80,3 @@ def weighted_line(x_N: Floats, y_N: Floats, errors_N: Floats) -> tuple[Floats, F
     scatter = float(residuals @ residuals) / max(1, len(x_N) - 2)
     covariance: Floats = (inverse * max(1.0, scatter)).astype(np.float64)
     return beta, covariance
-
-
-def cut(value: float, ceiling: float | None) -> float:
-    """A share that is no more than the ceiling, and one at most."""
-    return min(value, 1.0 if ceiling is None else ceiling)

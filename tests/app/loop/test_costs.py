@@ -14,8 +14,10 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.loop import service
+from app.loop.cost_pages import POINT, points_of
 from app.loop.costs import Amount, cost_of, gain_of, per_point, times_of
 from app.loop.models import Round
+from app.plots import Measured
 from app.registry.models import Version
 from app.registry.service import base_version
 from app.runs.models import RunState
@@ -72,6 +74,13 @@ def test_no_gain_has_no_price_and_a_doubtful_one_no_upper_bound() -> None:
     assert doubtful == Amount(12, 5, None)
 
 
+def test_a_point_goes_out_with_its_interval_where_that_is_known() -> None:
+    plots = {"wins": {"wins": [Measured(1.0, 0.7, 0.6, 0.8)]}, "kl": {"objective/kl": [(4.0, 2.0)]}}
+    measured, plain = points_of(plots)
+    assert [measured[name] for name in POINT] == ["wins", "wins", 1.0, 0.7, 0.6, 0.8]
+    assert plain == {"plot": "kl", "series": "objective/kl", "x": 4.0, "y": 2.0}
+
+
 async def test_rankings_of_a_comparison_count_in_the_round_in_which_they_were_made(session: AsyncSession) -> None:
     """They buy the win rate that the other columns divide by. What is of no round for other reasons stays out."""
     project = await make_project(session)
@@ -114,5 +123,5 @@ async def test_the_page_and_its_files_say_the_same(client: AsyncClient, session:
     assert (cells["round"], cells["gain"]) == ("1", "")
     assert float(cells["human_minutes"]) == pytest.approx(2.0)
     assert (await client.get(f"/projects/{project.slug}/watch.json")).json() == {}
-    assert (await client.get(f"/projects/{project.slug}/watch.csv")).text == "plot,series,x,y\r\n"
+    assert (await client.get(f"/projects/{project.slug}/watch.csv")).text == "plot,series,x,y,low,high\r\n"
     assert (await client.get(f"/projects/{project.slug}/rounds")).status_code == 200

@@ -23,10 +23,14 @@ def test_a_line_over_doublings_is_found_and_carried_on() -> None:
     assert curve.gain_high - curve.gain == pytest.approx(1.96 * 0.01 / 2**0.5)
 
 
-def test_the_forecast_stops_where_people_agree_no_more() -> None:
-    curve = fit([point(100, 0.60), point(200, 0.66), point(400, 0.72)], ceiling=0.74)
+def test_a_forecast_is_no_more_than_all_and_its_interval_is_one() -> None:
+    curve = fit([point(100, 0.60), point(200, 0.66), point(400, 0.72)])
     assert curve is not None
-    assert curve.forecast == 0.74
+    assert curve.forecast == pytest.approx(0.78)
+    assert curve.forecast_low < curve.forecast < curve.forecast_high
+    steep = fit([point(100, 0.7), point(200, 0.85), point(400, 1.0)])
+    assert steep is not None
+    assert steep.forecast == 1.0
 
 
 def test_the_interval_covers_the_truth() -> None:
