@@ -168,3 +168,16 @@ async def test_a_run_that_stopped_early_says_why(
     page = (await client.get(f"/projects/stopped/runs/{run.id}")).text
     assert ("stopped early" in page) == (result["stopped_by"] is not None)
     assert shown is None or shown in page
+
+
+async def test_a_judge_is_called_after_what_it_judges(client: AsyncClient, session: AsyncSession) -> None:
+    project = await make_project(session, slug="judged")
+    compares = await make_run(session, project, kind="judge", config={"comparison_id": "c"})
+    ranks = await make_run(session, project, kind="judge", config={"rank_next": "novelty"})
+    await sign_in(client, session)
+    for run, name in ((compares, "Comparison by a reward model"), (ranks, "What to rank next")):
+        assert f"<h1>{name}</h1>" in (await client.get(f"/projects/judged/runs/{run.id}")).text
+    for page in ("/runs", ""):
+        text = (await client.get(f"/projects/judged{page}")).text
+        assert f'runs/{compares.id}">Comparison by a reward model</a>' in text, page
+        assert f'runs/{ranks.id}">What to rank next</a>' in text, page

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from httpx import AsyncClient
 from sqlalchemy import select
 
 from app.i18n import template_words
@@ -14,7 +17,7 @@ from app.runs import service as runs
 from app.runs.models import Run, RunKind, RunState
 from tests.app.loop.conftest import Loop
 from tests.app.loop.test_service import PPO_RESULT, REWARD_RESULT, whole_round
-from tests.factories import make_run
+from tests.factories import make_run, sign_in
 
 WORDS = template_words("en")
 
@@ -128,3 +131,15 @@ async def test_each_ppo_run_has_a_drawing_of_its_scores_that_ends_with_its_last_
     assert [plot.lines[0].last for _, plot in line.gao] == ["2", "1"]
     assert line.series["gao v3"]["objective/reward"] == [(0.0, 0.0), (3.0, 2.0), (2.0, 1.0)]
     assert line.series["gao v5"]["objective/reward"] == [(0.0, 0.0), (3.0, 2.0), (2.0, 2.0)]
+
+
+async def test_legends_are_in_the_readers_language(turned: Loop, client: AsyncClient) -> None:
+    await whole_round(turned)
+    run = (await turned.session.scalars(select(Run).where(Run.kind == RunKind.PPO))).one()
+    points = [(step, name, 1.0) for step in (1, 2) for name in ("objective/reward", "objective/kl", "guard/score")]
+    await runs.add_metrics(turned.session, run, points=points)
+    await sign_in(client, turned.session)
+    client.cookies.set("rl_language", "zh")
+    page = (await client.get(f"/projects/{turned.project.slug}/watch")).text
+    # Scores over the root of the KL, and over episodes.
+    assert re.findall(r'<span class="key rank-\d"></span>(\S+) ', page) == ["奖励模型", "第二个奖励模型"] * 2
