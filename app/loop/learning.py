@@ -65,8 +65,13 @@ async def learning_curve(session: AsyncSession, project: Project, words: Words) 
     fitted = max(grounds, key=lambda ground: (len(ground.points), ground.policy.number if ground.policy else 0))
     ceiling = await agreement_on(session, project, fitted)
     curve = curves.fit(fitted.points)
-    others = [ground for ground in grounds if ground is not fitted][-MOST_OTHERS:]
-    return LearningCurve(grounds, fitted, ceiling, curve, curve_plot(fitted, others, ceiling, curve, words))
+    plot = curve_plot(fitted, beside(fitted, grounds), ceiling, curve, words)
+    return LearningCurve(grounds, fitted, ceiling, curve, plot)
+
+
+def beside(fitted: Ground, grounds: Sequence[Ground]) -> list[Ground]:
+    """The newest of the other grounds; a single point shows no way."""
+    return [ground for ground in grounds if ground is not fitted and len(ground.points) > 1][-MOST_OTHERS:]
 
 
 def grounds_of(versions: Sequence[Version]) -> list[Ground]:

@@ -68,6 +68,7 @@ def test_where_nobody_knows_who_wrote_the_answers_all_that_is_held_out_counts() 
 
 def test_the_drawing_has_the_policy_that_most_tell_of_and_intervals() -> None:
     first, second, third = learning.grounds_of(ROUNDS[::-1])
+    assert learning.beside(first, [first, second, third]) == [second]
     plot = learning.curve_plot(first, [second, third], None, curves.fit(first.points), WORDS)
     assert plot is not None
     assert [line.name for line in plot.lines] == ["policy v1", "fitted", "policy v3", "policy v5"]

@@ -142,4 +142,4 @@ async def test_legends_are_in_the_readers_language(turned: Loop, client: AsyncCl
     client.cookies.set("rl_language", "zh")
     page = (await client.get(f"/projects/{turned.project.slug}/watch")).text
     # Scores over the root of the KL, and over episodes.
-    assert re.findall(r'<span class="key rank-\d"></span>(\S+) ', page) == ["奖励模型", "第二个奖励模型"] * 2
+    assert re.findall(r'<span class="swatch rank-\d"></span>(\S+) ', page) == ["奖励模型", "第二个奖励模型"] * 2
