@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,11 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
 from app.datasets import service as datasets
-from app.loop import forecast, sampling, service, training
+from app.loop import forecast, sampling, service, training, watch
 from app.loop.models import Round
-from app.plots import metric_plots
+from app.plots import Plot, line_plot, metric_plots
 from app.projects import tallies
 from app.projects.models import Project
+from app.quality import service as quality
 from app.rankings import service as rankings
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
@@ -37,13 +39,14 @@ async def project_view(session: AsyncSession, *, project: Project, user: User, w
     """Everything on a project's first page."""
     now = await service.current_round(session, project)
     progress = await my_progress(session, project=project, user=user)
+    made = await versions_view(session, project)
     return {
         "round": now,
         "policy": await registry.get_version(session, now.policy_version_id),
         "steps": await road(session, project=project, words=words),
         "figures": await figures(session, project=project, words=words),
-        "plots": await latest_plots(session, project),
-        **await versions_view(session, project),
+        "plots": [*wins_plot(made["versions"]), *await latest_plots(session, project)],
+        **made,
         "num_waiting": progress["num_waiting"],
         "train": await train_button(session, project, words),
         "open_runs": [run for run in await runs.list_runs(session, project_id=project.id) if is_open(run)],
@@ -167,8 +170,10 @@ async def figures(session: AsyncSession, *, project: Project, words: Words) -> l
     )
     reward = await registry.live_version(session, project_id=project.id, kind=VersionKind.REWARD)
     if reward is not None:
-        shown.append(accuracy_figure(reward, words))
+        shown += [accuracy_figure(reward, words), *agreement_figure(reward, words)]
     policy = await registry.live_version(session, project_id=project.id, kind=VersionKind.POLICY)
+    if policy is not None and policy.reward_version_id is not None:
+        shown.append(wins_figure(policy, words))
     if policy is not None and policy.metrics.get("kl") is not None:
         shown.append(
             figure(
@@ -190,18 +195,50 @@ def accuracy_figure(reward: Version, words: Words) -> dict[str, str]:
     title = words["_"]("Reward model, held out")
     if not accuracy:
         return figure(title, "–", note=words["_"]("no validation prompt is ranked yet"))
-    low, high = words["percent"](accuracy["low"]), words["percent"](accuracy["high"])
     note = words["_"](
         "{pairs} pairs of {prompts} prompts; 50 % is a coin",
         pairs=accuracy["num_pairs"],
         prompts=accuracy["num_prompts"],
     )
-    return figure(title, words["percent"](accuracy["value"]), f"{low} – {high}", note)
+    return share_figure(title, accuracy, note, words)
+
+
+def agreement_figure(reward: Version, words: Words) -> list[dict[str, str]]:
+    """How often people agreed in what the reward model learned from; nothing where no two ranked the same."""
+    agreement = ((reward.metrics.get("report") or {}).get("people") or {}).get("agreement")
+    note = words["_"](
+        "in what the reward model learned; InstructGPT’s labelers: {value}",
+        value=words["percent"](quality.INSTRUCTGPT["value"]),
+    )
+    return [share_figure(words["_"]("People agree"), agreement, note, words)] if agreement else []
+
+
+def wins_figure(policy: Version, words: Words) -> dict[str, str]:
+    """How often people prefer the live policy to version 1, blindly."""
+    rate = policy.metrics.get("win_rate")
+    title = words["_"]("People prefer policy v{number} to version 1", number=policy.number)
+    if not rate:
+        return figure(title, "–", note=words["_"]("nobody has compared the two yet"))
+    note = words["n_"]("{n} ranking", "{n} rankings", rate.get("num_prompts", 0))
+    return share_figure(title, rate, note, words)
+
+
+def share_figure(title: str, share: Mapping[str, Any], note: str, words: Words) -> dict[str, str]:
+    """A share with its interval."""
+    value, low, high = (words["percent"](share[name]) for name in ("value", "low", "high"))
+    return figure(title, value, f"{low} – {high}", note)
 
 
 def figure(title: str, value: str, after: str = "", note: str = "") -> dict[str, str]:
     """One number as `_macros/figures.html: figure` draws it."""
     return {"title": title, "value": value, "after": after, "note": note}
+
+
+def wins_plot(versions: Sequence[Version]) -> list[Plot]:
+    """Win rates of people over the KL, once there are two: is the reward still true? `versions` are newest first."""
+    wins = watch.wins(list(reversed(versions)))
+    plot = line_plot("wins", {"wins": wins}) if len(wins) > 1 else None
+    return [plot] if plot else []
 
 
 async def latest_plots(session: AsyncSession, project: Project) -> list[Any]:

@@ -12,7 +12,7 @@ from app.loop import lineage, overview, service, training, watch
 from app.plots import Node
 from app.rankings.models import Ranking
 from app.registry import service as registry
-from app.registry.models import VersionKind
+from app.registry.models import Version, VersionKind
 from app.runs import service as runs
 from app.runs.models import Run, RunKind, RunState
 from tests.app.loop.conftest import Loop
@@ -143,3 +143,28 @@ async def test_legends_are_in_the_readers_language(turned: Loop, client: AsyncCl
     page = (await client.get(f"/projects/{turned.project.slug}/watch")).text
     # Scores over the root of the KL, and over episodes.
     assert re.findall(r'<span class="swatch rank-\d"></span>(\S+) ', page) == ["奖励模型", "第二个奖励模型"] * 2
+
+
+async def test_the_overview_says_what_people_say(turned: Loop, client: AsyncClient) -> None:
+    session, project = turned.session, turned.project
+    await whole_round(turned)
+    shown = await overview.figures(session, project=project, words=WORDS)
+    assert [(item["value"], item["note"]) for item in shown if "People prefer" in item["title"]] == [
+        ("–", "nobody has compared the two yet")
+    ]
+    policy = await registry.get_version_by_number(session, project_id=project.id, number=3)
+    reward = await registry.get_version_by_number(session, project_id=project.id, number=2)
+    rate = {"value": 0.8, "low": 0.7, "high": 0.9, "num_prompts": 40}
+    policy.metrics = {**PPO_RESULT, "win_rate": rate}
+    reward.metrics = {**REWARD_RESULT, "report": {"people": {"agreement": {"value": 0.7, "low": 0.6, "high": 0.75}}}}
+    shown = await overview.figures(session, project=project, words=WORDS)
+    found = {item["title"]: (item["value"], item["after"], item["note"]) for item in shown}
+    assert found["People prefer policy v3 to version 1"] == ("80.0 %", "70.0 % – 90.0 %", "40 rankings")
+    assert found["People agree"][:2] == ("70.0 %", "60.0 % – 75.0 %")
+    assert found["People agree"][2].endswith("labelers: 72.6 %")
+    assert overview.wins_plot([policy]) == [], "one point says nothing of a way"
+    later = Version(number=5, metrics={"kl": 4.0, "win_rate": {"value": 0.6, "low": 0.5, "high": 0.7}})
+    (plot,) = overview.wins_plot([later, policy])
+    assert plot.lines[0].last == "0.6 (0.5–0.7)"
+    await sign_in(client, session)
+    assert "People prefer policy v3 to version 1" in (await client.get(f"/projects/{project.slug}")).text
