@@ -11,11 +11,12 @@ from httpx import AsyncClient
 from app.i18n import template_words
 from app.loop import learning
 from app.quality import curves
+from app.quality import service as quality
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from tests.app.loop.conftest import Loop
 from tests.app.loop.test_service import REWARD_RESULT, whole_round
-from tests.factories import sign_in
+from tests.factories import make_user, sign_in
 
 WORDS = template_words("en")
 
@@ -74,6 +75,22 @@ def test_the_drawing_has_the_policy_that_most_tell_of_and_intervals() -> None:
     assert [line.name for line in plot.lines] == ["policy v1", "fitted", "policy v3", "policy v5"]
     assert all(line.band for line in plot.lines)
     assert plot.lines[0].last == "0.75 (0.73–0.77)"
+
+
+async def test_people_agree_about_the_answers_of_the_same_policy(turned: Loop) -> None:
+    session, project = turned.session, turned.project
+    project.overlap = 2
+    await turned.sample()
+    for _ in range(2):
+        assert await turned.rank_all() == 6
+        turned.annotator = await make_user(session)
+    base = await registry.base_version(session, project.id)
+    found = await quality.usual_overview(session, project)
+    assert found.by_round[0][0] == 1
+    assert found.everything.without_ties is not None
+    assert await learning.agreement_on(session, project, learning.Ground(base, ())) == found.everything.without_ties
+    assert await learning.agreement_on(session, project, learning.Ground(None, ())) == found.everything.without_ties
+    assert await learning.agreement_on(session, project, learning.Ground(ROUNDS[2], ())) is None, "it never answered"
 
 
 async def test_the_page_says_whose_answers_its_forecast_is_about(turned: Loop, client: AsyncClient) -> None:
