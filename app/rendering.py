@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-import math
-import os
 import re
 import secrets
 import subprocess
@@ -19,13 +17,12 @@ import sys
 import time
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 from typing import IO
 
 from markupsafe import Markup
 
 from app import markdown
+from app.processes import ROOT, harmless_environment, limit_memory, limit_time
 from app.turns import NoRoom, Turns
 
 log = logging.getLogger(__name__)
@@ -36,9 +33,6 @@ MOST_WAITING = 100
 # What one text may take. The slowest that is known takes 20 ms.
 CPU_SECONDS = 2
 MEMORY_BYTES = 1024**3
-# Nothing of the environment's secrets is where hostile texts are read.
-ENVIRONMENT = {"PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG"}
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Texts:
@@ -118,7 +112,7 @@ class Renderer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env={name: value for name, value in os.environ.items() if name in ENVIRONMENT},
+            env=harmless_environment(),
             start_new_session=True,  # it ends when nobody asks any more, and not by the terminal's Ctrl+C
         )
 
@@ -152,29 +146,12 @@ def work() -> None:
 
     So nobody's texts take more than half of a core; that the process may end by any of them is meant.
     """
-    limit_memory()
+    limit_memory(MEMORY_BYTES)
     while (text := read(sys.stdin.buffer)) is not None:
         begun = time.perf_counter()
-        limit_time()
+        limit_time(CPU_SECONDS)
         write(sys.stdout.buffer, markdown.render(text))
         time.sleep(min(1.0, time.perf_counter() - begun))
-
-
-def limit_memory() -> None:
-    """Refuse this process more than it needs, and a picture of itself when it is ended."""
-    import resource
-
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def limit_time() -> None:
-    """Have the kernel end this process if the next text takes too much of its time, however busy the machine is."""
-    import resource
-
-    most = math.ceil(time.process_time()) + CPU_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from tests.planting import Mutant
 ACCESS, REQUESTS = "tests/app/test_access.py", "tests/security/test_requests.py"
 SIGNING_IN, TOKENS = "tests/app/accounts/test_signing_in.py", "tests/app/accounts/test_tokens.py"
 GUARDS = "app/accounts/guards.py"
+IMPORTS = "tests/app/formats/test_imports.py"
 
 HOLES = (
     # Attacks
@@ -65,6 +66,20 @@ HOLES = (
         "if size > self._most:",
         "if size > 10**12:",
         ["tests/app/test_bodies.py"],
+    ),
+    Mutant(
+        "a row of Parquet takes all memory",
+        "app/formats/parquet_lines.py",
+        "    limit_memory(MEMORY_BYTES)\n",
+        "",
+        [f"{IMPORTS}::test_a_row_of_parquet_that_takes_all_memory_ends_the_process_that_opened_it"],
+    ),
+    Mutant(
+        "Parquet that counts as it is packed",
+        "app/formats/sources.py",
+        "read_lines(lines, max_bytes=max_bytes):",
+        "read_lines(lines, max_bytes=2**63):",
+        [f"{IMPORTS}::test_a_value_that_parquet_names_again_and_again_counts_each_time"],
     ),
     Mutant(
         "every wrong field explained",

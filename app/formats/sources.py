@@ -14,14 +14,14 @@ import tempfile
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import IO, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ijson
 import zstandard
 
 from app.errors import Invalid, TooLarge
-from app.formats.files import load_pyarrow, uncell
+from app.formats.files import uncell
 from app.formats.imports import (
     IMPORTS,
     OWN,
@@ -35,6 +35,7 @@ from app.formats.imports import (
     unread_of,
 )
 from app.formats.items import Misfit
+from app.formats.parquet_lines import opened_parquet
 from app.ndjson import BYTE_ORDER_MARK, MAX_LINE_BYTES, MAX_LINES, BadLine, Line, read_lines, split_lines
 
 HEAD_BYTES = 64 * 1024
@@ -109,7 +110,7 @@ class FileReader:
             head, chunks = await peek(limited(unpack(chunks), self.max_bytes))
         start = head.removeprefix(BYTE_ORDER_MARK).lstrip()
         if head.startswith(b"PAR1"):
-            self.container, found = "parquet", parquet_records(chunks)
+            self.container, found = "parquet", parquet_records(chunks, self.max_bytes)
         elif ROUND_START.match(start) and self.format in ("auto", ROUNDS):
             self.container, self.format, found = "text", ROUNDS, round_records(chunks)
         elif self.format == TEXT:
@@ -334,29 +335,16 @@ def read_rounds(number: int, lines: list[str]) -> Line | BadLine:
     return Line(number, item)
 
 
-async def parquet_records(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Line | BadLine]:
+async def parquet_records(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncGenerator[Line | BadLine]:
     """The rows of a Parquet file, which must be whole before it can be read: it waits in a temporary file.
 
     Raises:
         Invalid: it is damaged, or the library is missing.
+        TooLarge: its rows are, once they are unpacked.
     """
     with tempfile.TemporaryFile() as file:
         async for chunk in chunks:
             await asyncio.to_thread(file.write, chunk)
-        batches = parquet_batches(file)
-        number = 0
-        while (rows := await asyncio.to_thread(next, batches, None)) is not None:
-            for row in rows:
-                number += 1
-                yield Line(number, from_cells(row))
-
-
-def parquet_batches(file: IO[bytes]) -> Iterator[list[dict[str, Any]]]:
-    """Some rows at a time."""
-    arrow, parquet = load_pyarrow()
-    file.seek(0)
-    try:
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=128):
-            yield batch.to_pylist()
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        raise Invalid.field("file", f"is no Parquet that can be read: {str(error)[:200]}") from error
+        async with aclosing(opened_parquet(file)) as lines:
+            async for line in read_lines(lines, max_bytes=max_bytes):
+                yield replace(line, value=from_cells(line.value)) if isinstance(line, Line) else line

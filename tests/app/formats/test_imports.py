@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import zstandard
+from pyarrow import parquet
 
 from app.errors import Invalid, TooLarge
 from app.formats.imports import Kind
@@ -284,6 +289,38 @@ async def test_broken_files_are_refused_and_never_break_us() -> None:
             await read(damaged, "corpus")
     with pytest.raises(Invalid, match="none of its 1 records"):
         await read([{"instruction": "a", "output": "b"}], "rankings")
+
+
+def parquet_of(table: pa.Table) -> bytes:
+    """A Parquet file of other programs, in as few bytes as it can be."""
+    file = io.BytesIO()
+    parquet.write_table(table, file, compression="zstd", store_schema=False)
+    return file.getvalue()
+
+
+async def test_parquet_of_others_is_read_by_its_kinds() -> None:
+    row = {"instruction": "a", "output": b"b", "paid": Decimal("1.50"), "at": datetime(2026, 11, 22, tzinfo=UTC)}
+    content = parquet_of(pa.Table.from_pylist([row] * 40))
+    reader, lines = await read(content, "corpus")
+    assert (reader.container, reader.format, len(lines)) == ("parquet", "alpaca", 40)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert lines[39] == Line(40, {"messages": talk}, ["paid", "at"])
+
+
+async def test_a_value_that_parquet_names_again_and_again_counts_each_time() -> None:
+    named = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array(["x" * 2**20]))
+    bomb = parquet_of(pa.table({"prompt": named}))
+    assert len(bomb) < 1000
+    with pytest.raises(TooLarge, match="larger than the 8,000,000 bytes"):
+        await read(bomb, "prompts", max_bytes=8_000_000)
+
+
+async def test_a_row_of_parquet_that_takes_all_memory_ends_the_process_that_opened_it() -> None:
+    items = pa.ListArray.from_arrays(pa.array([0, 30_000_000], pa.int32()), pa.nulls(30_000_000, pa.int8()))
+    bomb = parquet_of(pa.table({"prompt": items}))
+    assert len(bomb) < 1000
+    with pytest.raises(TooLarge, match="more memory or time"):
+        await read(bomb, "prompts")
 
 
 async def test_a_bomb_is_stopped_when_it_is_open() -> None:
