@@ -1,4 +1,4 @@
-"""Rows as CSV that a spreadsheet opens and doesn't run."""
+"""Cells that a spreadsheet opens and doesn't run (OWASP ASVS 1.2.10), and rows of them as CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows with a header. A cell that a spreadsheet would take for a formula is quoted (ASVS 1.2.10)."""
+    """The rows with a header. A cell that a spreadsheet would take for a formula is quoted."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\r\n")
     writer.writeheader()
@@ -20,5 +20,15 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def quoted(value: object) -> object:
-    """A text that begins like a formula, with an apostrophe before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    """A text that begins like a formula, with an apostrophe before it; all else as it is."""
+    return f"'{value}" if isinstance(value, str) and is_formula(value) else value
+
+
+def unquoted(text: str) -> str:
+    """The text of a cell that `quoted` made."""
+    return text[1:] if text.startswith("'") and is_formula(text) else text
+
+
+def is_formula(text: str) -> bool:
+    """Whether it begins like a formula, quoted or not: quoted ones get one more mark, and come back whole."""
+    return text.lstrip("'").startswith(FORMULA)

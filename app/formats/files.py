@@ -16,12 +16,11 @@ import zstandard
 
 from app.errors import Invalid
 from app.formats.exports import Columns
+from app.spreadsheets import quoted
 
 FileKind = Literal["jsonl", "csv", "parquet", "folder"]
 Compression = Literal["none", "gzip", "zstd"]
 Record = Mapping[str, Any]
-# A spreadsheet runs a cell that begins so as a formula (OWASP ASVS 1.2.10).
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 ROW_GROUP = 2_000
 # 1 January 1980, the first that a zip archive can name: no clock goes into the bytes.
 NO_DATE = (1980, 1, 1, 0, 0, 0)
@@ -66,16 +65,10 @@ class Csv:
 
 
 def cell(value: Any) -> Any:
-    """A value as a cell. Text that a spreadsheet would run gets an apostrophe, which our import takes away again."""
+    """A value as a cell. Text that a spreadsheet would run is quoted, which our import takes away again."""
     if value is None or isinstance(value, int | float):
         return value
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    return f"'{text}" if text.lstrip("'").startswith(FORMULA) else text
-
-
-def uncell(text: str) -> str:
-    """The text of a cell that `cell` wrote."""
-    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(FORMULA) else text
+    return quoted(value if isinstance(value, str) else orjson.dumps(value).decode())
 
 
 class Sink(io.RawIOBase):

@@ -21,7 +21,6 @@ import ijson
 import zstandard
 
 from app.errors import Invalid, TooLarge
-from app.formats.files import uncell
 from app.formats.imports import (
     IMPORTS,
     OWN,
@@ -37,6 +36,7 @@ from app.formats.imports import (
 from app.formats.items import Misfit
 from app.formats.parquet_lines import opened_parquet
 from app.ndjson import BYTE_ORDER_MARK, MAX_LINE_BYTES, MAX_LINES, BadLine, Line, read_lines, split_lines
+from app.spreadsheets import unquoted
 
 HEAD_BYTES = 64 * 1024
 PREVIEW_SIZE = 3
@@ -251,7 +251,7 @@ async def csv_records(chunks: AsyncIterator[bytes], delimiter: str, max_bytes: i
         if names is None:
             names = cells
         elif len(cells) == len(names):
-            yield Line(number, from_cells(dict(zip(names, map(uncell, cells), strict=True))))
+            yield Line(number, from_cells(dict(zip(names, map(unquoted, cells), strict=True))))
         elif cells:
             yield BadLine(number, f"has {len(cells)} cells where the header names {len(names)}")
 

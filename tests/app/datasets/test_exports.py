@@ -180,12 +180,23 @@ async def test_a_folder_has_a_card_and_a_file_for_each_split(get: Get) -> None:
     assert report == (await get(path="report", format="pairs", file="folder")).json()
 
 
-async def test_cells_that_a_spreadsheet_would_run_are_quoted(get: Get) -> None:
-    table = (await get(format="answers", file="csv")).content.decode("utf-8-sig")
-    prompt = next(csv.DictReader(io.StringIO(table)))["prompt"]
-    assert prompt.startswith("简短回答。")
-    sft = (await get(format="pairs", file="csv", style="standard")).content.decode("utf-8-sig")
-    assert not any(cell.startswith(("=", "+", "-", "@")) for row in csv.reader(io.StringIO(sft)) for cell in row)
+async def test_cells_that_a_spreadsheet_would_run_are_quoted(client: AsyncClient, session: AsyncSession) -> None:
+    project = await make_project(session)
+    texts = {f"{begins}1+1" for begins in ("=", "+", "-", "@", "\t", "\r")}
+    for text_ in sorted(texts):
+        asked = await make_prompt(session, project, messages=[{"role": "user", "content": text_}])
+        await make_ranking(session, await make_task(session, asked, k=2))
+    dataset = await service.freeze(session, project=project, name="formulas", licence="CC-BY-4.0")
+    user = await make_user(session, role=Role.ADMIN)
+    _, secret = await create_token(session, user_id=user.id, name="test", scopes=[Scope.READ])
+    await session.commit()
+    answer = await client.get(
+        f"/api/v1/datasets/{dataset.id}/export",
+        params={"format": "answers", "file": "csv"},
+        headers={"Authorization": f"Bearer {secret}"},
+    )
+    rows = list(csv.DictReader(io.StringIO(answer.content.decode("utf-8-sig"), newline="")))
+    assert {row["prompt"] for row in rows} == {f"'{text_}" for text_ in texts}
 
 
 @pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r"])

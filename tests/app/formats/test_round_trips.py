@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.formats.exports import EXPORTS, to_json_lines, to_records
-from app.formats.files import cell, make_writer, uncell
+from app.formats.files import cell, make_writer
 from app.formats.rows import Options
 from app.formats.sources import FileReader
 from app.ndjson import Line
 from app.rankings.import_lines import AnyLine, parse
+from app.spreadsheets import unquoted
 
 # Letters of four scripts, emoji with joiners, marks that turn the direction, newlines of three kinds, formulas, quotes.
 PIECES = st.one_of(
@@ -184,4 +185,4 @@ async def test_trees_come_back_with_ties_and_gaps(row: dict[str, Any]) -> None:
 def test_a_cell_holds_any_text_and_never_a_formula(text: str) -> None:
     written = cell(text)
     assert not written.startswith(("=", "+", "-", "@", "\t", "\r"))
-    assert uncell(written) == text
+    assert unquoted(written) == text
