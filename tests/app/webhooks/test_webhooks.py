@@ -18,6 +18,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from standardwebhooks import Webhook as Receipt
 
+from app.accounts.models import AuditEntry
 from app.db import SessionMaker, make_engine, make_sessionmaker
 from app.errors import Invalid
 from app.projects.models import Project
@@ -279,6 +280,15 @@ async def test_an_admin_adds_looks_at_and_deletes_a_webhook(client: AsyncClient,
     [webhook] = await service.list_webhooks(session, project.id)
     assert (await client.post(f"{address}/{webhook.id}/delete")).status_code == 303
     assert await service.list_webhooks(session, project.id) == []
+
+
+async def test_the_log_that_keeps_everything_keeps_no_address_that_is_a_secret(session: AsyncSession) -> None:
+    project = await make_project(session)
+    secret = "https://chat.example.org:444/hooks/T0/s3cret?key=s3cret"
+    webhook = await service.create_webhook(session, project_id=project.id, url=secret, events=[HookEvent.RUN_ENDED])
+    await service.delete_webhook(session, webhook)
+    written = await session.scalars(select(AuditEntry.detail).where(AuditEntry.subject == str(webhook.id)))
+    assert list(written) == [{"host": "https://chat.example.org:444"}] * 2
 
 
 async def test_the_log_is_cleared_of_what_is_old(session: AsyncSession) -> None:
