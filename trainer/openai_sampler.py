@@ -152,6 +152,8 @@ class OpenAISampler:
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx2.Timeout(TIMEOUT_SECONDS, connect=10.0),
             limits=httpx2.Limits(max_connections=self._endpoint.concurrent),
+            # Who wrote the list of servers meant this one, and its key is for no other.
+            follow_redirects=False,
         )
 
     def _complete(self, http: httpx2.Client, ask: _Ask, settings: SamplingSettings) -> Completion:

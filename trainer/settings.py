@@ -7,11 +7,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -22,9 +25,28 @@ BUILT_IN_ALIASES = ("smollm2-135m", "pocket")
 ALIAS = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 
+METADATA = frozenset({"metadata.google.internal", "metadata", "100.100.100.200", "fd00:ec2::254"})
+"""Where clouds tell a machine's secrets, beside 169.254.169.254: Google's names, Alibaba, Amazon by IPv6."""
+
 
 class SettingsError(Exception):
     """The worker's configuration can't be used as it stands; the message says what to change."""
+
+
+def is_of_the_cloud(host: str) -> bool:
+    """Whether a host is link-local, as the addresses are at which clouds tell secrets, or another of those; in whatever
+    way the address is written. A name is not looked up: who writes the list says which servers it may hold."""
+    name = host.lower().rstrip(".").partition("%")[0]
+    try:
+        address: IPv4Address | IPv6Address = ip_address(name)
+    except ValueError:
+        try:
+            # 2852039166 and 0xa9.0xfe.43518 are addresses, too, for whatever connects.
+            address = IPv4Address(socket.inet_aton(name))
+        except OSError:
+            return name in METADATA
+    inner = getattr(address, "ipv4_mapped", None) or address
+    return inner.is_link_local or str(inner) in METADATA
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,8 @@ class Endpoint:
         url, model, key_env = entry.get("url"), entry.get("model"), entry.get("key_env")
         if not isinstance(url, str) or not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
             raise ValueError("url must be an address such as http://host:8000/v1, without a user or a key in it.")
+        if is_of_the_cloud(urlsplit(url).hostname or ""):
+            raise ValueError("url must not lead to link-local addresses: there clouds tell a machine's own secrets.")
         if not isinstance(model, str) or not model:
             raise ValueError("model must be the name by which the server knows it.")
         if key_env is not None and not isinstance(key_env, str):

@@ -137,6 +137,36 @@ def test_who_reads_slowly_holds_back_the_requests(server: Server) -> None:
     assert len(server.requests) <= 4
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed_and_no_key_goes_on(
+    server: Server, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("SERVER_KEY", "secret")
+    with Server() as other:
+        server.replay(Answer(status, headers={"Location": f"{other.url}/v1/chat/completions"}))
+        with pytest.raises(EndpointError, match=rf"refused \({status}\)"):
+            sample(sampler_of(server, key_env="SERVER_KEY"), 1, k=1)
+        assert other.requests == []
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("169.254.169.254", "169.254.1.2:80", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518"),
+        *("[fe80::1]", "[::ffff:169.254.169.254]", "[fd00:ec2::254]", "100.100.100.200"),
+        *("metadata.google.internal", "METADATA.google.internal."),
+    ],
+)
+def test_no_server_is_where_clouds_tell_their_secrets(host: str) -> None:
+    with pytest.raises(ValueError, match="must not lead to link-local addresses"):
+        Endpoint.from_entry({"url": f"http://{host}/v1", "model": "m"})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "10.0.0.7", "[::1]:8000", "gpu", "192.168.1.2"])
+def test_a_server_may_be_on_this_machine_or_network(host: str) -> None:
+    assert Endpoint.from_entry({"url": f"http://{host}/v1", "model": "m"}).url == f"http://{host}/v1"
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_what_fails_in_passing_is_asked_again(server: Server, status: int) -> None:
     server.replay(Answer(status), Answer(status, b"busy"), said("at last"))
