@@ -13,8 +13,8 @@ from tests.planting import Mutant
 
 ACCESS, REQUESTS = "tests/app/test_access.py", "tests/security/test_requests.py"
 SIGNING_IN, TOKENS = "tests/app/accounts/test_signing_in.py", "tests/app/accounts/test_tokens.py"
-GUARDS = "app/accounts/guards.py"
-IMPORTS = "tests/app/formats/test_imports.py"
+ACCOUNTS, GUARDS = "tests/app/accounts/test_service.py", "app/accounts/guards.py"
+IMPORTS, WEBHOOKS = "tests/app/formats/test_imports.py", "tests/app/webhooks/test_webhooks.py"
 
 HOLES = (
     # Attacks
@@ -61,6 +61,13 @@ HOLES = (
         ["tests/app/test_markdown.py"],
     ),
     Mutant(
+        "Markdown that is read again from every word",
+        "app/markdown.py",
+        'if len(text) > MAX_MARKDOWN_LENGTH or text.count("[") > MAX_OPEN_BRACKETS:',
+        'if re.search(r"(?: \\w+)+!", text) or len(text) > MAX_MARKDOWN_LENGTH or text.count("[") > MAX_OPEN_BRACKETS:',
+        ["tests/app/test_markdown.py::test_a_bomb_is_cheap"],
+    ),
+    Mutant(
         "bodies of any size",
         "app/bodies.py",
         "if size > self._most:",
@@ -96,18 +103,39 @@ HOLES = (
         ["tests/security/test_slow_clients.py"],
     ),
     Mutant(
+        "patience without an end in what is started",
+        "app/serve.py",
+        "        http=Impatient,\n",
+        "",
+        ["tests/app/test_serve.py::test_who_says_nothing_is_sent_away"],
+    ),
+    Mutant(
         "webhooks to private addresses",
         "app/webhooks/guarded.py",
         "refused = [address for address in addresses if not is_public(address)]",
         "refused = []",
-        ["tests/app/webhooks/test_webhooks.py"],
+        [WEBHOOKS],
     ),
     Mutant(
         "an IPv4 address dressed as IPv6 is public",
         "app/webhooks/guarded.py",
         "return (is_given_out or bool(inner)) and all(is_public(str(each)) for each in inner)",
         "return is_given_out or bool(inner)",
-        ["tests/app/webhooks/test_webhooks.py"],
+        [WEBHOOKS],
+    ),
+    Mutant(
+        "a worker that goes where a model server sends it",
+        "trainer/openai_sampler.py",
+        "follow_redirects=False,",
+        "follow_redirects=True,",
+        ["tests/trainer/test_openai_sampler.py::test_no_redirect_is_followed_and_no_key_goes_on"],
+    ),
+    Mutant(
+        "a model server at a cloud's address of secrets",
+        "trainer/settings.py",
+        "return inner.is_link_local or str(inner) in METADATA",
+        "return str(inner) in METADATA",
+        ["tests/trainer/test_openai_sampler.py::test_no_server_is_where_clouds_tell_their_secrets"],
     ),
     Mutant(
         "a thing of another project by its id",
@@ -139,6 +167,76 @@ HOLES = (
         [TOKENS, ACCESS],
     ),
     Mutant(
+        "a token that was revoked works on",
+        "app/accounts/tokens.py",
+        '        ApiToken.token_hash == bindparam("hash"),\n        ApiToken.revoked_at.is_(None),\n',
+        '        ApiToken.token_hash == bindparam("hash"),\n',
+        [f"{ACCOUNTS}::test_a_token_works_until_it_is_revoked_or_too_old"],
+    ),
+    Mutant(
+        "a token that never ends",
+        "app/accounts/tokens.py",
+        "        (ApiToken.expires_at.is_(None)) | (ApiToken.expires_at > func.now()),\n",
+        "",
+        [f"{ACCOUNTS}::test_a_token_works_until_it_is_revoked_or_too_old"],
+    ),
+    Mutant(
+        "a link that signs in for a day",
+        "app/accounts/sessions.py",
+        "LINK_LIFE = timedelta(minutes=15)",
+        "LINK_LIFE = timedelta(days=1)",
+        [f"{ACCOUNTS}::test_a_link_lives_for_15_minutes"],
+    ),
+    Mutant(
+        "a link that signs in when it is old",
+        "app/accounts/sessions.py",
+        "            SignInLink.expires_at > func.now(),\n",
+        "",
+        [f"{ACCOUNTS}::test_an_old_link_is_spent"],
+    ),
+    Mutant(
+        "a link that signs in twice",
+        "app/accounts/sessions.py",
+        "            SignInLink.used_at.is_(None),\n",
+        "",
+        [f"{ACCOUNTS}::test_a_link_signs_in_once"],
+    ),
+    Mutant(
+        "a link whose secret every proxy reads",
+        "app/accounts/sessions.py",
+        "/sign-in/link#{secret}",
+        "/sign-in/link?secret={secret}",
+        [f"{ACCOUNTS}::test_a_links_secret_is_in_the_fragment"],
+    ),
+    Mutant(
+        "a reward server that asks nobody",
+        "trainer/reward_server.py",
+        "if token and not hmac.compare_digest(given.encode(), token.encode()):",
+        "if False:",
+        ["tests/trainer/test_reward_server.py::test_a_token_is_asked_for"],
+    ),
+    Mutant(
+        "a reward server that anybody may ask",
+        "trainer/reward_server.py",
+        "if token is None and host not in LOCAL_HOSTS:",
+        "if False:",
+        ["tests/trainer/test_reward_server.py::test_others_than_this_machine_need_a_token"],
+    ),
+    Mutant(
+        "a password that everybody knows",
+        "docker-compose.yml",
+        "PGPASSWORD: ${POSTGRES_PASSWORD:?set it in .env, for example to the output of openssl rand -hex 24}",
+        "PGPASSWORD: ${POSTGRES_PASSWORD:-rankloop}",
+        ["tests/test_house.py::test_no_service_has_a_default_secret"],
+    ),
+    Mutant(
+        "a worker's token that reads what other workers' runs need",
+        "app/reach.py",
+        "select(Run.id).where(Run.claimed_token_id == token_id, Run.state == RunState.RUNNING)",
+        "select(Run.id).where(Run.state == RunState.RUNNING)",
+        [f"{TOKENS}::test_a_worker_s_token_reads_what_its_run_needs_and_only_while_it_runs"],
+    ),
+    Mutant(
         "secrets stored in clear",
         "app/accounts/credentials.py",
         "return hashlib.sha256(secret.encode()).digest()",
@@ -151,6 +249,20 @@ HOLES = (
         "if run.state != RunState.RUNNING or run.fence != fence or run.claimed_token_id != token_id:",
         "if run.state != RunState.RUNNING:",
         ["tests/app/runs", "tests/contract/test_runs.py::test_a_worker_that_was_given_up_can_not_write"],
+    ),
+    Mutant(
+        "the run of a dead worker waits for ever",
+        "app/runs/service.py",
+        "    await requeue_silent(session)\n    query = (",
+        "    query = (",
+        ["tests/app/runs/test_service.py::test_a_silent_workers_run_goes_to_another_and_the_first_is_fenced_off"],
+    ),
+    Mutant(
+        "a dead worker is believed for minutes",
+        "app/config.py",
+        "run_lease_seconds: int = 45",
+        "run_lease_seconds: int = 300",
+        ["tests/contract/test_runs.py::test_the_run_of_a_dead_worker_waits_for_less_than_a_minute"],
     ),
     Mutant(
         "a form from another site",
@@ -243,6 +355,13 @@ HOLES = (
         "        return super().formatException(ei)\n",
         ["tests/app/test_logs.py"],
     ),
+    Mutant(
+        "a log that keeps addresses which are secrets",
+        "app/webhooks/service.py",
+        'return f"{parts.scheme}://{parts.netloc}"',
+        "return url",
+        [f"{WEBHOOKS}::test_the_log_that_keeps_everything_keeps_no_address_that_is_a_secret"],
+    ),
     # Faults
     Mutant(
         "a database that may forget is used",
@@ -308,6 +427,39 @@ HOLES = (
         ["tests/app/operations/test_backup.py"],
     ),
     Mutant(
+        "a dataset of two instants",
+        "app/datasets/snapshots.py",
+        "    rows = query.with_only_columns(*columns.values()).order_by(None)\n"
+        "    await session.execute(insert(FROZEN).from_select(list(columns), rows))\n",
+        "    for half in (0, 1):\n"
+        "        columns['position'] += half * select(func.count()).select_from(FROZEN).scalar_subquery()\n"
+        "        rows = query.where(Ranking.number % 2 == half).with_only_columns(*columns.values()).order_by(None)\n"
+        "        await session.execute(insert(FROZEN).from_select(list(columns), rows))\n"
+        "        await session.execute(text('select pg_sleep(0.3)'))\n",
+        ["tests/app/datasets/test_at_once.py"],
+    ),
+    Mutant(
+        "a checkpoint that appears before it is whole",
+        "trainer/folders.py",
+        '    with _beside(target, "new") as building:\n        yield building\n        _publish(building, target)\n',
+        "    target.mkdir(exist_ok=True)\n    yield target\n",
+        ["tests/trainer/test_folders.py"],
+    ),
+    Mutant(
+        "a run that goes on with other random numbers",
+        "trainer/checkpoints.py",
+        '    _unpack_random(load_file(folder / RANDOM), state["random"])\n',
+        "",
+        ["tests/trainer/test_checkpoints.py"],
+    ),
+    Mutant(
+        "a run that goes on with a new optimizer",
+        "trainer/checkpoints.py",
+        '    _unpack_optimizers(optimizers, _read_files(folder, OPTIMIZERS), state["optimizers"])\n',
+        "",
+        ["tests/trainer/test_resume.py"],
+    ),
+    Mutant(
         "a damaged checkpoint is loaded",
         "trainer/checkpoints.py",
         "if not (folder / name).is_file() or sha256_file(folder / name) != expected:",
@@ -327,6 +479,20 @@ HOLES = (
         "return self.estimate.low > TOLERANCE",
         "return self.estimate.value > TOLERANCE",
         ["tests/app/loop/test_gates.py"],
+    ),
+    Mutant(
+        "a policy that undoes what people decided while it learned",
+        "app/loop/arrivals.py",
+        "    if now is None:\n        return Reason.ROUND_OVER\n",
+        "    if now is None:\n        return None\n",
+        ["tests/app/loop/test_halts.py::test_a_policy_does_not_undo_a_rollback_that_was_made_while_it_learned"],
+    ),
+    Mutant(
+        "a version that is live stays so when another goes live",
+        "app/registry/service.py",
+        "        .values(is_live=False)\n",
+        "        .values(is_live=True)\n",
+        ["tests/app/loop/test_halts.py::test_a_policy_does_not_undo_a_rollback_that_was_made_while_it_learned"],
     ),
     Mutant(
         "one pseudonym in all data sets",

@@ -102,11 +102,11 @@ def test_a_link_tells_nothing_to_where_it_leads() -> None:
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_cheap(name: str) -> None:
-    # The limit is generous for a busy machine: the worst case took 20 ms; one that works takes far longer.
     render("```python\nx = 1\n```")
     start = time.process_time()
     render(BOMBS[name])
-    assert time.process_time() - start < 10
+    # Seconds of CPU; the worst of them takes 0.03.
+    assert time.process_time() - start < 0.5
 
 
 def test_a_long_text_is_shown_as_it_is_written() -> None:

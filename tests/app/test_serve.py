@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import psycopg
@@ -37,26 +39,36 @@ if __name__ == "__main__":
 """
 
 
+ONE_IN_HASTE = "from app.slow_clients import Impatient\nImpatient.head_seconds = 0.5\n" + PROGRAM.replace("=2", "=1")
+
+
 @pytest.fixture
 def two_processes(tmp_path: Path, fresh_database_url: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Two processes behind one address."""
-    program = tmp_path / "two.py"
-    program.write_text(PROGRAM)
+    with started(PROGRAM, tmp_path, fresh_database_url) as both:
+        yield both
+
+
+@contextmanager
+def started(text: str, tmp_path: Path, fresh_database_url: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A program that serves, and its address."""
+    program = tmp_path / "serving.py"
+    program.write_text(text)
     command = [sys.executable, str(program), str(tmp_path), fresh_database_url]
     root = Path(__file__).resolve().parents[2]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env={"PYTHONPATH": str(root)})
-    assert started.stdout is not None
-    url = f"http://127.0.0.1:{int(started.stdout.readline())}"
-    yield started, url
-    started.kill()
-    with started:
-        pass
+    environment = {"PYTHONPATH": str(root)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment) as process:
+        assert process.stdout is not None
+        try:
+            yield process, f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
 
 
 def test_they_count_together_and_finish_what_they_began(
     two_processes: tuple[subprocess.Popen[str], str], fresh_database_url: str
 ) -> None:
-    started, url = two_processes
+    process, url = two_processes
     for _ in range(20):
         assert httpx2.get(f"{url}/health", timeout=SECONDS).status_code == 200
     await_two(url, but=set())
@@ -76,22 +88,30 @@ def test_they_count_together_and_finish_what_they_began(
         asking = threading.Thread(target=ask)
         asking.start()
         await_waiting(fresh_database_url)
-        started.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         await_refusal(url)
     asking.join(SECONDS)
     assert answers == [401], "a request that had begun was not finished"
-    assert started.wait(SECONDS) == 0
+    assert process.wait(SECONDS) == 0
+
+
+def test_who_says_nothing_is_sent_away(tmp_path: Path, fresh_database_url: str) -> None:
+    """Of the process that people start; how it does that is the matter of tests/security/test_slow_clients.py."""
+    with started(ONE_IN_HASTE, tmp_path, fresh_database_url) as (_, url):
+        assert httpx2.get(f"{url}/health", timeout=SECONDS).status_code == 200
+        with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=20) as silent:
+            assert silent.recv(1) == b"", "a connection on which nothing is said stays"
 
 
 def test_hup_replaces_them_one_by_one_however_slowly_they_start(
     two_processes: tuple[subprocess.Popen[str], str], tmp_path: Path
 ) -> None:
-    started, url = two_processes
+    process, url = two_processes
     before = await_two(url, but=set())
     (tmp_path / "slowly").touch()
-    started.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
     await_two(url, but=before)
-    assert started.poll() is None
+    assert process.poll() is None
 
 
 def await_two(url: str, *, but: set[str]) -> set[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -14,15 +16,16 @@ from playwright.async_api import Browser
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import assets
-from app.accounts.models import Role
+from app.accounts.models import Role, Scope
 from app.accounts.tokens import create_token
 from app.config import Settings
 from app.db import SessionMaker
 from app.main import API, create_app
+from app.runs.models import RunKind
 from app.security import HEADERS
 from app.web import local_path
 from tests.app.matrix import API_ROUTES, PAGE_ROUTES
-from tests.factories import make_project, make_user, sign_in
+from tests.factories import make_run, make_user, sign_in
 
 CHANGING = [route for route in PAGE_ROUTES if not route.startswith("GET ")]
 CHANGING += [f"{method} {API}{path}" for method, path in map(str.split, API_ROUTES) if method != "GET"]
@@ -197,8 +200,8 @@ async def test_a_bomb_is_cheap_or_refused(client: AsyncClient, session: AsyncSes
     await client.get("/sign-in")
     began = time.process_time()
     answer = await client.request(method, path, **{**options, "headers": headers})
-    # Generous for a busy machine, as in tests/app/test_markdown.py: one that works takes far longer.
-    assert time.process_time() - began < 10
+    # Seconds of CPU, of the test's own part, too.
+    assert time.process_time() - began < 1
     assert answer.status_code < 500
     assert "multipart" not in answer.headers.get("content-type", "")
     if method == "POST":
@@ -206,13 +209,28 @@ async def test_a_bomb_is_cheap_or_refused(client: AsyncClient, session: AsyncSes
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "/etc/passwd", "a/../../b", "a\x00b", "C:\\a"]
+    "name",
+    ["..%2f..%2f..%2fout", "%2e%2e/%2e%2e/%2e%2e/out", "%2fproc%2fout", "a/../../../../out", "a%00b", "C:%5Ca"],
 )
-async def test_no_name_leaves_the_folder_of_artifacts(client: AsyncClient, session: AsyncSession, name: str) -> None:
-    await sign_in(client, session)
-    project = await make_project(session)
+async def test_no_name_leaves_the_folder_of_artifacts(
+    client: AsyncClient, session: AsyncSession, tmp_path: Path, name: str
+) -> None:
+    """Of a run that waits for this worker's files: what is delivered, and what is read again."""
+    owner = await make_user(session, role=Role.ADMIN)
+    _, secret = await create_token(session, user_id=owner.id, name="w", scopes=[Scope.WORKER])
+    run = await make_run(session, kind=RunKind.REWARD)
     await session.commit()
-    for address in (f"{API}/runs/{project.id}/artifacts/{name}", f"{API}/versions/{project.id}/artifacts/{name}"):
-        answer = await client.get(address.replace("\x00", "%00"))
-        assert answer.status_code in {401, 404, 422}
-        assert "root:" not in answer.text
+    headers = {"authorization": f"Bearer {secret}"}
+    asked = {"worker": "w", "kinds": ["reward"]}
+    claimed = (await client.post(f"{API}/runs:claim", json=asked, headers=headers)).json()
+    headers["rankloop-fence"] = str(claimed["fence"])
+    params = {"size": "4", "sha256": hashlib.sha256(b"evil").hexdigest()}
+
+    async def deliver(name: str) -> int:
+        address = f"{API}/runs/{run.id}/artifacts/{name}"
+        return (await client.put(address, params=params, content=b"evil", headers=headers)).status_code
+
+    assert await deliver(name) in {404, 422}
+    assert [files for _, _, files in os.walk(tmp_path) if files] == []
+    assert await deliver("weights") == 200
+    assert (await client.get(f"{API}/runs/{run.id}/artifacts/{name}", headers=headers)).status_code in {404, 422}

@@ -179,4 +179,5 @@ def test_a_policy_is_no_reward_model(source: ModelSource) -> None:
 def test_others_than_this_machine_need_a_token(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANKLOOP_REWARD_TOKEN", raising=False)
     with pytest.raises(ValueError, match="set RANKLOOP_REWARD_TOKEN"):
-        serve(source, host="0.0.0.0", port=5000, device="cpu")
+        # Not this machine's address (RFC 5737): a server that would start ends at once.
+        serve(source, host="192.0.2.1", port=5000, device="cpu")

@@ -43,6 +43,13 @@ async def test_a_link_signs_in_once(session: AsyncSession, user: User) -> None:
         await sessions.sign_in(session, secret=secret)
 
 
+async def test_a_link_lives_for_15_minutes(session: AsyncSession, user: User) -> None:
+    await make_secret(session, user)
+    link = (await session.scalars(select(SignInLink))).one()
+    left = link.expires_at - datetime.now(UTC)
+    assert timedelta(minutes=14) < left <= timedelta(minutes=15)
+
+
 async def test_an_old_link_is_spent(session: AsyncSession, user: User) -> None:
     secret = await make_secret(session, user)
     await session.execute(update(SignInLink).values(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
