@@ -18,7 +18,9 @@ from app.accounts.audit import audit
 from app.datasets import service as datasets
 from app.datasets.models import Dataset
 from app.errors import Invalid
+from app.loop.delivered import Figures
 from app.projects.models import Project
+from app.projects.schemas import checked
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs import service as runs
@@ -74,10 +76,15 @@ async def begin(
 
 
 async def run_finished(session: AsyncSession, event: RunFinished) -> None:
-    """What was delivered is a version now."""
+    """What was delivered is a version now.
+
+    Raises:
+        Invalid: a figure has a name of ours and another shape: pages would read what is not there.
+    """
     run = event.run
     if run.kind != RunKind.EXTERNAL:
         return
+    checked(Figures, run.result or {})
     config = run.config
     version = await registry.register(
         session,

@@ -215,7 +215,7 @@ def agreement_figure(reward: Version, words: Words) -> list[dict[str, str]]:
 
 def wins_figure(policy: Version, words: Words) -> dict[str, str]:
     """How often people prefer the live policy to version 1, blindly."""
-    rate = policy.metrics.get("win_rate")
+    rate = registry.win_rate_of(policy)
     title = words["_"]("People prefer policy v{number} to version 1", number=policy.number)
     if not rate:
         return figure(title, "–", note=words["_"]("nobody has compared the two yet"))

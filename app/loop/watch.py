@@ -119,7 +119,7 @@ def wins(versions: Sequence[Version]) -> list[Measured]:
     return [
         Measured(math.sqrt(max(0.0, version.metrics["kl"])), rate["value"], rate["low"], rate["high"])
         for version in versions
-        if version.metrics.get("kl") is not None and (rate := version.metrics.get("win_rate"))
+        if version.metrics.get("kl") is not None and (rate := registry.win_rate_of(version))
     ]
 
 

@@ -26,6 +26,10 @@ def trained_elsewhere(tmp_path: Path) -> Path:
     return folder
 
 
+WIN_RATE = {"value": 0.58, "low": 0.53, "high": 0.63}
+ACCURACY = WIN_RATE | {"num_pairs": 900, "num_prompts": 60}
+
+
 def trainer_of(house: House, *scopes: Scope) -> Client:
     token = house.admin.create_token(name="cluster", scopes=list(scopes))["token"]
     return Client(house.server.url, token)
@@ -44,10 +48,11 @@ def test_a_delivered_version_is_registered_promoted_and_sampled_from(house: Hous
             trained_elsewhere,
             dataset_id=dataset["id"],
             training={"framework": "ours"},
-            metrics={"accuracy": 0.7},
+            metrics={"accuracy": ACCURACY, "win_rate": WIN_RATE, "wins_of_our_own": 0.58},
         )
         assert (version["number"], version["kind"], version["is_live"]) == (2, "policy", False)
-        assert (version["dataset_id"], version["metrics"]["accuracy"]) == (dataset["id"], 0.7)
+        assert version["dataset_id"] == dataset["id"]
+        assert version["metrics"] == {"accuracy": ACCURACY, "win_rate": WIN_RATE, "wins_of_our_own": 0.58}
         assert version["parent_id"] == house.admin.list_versions(project["id"])[-1]["id"]
         trainer.promote_version(version["id"], "better, by our own judges")
     house.import_prompts(project, 4)
@@ -55,6 +60,17 @@ def test_a_delivered_version_is_registered_promoted_and_sampled_from(house: Hous
     work_off(house)
     answers = house.admin.completions(project["id"], version_id=version["id"])
     assert answers, "the next answers are by the delivered version"
+
+
+@pytest.mark.parametrize("name", ["accuracy", "win_rate", "reward", "validation_loss", "num_pairs", "report"])
+def test_a_figure_under_a_name_of_ours_has_our_shape(house: House, trained_elsewhere: Path, name: str) -> None:
+    project = house.make_project()
+    with (
+        trainer_of(house, Scope.READ, Scope.WRITE, Scope.WORKER) as trainer,
+        pytest.raises(ApiError, match=name),
+    ):
+        trainer.register_version(project["id"], trained_elsewhere, metrics={name: 0.58})
+    assert len(house.admin.list_versions(project["id"])) == 1
 
 
 def test_what_fails_on_the_way_leaves_a_failed_run_and_no_version(house: House, trained_elsewhere: Path) -> None:
