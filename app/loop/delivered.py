@@ -31,6 +31,67 @@ class Accuracy(Share):
     num_prompts: Count
 
 
+class Agreeing(Accuracy):
+    """On the pairs about which so many people agree."""
+
+    agreeing: Count
+    of: Count
+
+
+class Between(Accuracy):
+    """On the pairs between two bounds of what the group is by."""
+
+    begin: Annotated[Finite, Field(alias="from")]
+    end: Annotated[Finite, Field(alias="to")]
+
+
+class OfPolicies(Share):
+    """On the pairs of answers of two policies."""
+
+    policies: tuple[str, str]
+
+
+class Calibration(BaseModel):
+    """How far the stated chances are from what people did."""
+
+    model_config = ConfigDict(extra="allow")
+
+    error: Finite
+
+
+class Length(BaseModel):
+    """What the scores have to do with length."""
+
+    model_config = ConfigDict(extra="allow")
+
+    correlation: Finite | None
+    longer_is_better: Accuracy | None
+
+
+class People(BaseModel):
+    """How people agree with each other."""
+
+    model_config = ConfigDict(extra="allow")
+
+    agreement: Accuracy | None
+    num_annotators: Count
+
+
+class Report(BaseModel):
+    """Where a reward model is right, as `rankloop train reward` writes it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    calibration: Calibration | None
+    length: Length
+    people: People
+    by_agreement: list[Agreeing]
+    by_margin: list[Between]
+    by_doubt: list[Between]
+    by_length_difference: list[Between]
+    by_policies: list[OfPolicies]
+
+
 class Course(BaseModel):
     """What training began and ended with."""
 
@@ -71,5 +132,5 @@ class Figures(BaseModel):
     seconds: Finite | None = None
     tokens_per_second: Finite | None = None
     guard: dict[str, Any] | None = None
-    report: dict[str, Any] | None = None
+    report: Report | None = None
     sft: dict[str, Any] | None = None

@@ -6,11 +6,15 @@ import uuid
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from app.accounts.models import Scope
+from app.loop.delivered import Figures
 from tests.contract.conftest import House, house, tiny_folder, work_off
 from tests.trainer.tiny import make_model, make_tokenizer
 from trainer.client import ApiError, Client, ClientError
+from trainer.preferences import Answer, Ranking
+from trainer.reward_report import make_report
 
 __all__ = ["house", "tiny_folder"]
 
@@ -60,6 +64,27 @@ def test_a_delivered_version_is_registered_promoted_and_sampled_from(house: Hous
     work_off(house)
     answers = house.admin.completions(project["id"], version_id=version["id"])
     assert answers, "the next answers are by the delivered version"
+
+
+def test_our_own_report_is_a_figure_that_may_come_from_elsewhere() -> None:
+    """Whoever trains with `rankloop train reward` delivers it, and pages read each of its parts."""
+    people = [ranking(number, by) for number in range(8) for by in ("ada", "bashir")]
+    scores = [[0.5, 0.1, -0.2]] * len(people)
+    lengths, heads = [[3, 5, 4]] * len(people), [[[value, value] for value in row] for row in scores]
+    report = make_report(people, scores, lengths, people=people, members=heads)
+    found = Figures.model_validate({"report": report}).report
+    assert found is not None
+    assert [row.policies for row in found.by_policies] == [("p", "p")]
+    assert found.by_margin
+    assert found.by_agreement
+    with pytest.raises(ValidationError, match="by_margin"):
+        Figures.model_validate({"report": report | {"by_margin": 1}})
+
+
+def ranking(number: int, annotator: str) -> Ranking:
+    """Three answers of one policy, in order."""
+    answers = tuple(Answer(f"{number} {place}", "text", "stop", policy="p") for place in range(3))
+    return Ranking(f"{number} {annotator}", str(number), [], answers, (0, 1, 2), "validation", annotator)
 
 
 @pytest.mark.parametrize("name", ["accuracy", "win_rate", "reward", "validation_loss", "num_pairs", "report"])
