@@ -152,8 +152,8 @@ async def round_of_answers(session: AsyncSession, project: Project, run: Run | N
     """The round that answers belong to: the newest in which their policy answers. What an earlier round's run delivers
     late, queued again by hand, does not pass for answers of the policy that answers now.
     """
-    if run is not None:
-        policy_id = uuid.UUID(run.config["policy"]["version_id"])
+    if run is not None and (policy := run.config.get("policy")):
+        policy_id = uuid.UUID(policy["version_id"])
         of_policy = select(func.max(Round.number)).where(
             Round.project_id == project.id, Round.policy_version_id == policy_id
         )

@@ -62,6 +62,10 @@ def started(text: str, tmp_path: Path, fresh_database_url: str) -> Iterator[tupl
         try:
             yield process, f"http://127.0.0.1:{int(process.stdout.readline())}"
         finally:
+            # Asked to end, it ends the processes that it started; killed, it would leave them behind.
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(SECONDS)
             process.kill()
 
 

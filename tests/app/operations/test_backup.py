@@ -250,7 +250,9 @@ def test_nothing_is_overwritten_unasked_and_nothing_is_lost_by_a_failure(
 
 # The program `rankloop` with a restore that stops, for good, right after one of its steps.
 STOPS = """
-import sys, time
+import signal, sys, time
+# Whoever runs the tests under nohup ignores it, and so would this program.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from app.operations import backup, cli, programs
 import typer
 where = sys.argv.pop(1)
@@ -274,9 +276,12 @@ def end_a_restore(where: str, number: signal.Signals, *, url: str, artifacts: Pa
     values = {"DATABASE_URL": url, "RANKLOOP_DATA_DIR": str(artifacts.parent), "PYTHONPATH": root}
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=root, env=os.environ | values) as started:
         assert started.stdout is not None
-        assert started.stdout.readline() == "stopped\n"
-        started.send_signal(number)
-        assert started.wait(60) != 0
+        try:
+            assert started.stdout.readline() == "stopped\n"
+            started.send_signal(number)
+            assert started.wait(60) != 0
+        finally:
+            started.kill()
     # The server needs a moment to see that nobody is there any more.
     others = "select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
     with psycopg.connect(url, autocommit=True) as connection:
