@@ -22,6 +22,7 @@ class Share(BaseModel):
     value: Portion
     low: Portion
     high: Portion
+    num_prompts: Count | None = None
 
 
 class Accuracy(Share):

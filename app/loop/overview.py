@@ -219,8 +219,9 @@ def wins_figure(policy: Version, words: Words) -> dict[str, str]:
     title = words["_"]("People prefer policy v{number} to version 1", number=policy.number)
     if not rate:
         return figure(title, "–", note=words["_"]("nobody has compared the two yet"))
-    note = words["n_"]("{n} ranking", "{n} rankings", rate.get("num_prompts", 0))
-    return share_figure(title, rate, note, words)
+    # Who delivers a version from elsewhere may leave out of how many.
+    num = rate.get("num_prompts")
+    return share_figure(title, rate, words["n_"]("{n} ranking", "{n} rankings", num) if num else "", words)
 
 
 def share_figure(title: str, share: Mapping[str, Any], note: str, words: Words) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from httpx import AsyncClient
 from sqlalchemy import select
 
@@ -108,6 +109,13 @@ async def test_curves_of_several_runs_are_one_line(turned: Loop) -> None:
     assert watch.over_root_kl([(4, 0.5), (5, 9.0)], [(4, 9.0)]) == [(3.0, 0.5)]
     [(root, *rate)] = watch.wins([policy])
     assert (round(root**2, 9), rate) == (0.5, [0.7, 0.6, 0.8])
+
+
+@pytest.mark.parametrize(("asked", "note"), [({"num_prompts": 90}, "90 rankings"), ({}, "")])
+def test_a_win_rate_says_of_how_many_rankings_where_that_is_known(asked: dict[str, int], note: str) -> None:
+    """A version from elsewhere may come without."""
+    policy = Version(number=3, metrics={"win_rate": {"value": 0.7, "low": 0.6, "high": 0.8, **asked}})
+    assert overview.wins_figure(policy, WORDS)["note"] == note
 
 
 async def test_each_ppo_run_has_a_drawing_of_its_scores_that_ends_with_its_last_step(turned: Loop) -> None:
