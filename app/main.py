@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from sqlalchemy.exc import DataError, IntegrityError
@@ -26,7 +26,7 @@ from app.accounts import pages as accounts_pages
 from app.accounts.guards import SignInFirst, is_known
 from app.accounts.refusals import note_refusal
 from app.background import Job, repeat
-from app.bodies import DATABASE_TROUBLE, WholeBodies
+from app.bodies import DATABASE_TROUBLE, WholeBodies, require_few_fields
 from app.config import Settings
 from app.corpora import api as corpora_api
 from app.datasets import api as datasets_api
@@ -142,7 +142,7 @@ def create_app(settings: Settings, sessionmaker: SessionMaker | None = None) -> 
     app.state.metrics = Metrics()
     app.state.provider = provider_pages.make_provider(settings)
     for module in DOMAINS:
-        app.include_router(module.router, prefix=API)
+        app.include_router(module.router, prefix=API, dependencies=[Depends(require_few_fields)])
     for module in PAGES:
         app.include_router(module.router, include_in_schema=False)
     app.add_api_route("/service-worker.js", service_worker, include_in_schema=False)

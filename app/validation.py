@@ -67,6 +67,7 @@ SENTENCES = {
     "date_parsing": "This must be a day, such as 2026-11-21.",
     "days_turned": "The first day is after the last one.",
     "body_size": "This takes at most {number} bytes. Send it in parts.",
+    "body_fields": "This takes at most {number} fields. Send them in parts.",
     "more_fields": "{number} more fields can't be taken.",
     "label_twice": "Two labels have the key {key}. Give each its own.",
     "too_many_labels": "A project takes at most {max} labels. Remove some.",

@@ -75,6 +75,13 @@ HOLES = (
         ["tests/app/test_bodies.py"],
     ),
     Mutant(
+        "JSON of any number of fields",
+        "app/main.py",
+        ", dependencies=[Depends(require_few_fields)])",
+        ")",
+        [f"{REQUESTS}::test_more_fields_than_anybody_sends_are_counted_and_not_looked_at"],
+    ),
+    Mutant(
         "a row of Parquet takes all memory",
         "app/formats/parquet_lines.py",
         "    limit_memory(MEMORY_BYTES)\n",

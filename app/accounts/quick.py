@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from app.accounts.guards import Ranker, bearer, find_ranker
+from app.bodies import MOST_FIELDS, has_more_fields
 from app.db import committed
 from app.web import is_late, sessions_of
 
@@ -73,7 +74,10 @@ class Desk:
             return None
         try:
             given: dict[str, Any] = {name: uuid.UUID(request.path_params[name]) for name in self.ids}
-            given["body"] = self.body.model_validate(await request.json())
+            sent = await request.json()
+            if has_more_fields(sent, MOST_FIELDS):
+                return None
+            given["body"] = self.body.model_validate(sent)
         except (ValidationError, ValueError, RecursionError):
             return None
         return given

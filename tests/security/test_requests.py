@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import assets
 from app.accounts.models import Role, Scope
 from app.accounts.tokens import create_token
+from app.bodies import MOST_FIELDS
 from app.config import Settings
 from app.db import SessionMaker
 from app.main import API, create_app
@@ -148,6 +149,9 @@ BOMBS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "keys by the thousand": (
         "POST", f"{API}/projects", {"content": json.dumps({f"k{number}": 1 for number in range(50_000)}).encode()}
     ),
+    "more keys than are told of": (
+        "POST", f"{API}/projects", {"content": json.dumps({f"k{n}": {"a": 1} for n in range(250_000)}).encode()}
+    ),
     "many ranges": (
         "GET", assets.url("app.css"), {"headers": {"range": "bytes=" + ",".join(f"{n}-{n}" for n in range(9_000))}}
     ),
@@ -190,6 +194,33 @@ async def test_of_many_wrong_fields_a_hundred_are_named_and_the_rest_counted(
     assert errors[-1] == {"field": "body", "rule": "1,200 more fields can't be taken."}
 
 
+async def test_more_fields_than_anybody_sends_are_counted_and_not_looked_at(
+    client: AsyncClient, session: AsyncSession
+) -> None:
+    owner = await make_user(session, role=Role.ADMIN)
+    _, secret = await create_token(session, user_id=owner.id, name="t", scopes=["admin"])
+    await session.commit()
+    body: dict[str, Any] = {
+        "slug": "s",
+        "name": "n",
+        "labels": [{f"k{number}": 1} for number in range(MOST_FIELDS - 2)],
+    }
+    answer = await client.post(f"{API}/projects", json=body, headers={"authorization": f"Bearer {secret}"})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (413, "body")
+    body["labels"].pop()
+    answer = await client.post(f"{API}/projects", json=body, headers={"authorization": f"Bearer {secret}"})
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "labels")
+
+
+def cost_of_reading_a_megabyte() -> float:
+    """Seconds of CPU for a megabyte of JSON without any trick in it: what a machine can do."""
+    content = json.dumps(list(range(145_000))).encode()
+    began = time.process_time()
+    for _ in range(3):
+        json.loads(content)
+    return (time.process_time() - began) / 3
+
+
 @pytest.mark.parametrize("name", BOMBS)
 async def test_a_bomb_is_cheap_or_refused(client: AsyncClient, session: AsyncSession, name: str) -> None:
     owner = await make_user(session, role=Role.ADMIN)
@@ -198,10 +229,13 @@ async def test_a_bomb_is_cheap_or_refused(client: AsyncClient, session: AsyncSes
     method, path, options = BOMBS[name]
     headers = {"authorization": f"Bearer {secret}", "content-type": "application/json", **options.get("headers", {})}
     await client.get("/sign-in")
-    began = time.process_time()
-    answer = await client.request(method, path, **{**options, "headers": headers})
-    # Seconds of CPU, of the test's own part, too.
-    assert time.process_time() - began < 1
+    costs = []
+    for _ in range(3):
+        began = time.process_time()
+        answer = await client.request(method, path, **{**options, "headers": headers})
+        costs.append(time.process_time() - began)
+    # The test's own part, too. The least of three: whatever else this process does comes and goes.
+    assert min(costs) < 60 * cost_of_reading_a_megabyte()
     assert answer.status_code < 500
     assert "multipart" not in answer.headers.get("content-type", "")
     if method == "POST":
