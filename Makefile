@@ -78,11 +78,12 @@ $(BIN)/pip:
 	@test -n "$(PYTHON)" || { echo "Rankloop needs Python 3.11 or newer. Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-# A stamp is newer than what was installed from, so that a second start installs nothing.
+# A stamp is newer than what was installed from, so that a second start installs nothing. Python compiles what it imports,
+# which is a tenth of what lies there: to compile all of it takes pip more than a minute.
 $(VENV)/.for-run: pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/python -m pip install -c constraints.txt -e '.[trainer]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[trainer]'
 	@touch $@
 
 $(VENV)/.for-test: pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/python -m pip install -c constraints.txt -e '.[trainer,dev]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[trainer,dev]'
 	@touch $@ $(VENV)/.for-run
