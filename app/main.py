@@ -34,7 +34,7 @@ from app.datasets import pages as datasets_pages
 from app.db import SessionMaker, make_engine, make_late_engine, make_late_sessionmaker, make_sessionmaker
 from app.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, RankloopError, Unavailable, refusal
 from app.etags import ETags
-from app.logs import RequestIds, named, request_id
+from app.logs import RequestIds, request_id
 from app.loop import api as loop_api
 from app.loop import clock, comparison_pages, cost_pages, subscriptions, watch_pages
 from app.loop import pages as loop_pages
@@ -69,6 +69,7 @@ from app.webhooks import pages as webhooks_pages
 from app.webhooks import service as webhooks
 from app.writing import pages as writing_pages
 from rankloop import __version__
+from rankloop.logs import named
 
 log = logging.getLogger(__name__)
 API = "/api/v1"

@@ -357,10 +357,24 @@ HOLES = (
     ),
     Mutant(
         "a log that tells what people wrote",
-        "app/logs.py",
+        "rankloop/logs.py",
         "        return super().formatException(ei) if self._has_words else told(ei[1])\n",
         "        return super().formatException(ei)\n",
         ["tests/app/test_logs.py"],
+    ),
+    Mutant(
+        "a worker's log that tells what its libraries quote",
+        "trainer/logs.py",
+        "        if not self._has_words:\n",
+        "        if False:\n",
+        ["tests/trainer/test_logs.py"],
+    ),
+    Mutant(
+        "a refused token that is quoted",
+        "trainer/transport.py",
+        "is_quoted = isinstance(error, httpx2.ProtocolError)",
+        "is_quoted = False",
+        ["tests/trainer/test_logs.py::test_a_token_with_a_line_break_is_not_quoted"],
     ),
     Mutant(
         "a log that keeps addresses which are secrets",

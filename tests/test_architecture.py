@@ -92,6 +92,8 @@ def broken_arrows(module: str, imported: str) -> Iterator[str]:
         yield from broken_trainer_arrows(module, imported)
     if top(module) == "app":
         yield from broken_domain_arrows(module, imported)
+    if top(module) == "rankloop" and top(imported) in TORCH | {"app", "trainer", "sqlalchemy", "psycopg", "fastapi"}:
+        yield f"{module} imports {imported}: what app and trainer share knows neither"
 
 
 def broken_trainer_arrows(module: str, imported: str) -> Iterator[str]:
@@ -162,6 +164,7 @@ def test_every_domain_of_the_design_is_in_its_order() -> None:
         ("app.loop.ending", "from app.loop.comparison_pages import router"),
         ("app.runs.service", "from app.main import create_app"),
         ("app.db", "from app.accounts.models import User"),
+        ("rankloop.logs", "import psycopg"),
     ],
 )
 def test_a_wrong_import_is_seen(module: str, line: str) -> None:

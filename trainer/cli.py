@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 
 import typer
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 model_cli = typer.Typer(help="Models: fetch a base model, export a trained version.", no_args_is_help=True)
 training = typer.Typer(help="Train on files, without a server.", no_args_is_help=True)
 
+logger = logging.getLogger(__name__)
+
 CHUNK_BYTES = 256 * 1024
 
 
@@ -74,15 +76,15 @@ def worker(
     name: Annotated[str, typer.Option(help="How runs name this worker; default: host and process.")] = "",
 ) -> None:
     """Do the runs that wait at Rankloop: sample, train reward models and policies. Ctrl+C hands the run back."""
+    from trainer import logs
     from trainer.client import Client, Retries
     from trainer.worker import DELIVERY_PATIENCE_SECONDS, Worker, stop_on_signals
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     settings = settings_with(url, token)
+    logs.configure(settings)
     stopping = threading.Event()
     stop_on_signals(stopping)
-    with one_line_errors():
+    with one_line_errors(refuse_in_log):
         settings.listed_models()
         retries = Retries(DELIVERY_PATIENCE_SECONDS, stopping.wait)
         with Client(settings.url, settings.token, retries=retries) as client:
@@ -91,6 +93,12 @@ def worker(
                 made.run_once()
             else:
                 made.run_forever()
+
+
+def refuse_in_log(message: str) -> NoReturn:
+    """Say in the worker's log why not, and end with exit code 1. What went wrong in a run never comes to this."""
+    logger.error("%s", message, extra={"event": "refused"})
+    raise typer.Exit(1)
 
 
 def import_file(

@@ -219,8 +219,14 @@ def train_and_show(train: Callable[..., RunResult], *data: Any, json_file: Path 
         run.show(run.train(train, *data, **asked), json_file)
 
 
+def refuse(message: str) -> NoReturn:
+    """Say why not, and end with exit code 1."""
+    typer.echo(message, err=True)
+    raise typer.Exit(1)
+
+
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(refuse: Callable[[str], NoReturn] = refuse) -> Iterator[None]:
     """What a user can set right is said in one line, with exit code 1."""
     from trainer.transport import ClientError
 
@@ -234,12 +240,6 @@ def one_line_errors() -> Iterator[None]:
         if not type(error).__module__.startswith("trainer."):
             raise
         refuse(str(error))
-
-
-def refuse(message: str) -> NoReturn:
-    """Say why not, and end with exit code 1."""
-    typer.echo(message, err=True)
-    raise typer.Exit(1)
 
 
 def say(message: str, share: float) -> None:

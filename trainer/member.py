@@ -25,11 +25,14 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from trainer.client import Claim, Client, ClientError, FenceLost, Json, Retries, Unreachable
 from trainer.distributed import World, joined
 from trainer.jobs import Job, do
+from trainer.logs import configure, holding
 from trainer.reporting import RunCancelled, SilentReporter
 from trainer.run_reporter import RunReporter
 from trainer.settings import WorkerSettings
 from trainer.team import CLAIM, DEATHS, end_file, write_private
 from trainer.worker import DELIVERY_PATIENCE_SECONDS, carry_out, cause_of, lines_of, stop_on_signals
+
+logger = logging.getLogger(__name__)
 
 
 class Unheard(SilentReporter):
@@ -69,7 +72,7 @@ def take_part(folder: Path) -> int:
     claim = cast(Claim, json.loads((folder / CLAIM).read_text(encoding="utf-8")))
     end = end_file(folder, int(os.environ["RANK"]))
     retries = Retries(DELIVERY_PATIENCE_SECONDS, stopping.wait)
-    with Client(settings.url, settings.token, retries=retries) as client:
+    with holding(claim), Client(settings.url, settings.token, retries=retries) as client:
         try:
             with joined(settings.torch_device()) as here:
                 # Said before the others see that this one is gone, so that the first failure is the one that counts.
@@ -112,6 +115,7 @@ def _speak_for_all(job: Job) -> Json:
 
 
 def _failure(error: Exception) -> Json:
+    logger.warning("this process of the run failed", exc_info=error, extra={"event": "part_failed"})
     return _end("failed", cause=cause_of(error), lines=lines_of(error))
 
 
@@ -126,7 +130,6 @@ def _end_with_the_worker() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    configure(WorkerSettings())
     *number, place = sys.argv[1:]
     sys.exit(launch(int(number[0]), Path(place)) if number else take_part(Path(place)))

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from trainer.client import ApiError, ClaimedRun, FenceLost, Json, LogLine, MetricPoint, Progress, Unreachable
+from trainer.logs import why
 from trainer.reporting import Level, storable
 
 logger = logging.getLogger(__name__)
@@ -88,8 +89,8 @@ class RunReporter:
             self._is_progress_new = True
 
     def log(self, level: Level, text: str) -> None:
-        """One line for the run's log."""
-        logger.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+        """One line for the run's log, which may hold what people wrote: so it is no line of the worker's."""
+        logger.debug("%s: %s", level, text, extra={"event": "run_log"})
         with self._lock:
             self._lines.append({"level": level, "text": storable(text)[:MAX_LINE_CHARACTERS]})
 
@@ -130,11 +131,12 @@ class RunReporter:
                 return
             except (Unreachable, ApiError) as error:
                 if not trouble:
-                    logger.warning("the run goes on, but its reports wait: %s", error)
+                    text = "the run goes on, but its reports wait: %s"
+                    logger.warning(text, why(error), extra={"event": "reports_wait"})
                 trouble = "away"
             except Exception as error:
                 if trouble != repr(error):
-                    logger.exception("the run goes on, but a report can't be sent")
+                    logger.exception("the run goes on, but a report can't be sent", extra={"event": "report_lost"})
                 trouble = repr(error)
 
     def _note_loss(self, error: FenceLost) -> None:
@@ -143,7 +145,7 @@ class RunReporter:
             if self._has_ended:
                 return
         self.is_fence_lost = True
-        logger.warning("run %s is lost: %s", self._run.claim["id"], error)
+        logger.warning("the run is lost: %s", why(error), extra={"event": "run_lost"})
 
     def _beat_if_due(self) -> None:
         with self._lock:
@@ -169,6 +171,6 @@ class RunReporter:
             except ApiError as error:
                 if error.status not in {400, 413, 422}:
                     raise
-                logger.warning("the app refused a report: %s", error)
+                logger.warning("the app refused a report: %s", why(error), extra={"event": "report_refused"})
             with self._lock:
                 del waiting[: len(batch)]

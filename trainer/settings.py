@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -134,6 +134,10 @@ class WorkerSettings(BaseSettings):
     """"cpu" or "cuda". Not set: CUDA where there is a device."""
     processes: int | None = Field(default=None, ge=1, le=64)
     """Processes that do a training together. Not set: one a GPU, and one on a CPU."""
+    log_format: Literal["text", "json"] = "text"
+    """`json`: each line of the worker's log is an object, for programs that gather logs."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """`info`: each run's ends. `debug`: also words of exceptions and libraries, which may hold what people wrote."""
 
     @property
     def models_dir(self) -> Path:

@@ -273,7 +273,9 @@ def _problem(response: httpx2.Response, *, has_fence: bool) -> ApiError:
 
 
 def _describe(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    """The cause in words, but for what breaks the protocol, as that is quoted: a token with a line break, for one."""
+    is_quoted = isinstance(error, httpx2.ProtocolError)
+    return type(error).__name__ if is_quoted else str(error) or type(error).__name__
 
 
 def _lines(response: httpx2.Response) -> Iterator[bytes]:

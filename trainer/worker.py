@@ -20,6 +20,7 @@ from typing import Any
 from trainer.artifacts import deliver_folder
 from trainer.client import ApiError, Claim, ClaimedRun, Client, ClientError, FenceLost, Json, Unreachable
 from trainer.jobs import HANDLERS, Job, do
+from trainer.logs import holding, why
 from trainer.reporting import RunCancelled, storable
 from trainer.run_reporter import RunReporter
 from trainer.settings import WorkerSettings
@@ -48,7 +49,7 @@ class Worker:
 
     def run_forever(self) -> None:
         """Claim and do runs; ask again after one to five seconds when nothing waits or nobody answers."""
-        logger.info("%s waits for runs at %s", self._name, self._settings.url)
+        logger.info("%s waits for runs at %s", self._name, self._settings.url, extra={"event": "waiting"})
         pause = FIRST_POLL_SECONDS
         while not self._stopping.is_set():
             if self.run_once():
@@ -65,7 +66,7 @@ class Worker:
             if isinstance(error, ApiError) and error.status < 500 and error.status != 429:
                 raise
             if str(error) != self._trouble:
-                logger.warning("%s", error)
+                logger.warning("%s", why(error), extra={"event": "app_away"})
             self._trouble = str(error)
             return False
         self._trouble = ""
@@ -76,15 +77,22 @@ class Worker:
 
     def work(self, claim: Claim) -> None:
         """Do a claimed run to one of its ends."""
-        logger.info("took the %s run %s, attempt %d", claim["kind"], claim["id"], claim["attempt"])
+        with holding(claim):
+            self._work(claim)
+
+    def _work(self, claim: Claim) -> None:
+        facts = {"event": "run_taken", "kind": claim["kind"]}
+        logger.info("took the %s run, attempt %d", claim["kind"], claim["attempt"], extra=facts)
         run = self._client.claimed(claim)
         try:
             with RunReporter(run, self._stopping.is_set) as report:
                 self._do(run, report)
-        except FenceLost as error:
-            logger.warning("dropped the run %s: %s", claim["id"], error)
+        except FenceLost:
+            logger.warning("dropped the run: another worker has it", extra={"event": "run_dropped"})
         except (Unreachable, ApiError) as error:
-            logger.warning("gave the run %s up, it goes back into the queue: %s", claim["id"], error)
+            logger.warning(
+                "gave the run up, it goes back into the queue: %s", why(error), extra={"event": "run_given_up"}
+            )
 
     def _do(self, run: ClaimedRun, report: RunReporter) -> None:
         try:
@@ -92,7 +100,7 @@ class Worker:
                 job = Job(self._client, self._settings, run, report, folder)
                 result, names = lead(job, self._stopping.is_set) if is_split(job) else carry_out(job)
             report.finish("finished", result=result, artifacts=names)
-            logger.info("finished the run %s", run.claim["id"])
+            logger.info("finished the run", extra={"event": "run_finished"})
         except (FenceLost, Unreachable):
             if not self._stopping.is_set():
                 raise
@@ -106,11 +114,11 @@ class Worker:
 
     def _end_early(self, run: ClaimedRun, report: RunReporter) -> None:
         if report.is_fence_lost:
-            logger.warning("dropped the run %s", run.claim["id"])
+            logger.warning("dropped the run: another worker has it", extra={"event": "run_dropped"})
         elif report.is_cancelled:
             report.flush()
             report.finish("cancelled", error="Cancelled.")
-            logger.info("the run %s was cancelled", run.claim["id"])
+            logger.info("the run was cancelled", extra={"event": "run_cancelled"})
         else:
             self._give_back(run, report)
 
@@ -119,15 +127,16 @@ class Worker:
         with suppress(ClientError):
             report.flush()
             report.release()
-            logger.info("gave the run %s back", run.claim["id"])
+            logger.info("gave the run back", extra={"event": "run_given_back"})
 
     def _leave(self, report: RunReporter, error: TeamBroke) -> None:
         """Into the queue when the lease runs out. As that counts as an attempt, what kills it each time ends it."""
+        logger.warning("a process of the run is gone; its page has the cause", extra={"event": "run_left"})
         report.log("error", f"{error} The run waits for its lease to run out, and goes on from its last checkpoint.")
         report.flush()
 
     def _fail(self, run: ClaimedRun, report: RunReporter, error: Exception) -> None:
-        logger.warning("the run %s failed: %s", run.claim["id"], error)
+        logger.warning("the run failed; its page has the cause", exc_info=error, extra={"event": "run_failed"})
         for line in error.lines if isinstance(error, MemberFailed) else lines_of(error):
             report.log("error", line)
         report.flush()
