@@ -145,6 +145,20 @@ HOLES = (
         ["tests/trainer/test_openai_sampler.py::test_no_server_is_where_clouds_tell_their_secrets"],
     ),
     Mutant(
+        "a model server's name that leads to a cloud's secrets",
+        "trainer/guarded.py",
+        'if event.endswith("connect_tcp.started"):',
+        "if False:",
+        ["tests/trainer/test_openai_sampler.py::test_a_name_does_not_lead_to_where_clouds_tell_their_secrets"],
+    ),
+    Mutant(
+        "a model server's name that is looked up once and connected to twice",
+        "trainer/guarded.py",
+        'elif event.endswith("connect_tcp.complete"):',
+        "elif False:",
+        ["tests/trainer/test_openai_sampler.py::test_a_name_that_answers_otherwise_the_second_time_is_told_nothing"],
+    ),
+    Mutant(
         "a thing of another project by its id",
         GUARDS,
         "if project is None or not person.roles.scopes_in(project.id):",

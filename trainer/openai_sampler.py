@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import httpx2
 
+from trainer.guarded import AddressRefused, refuse_secrets
 from trainer.reporting import storable
 from trainer.sampling import MAX_REDRAWS, Completion, FinishReason, Prompt, SampledPrompt, SamplingSettings
 from trainer.settings import Endpoint
@@ -180,11 +181,13 @@ class OpenAISampler:
         while True:
             asked_for = 0.0
             try:
-                response = http.post(url, json=body)
+                response = http.post(url, json=body, extensions={"trace": refuse_secrets})
                 if response.status_code not in RETRIED_STATUSES:
                     return self._checked(response)
                 problem = f"HTTP status {response.status_code}: {_message(response)}"
                 asked_for = _retry_after(response)
+            except AddressRefused as error:
+                raise EndpointError(f"The server at {self._endpoint.url} is not asked. {error}") from error
             except httpx2.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
             seconds = max(asked_for, pause * random.uniform(0.5, 1.0))

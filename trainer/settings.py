@@ -35,7 +35,7 @@ class SettingsError(Exception):
 
 def is_of_the_cloud(host: str) -> bool:
     """Whether a host is link-local, as the addresses are at which clouds tell secrets, or another of those; in whatever
-    way the address is written. A name is not looked up: who writes the list says which servers it may hold."""
+    way the address is written. What a name stands for is looked up when it is connected to (`trainer/guarded.py`)."""
     name = host.lower().rstrip(".").partition("%")[0]
     try:
         address: IPv4Address | IPv6Address = ip_address(name)

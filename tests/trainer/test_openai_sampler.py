@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 from rankloop.cli import build
 from tests.trainer.http_stub import Answer, Received, Server
 from tests.trainer.tiny import make_model, make_tokenizer
+from trainer import settings
 from trainer.artifacts import base_folder
 from trainer.jobs import make_sampler
 from trainer.openai_sampler import EndpointError, OpenAISampler
@@ -160,6 +162,54 @@ def test_no_redirect_is_followed_and_no_key_goes_on(
 def test_no_server_is_where_clouds_tell_their_secrets(host: str) -> None:
     with pytest.raises(ValueError, match="must not lead to link-local addresses"):
         Endpoint.from_entry({"url": f"http://{host}/v1", "model": "m"})
+
+
+class Names:
+    """A resolver that answers with one address after the other, the last one for ever."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = list(addresses)
+        self._resolve = socket.getaddrinfo
+
+    def __call__(self, host: str, *where: Any, **how: Any) -> Any:
+        """What the name is said to stand for."""
+        assert host == "models.example"
+        return self._resolve(self._addresses.pop(0) if len(self._addresses) > 1 else self._addresses[0], *where, **how)
+
+
+def named(server: Server, monkeypatch: pytest.MonkeyPatch, *addresses: str) -> OpenAISampler:
+    """A sampler that asks the server by a name."""
+    monkeypatch.setattr(socket, "getaddrinfo", Names(*addresses))
+    endpoint = Endpoint.from_entry({"url": f"http://models.example:{urlsplit(server.url).port}/v1", "model": "m"})
+    return OpenAISampler(endpoint, retries=Retries(0.0))
+
+
+@pytest.mark.parametrize(
+    "address", ["169.254.169.254", "169.254.1.2", "fe80::1", "fd00:ec2::254", "::ffff:169.254.169.254"]
+)
+def test_a_name_does_not_lead_to_where_clouds_tell_their_secrets(
+    server: Server, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    def no_connection(*_: Any) -> None:
+        raise AssertionError("it was connected to")
+
+    monkeypatch.setattr(socket, "create_connection", no_connection)
+    with pytest.raises(EndpointError, match=r"models\.example leads to \S+, a link-local address"):
+        sample(named(server, monkeypatch, address), 1, k=1)
+
+
+def test_a_name_that_answers_otherwise_the_second_time_is_told_nothing(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The canary's address is a cloud's, and the first answer is not.
+    monkeypatch.setattr(settings, "METADATA", {"127.0.0.1"})
+    with pytest.raises(EndpointError, match=r"connection leads to 127\.0\.0\.1, a link-local address"):
+        sample(named(server, monkeypatch, "127.0.0.2", "127.0.0.1"), 1, k=1)
+    assert server.requests == []
+
+
+def test_a_name_may_lead_to_this_machine(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(sample(named(server, monkeypatch, "127.0.0.1"), 1, k=1)["p0"].completions) == 1
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "10.0.0.7", "[::1]:8000", "gpu", "192.168.1.2"])
