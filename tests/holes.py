@@ -89,6 +89,20 @@ HOLES = (
         [f"{IMPORTS}::test_a_row_of_parquet_that_takes_all_memory_ends_the_process_that_opened_it"],
     ),
     Mutant(
+        "a process for each Parquet file of a person",
+        "app/formats/parquet_lines.py",
+        "        if whose in self._busy:\n",
+        "        if False:\n",
+        [f"{IMPORTS}::test_each_person_opens_one_parquet_file_at_a_time"],
+    ),
+    Mutant(
+        "a process for each Parquet file of all",
+        "app/formats/parquet_lines.py",
+        "            async with self._turns.turn(whose):\n",
+        "            if True:\n",
+        [f"{IMPORTS}::test_no_more_parquet_files_are_opened_at_once_than_there_are_cores"],
+    ),
+    Mutant(
         "Parquet that counts as it is packed",
         "app/formats/sources.py",
         "read_lines(lines, max_bytes=max_bytes):",

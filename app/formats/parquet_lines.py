@@ -11,33 +11,83 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from typing import IO, Any
 
 import orjson
 
-from app.errors import Invalid, TooLarge
+from app.errors import Invalid, TooLarge, TooManyRequests, Unavailable
 from app.formats.files import load_pyarrow
 from app.ndjson import CHUNK_BYTES
 from app.processes import ROOT, harmless_environment, limit_memory, limit_time
+from app.turns import NoRoom, Turns
 
 # 63 MB in one row group take 0.31 GB, 0.25 GB of it for the library itself.
 MEMORY_BYTES = 768 * 1024**2
 # 64 MiB of honest rows take 2 seconds.
 CPU_SECONDS = 60
 BATCH_ROWS = 16
+# Who waits holds a connection to the database, as everybody does who imports.
+MOST_WAITING = 4
 REFUSED = 3
 # The library's own allocator reserves a gigabyte before the first byte, and the system's 0.1 GB for each thread.
 ALLOCATOR = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 
 
-async def opened_parquet(file: IO[bytes]) -> AsyncGenerator[bytes]:
-    """A whole Parquet file as the bytes of JSON lines, a row each.
+class OneAtATime(TooManyRequests):
+    """Another Parquet file of yours is being read. Send this one when that is done."""
+
+
+class TooManyAtOnce(Unavailable):
+    """Too many Parquet files are being read. Try again in a minute, or send JSON lines, which wait for nobody."""
+
+
+class Openers:
+    """Who may have a process that opens a file: one each, as many at once as there are cores; a few others wait."""
+
+    def __init__(self, at_once: int = os.cpu_count() or 1, most_waiting: int = MOST_WAITING) -> None:
+        self._turns = Turns(at_once, most_waiting)
+        self._busy: set[Hashable] = set()
+
+    @asynccontextmanager
+    async def turn(self, whose: Hashable) -> AsyncIterator[None]:
+        """Wait for a turn, and have it.
+
+        Raises:
+            OneAtATime: this person has one, or waits for one.
+            TooManyAtOnce: too many wait.
+        """
+        if whose in self._busy:
+            raise OneAtATime
+        self._busy.add(whose)
+        try:
+            async with self._turns.turn(whose):
+                yield
+        except NoRoom as error:
+            raise TooManyAtOnce from error
+        finally:
+            self._busy.discard(whose)
+
+
+OPENERS = Openers()
+
+
+async def opened_parquet(file: IO[bytes], whose: Hashable) -> AsyncGenerator[bytes]:
+    """A whole Parquet file as the bytes of JSON lines, a row each, when it is this person's turn.
 
     Raises:
         Invalid: it is damaged, or the library is missing.
         TooLarge: it takes more memory or time than it is given.
+        OneAtATime, TooManyAtOnce: there is no turn for it.
     """
+    async with OPENERS.turn(whose), aclosing(opened(file)) as chunks:
+        async for chunk in chunks:
+            yield chunk
+
+
+async def opened(file: IO[bytes]) -> AsyncGenerator[bytes]:
+    """The same, at once. Raises Invalid, TooLarge."""
     file.seek(0)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__),

@@ -12,7 +12,7 @@ import io
 import re
 import tempfile
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Hashable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,12 +62,14 @@ class FileReader:
     kind: Kind
     format: str = "auto"
     max_bytes: int = 64 * 1024 * 1024
+    whose: Hashable = None
+    """Who sent it: what is dear to open, each person opens one of at a time."""
     container: str = ""
     num_unfit: int = 0
     """Records that hold nothing of this kind, such as a question without ranks where rankings are imported."""
     preview: list[dict[str, Any]] = field(default_factory=list)
 
-    async def lines(self, chunks: AsyncIterable[bytes]) -> AsyncIterator[Line | BadLine]:
+    async def lines(self, chunks: AsyncIterable[bytes]) -> AsyncGenerator[Line | BadLine]:
         """The lines of the file.
 
         Raises:
@@ -110,7 +112,7 @@ class FileReader:
             head, chunks = await peek(limited(unpack(chunks), self.max_bytes))
         start = head.removeprefix(BYTE_ORDER_MARK).lstrip()
         if head.startswith(b"PAR1"):
-            self.container, found = "parquet", parquet_records(chunks, self.max_bytes)
+            self.container, found = "parquet", parquet_records(chunks, self.max_bytes, self.whose)
         elif ROUND_START.match(start) and self.format in ("auto", ROUNDS):
             self.container, self.format, found = "text", ROUNDS, round_records(chunks)
         elif self.format == TEXT:
@@ -335,16 +337,19 @@ def read_rounds(number: int, lines: list[str]) -> Line | BadLine:
     return Line(number, item)
 
 
-async def parquet_records(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncGenerator[Line | BadLine]:
+async def parquet_records(
+    chunks: AsyncIterator[bytes], max_bytes: int, whose: Hashable
+) -> AsyncGenerator[Line | BadLine]:
     """The rows of a Parquet file, which must be whole before it can be read: it waits in a temporary file.
 
     Raises:
         Invalid: it is damaged, or the library is missing.
         TooLarge: its rows are, once they are unpacked.
+        OneAtATime, TooManyAtOnce: others are being read.
     """
     with tempfile.TemporaryFile() as file:
         async for chunk in chunks:
             await asyncio.to_thread(file.write, chunk)
-        async with aclosing(opened_parquet(file)) as lines:
+        async with aclosing(opened_parquet(file, whose)) as lines:
             async for line in read_lines(lines, max_bytes=max_bytes):
                 yield replace(line, value=from_cells(line.value)) if isinstance(line, Line) else line

@@ -67,7 +67,7 @@ class ImportedFile:
         Raises:
             ImportRefused: lines were refused, and so nothing was stored.
         """
-        reader = FileReader(kind, self.format, self.max_bytes)
+        reader = FileReader(kind, self.format, self.max_bytes, self.choices["actor_id"])
         report = await import_file(importer, self.session, self.chunks, reader=reader, **self.choices, **options)
         return ImportRefused.unless_stored(report)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -70,7 +71,9 @@ async def import_file(
         ImportRunning: somebody else imports into this project right now.
         Invalid: it can't be read, or there is nothing in it.
     """
-    report = await take(session, reader.lines(chunks), **options)
+    # However that ends, the file is let go of at once, and with it a process that reads it.
+    async with aclosing(reader.lines(chunks)) as lines:
+        report = await take(session, lines, **options)
     report.format = f"{reader.format}, {reader.container}"
     report.num_unfit = reader.num_unfit
     report.preview = reader.preview if report.is_dry_run else []

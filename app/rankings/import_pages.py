@@ -56,7 +56,7 @@ async def take_import(
             return refused(request, project, "prompts", text, "kind", f"must be one of {', '.join(IMPORTS)}")
         if uploaded is None and not text.strip():
             return refused(request, project, kind, text, "file", "choose a file, or paste lines below")
-        reader = FileReader(kind, format_of(form, uploaded), settings.max_body_bytes)
+        reader = FileReader(kind, format_of(form, uploaded), settings.max_body_bytes, user.id)
         choices: dict[str, Any] = {"partial": "partial" in form, "dry_run": "dry_run" in form}
         if kind == "rankings":
             choices["by_admin"] = Scope.ADMIN in access.scopes

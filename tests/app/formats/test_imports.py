@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -16,7 +18,9 @@ import zstandard
 from pyarrow import parquet
 
 from app.errors import Invalid, TooLarge
+from app.formats import parquet_lines
 from app.formats.imports import Kind
+from app.formats.parquet_lines import OneAtATime, Openers, TooManyAtOnce
 from app.formats.sources import FileReader
 from app.ndjson import BadLine, Line
 
@@ -321,6 +325,40 @@ async def test_a_row_of_parquet_that_takes_all_memory_ends_the_process_that_open
     assert len(bomb) < 1000
     with pytest.raises(TooLarge, match="more memory or time"):
         await read(bomb, "prompts")
+
+
+def reading(whose: str, content: bytes) -> AsyncGenerator[Line | BadLine]:
+    """The lines of a file of this person's, which is open until they are closed."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield content
+
+    return FileReader("corpus", whose=whose).lines(chunks())
+
+
+async def test_each_person_opens_one_parquet_file_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_lines, "OPENERS", Openers(at_once=3))
+    content = parquet_of(pa.Table.from_pylist([{"text": "a"}] * 40))
+    async with aclosing(reading("ada", content)) as lines:
+        await anext(lines)
+        with pytest.raises(OneAtATime):
+            await read(content, "corpus", whose="ada")
+        assert len((await read(content, "corpus", whose="bo"))[1]) == 40
+        assert len((await read(b"text\na\n", "corpus", whose="ada"))[1]) == 1
+    assert len((await read(content, "corpus", whose="ada"))[1]) == 40
+
+
+async def test_no_more_parquet_files_are_opened_at_once_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_lines, "OPENERS", Openers(at_once=1, most_waiting=1))
+    content = parquet_of(pa.Table.from_pylist([{"text": "a"}] * 40))
+    async with aclosing(reading("ada", content)) as lines:
+        await anext(lines)
+        waiting = asyncio.create_task(read(content, "corpus", whose="bo"))
+        done, _ = await asyncio.wait([waiting], timeout=1)
+        assert not done
+        with pytest.raises(TooManyAtOnce):
+            await read(content, "corpus", whose="eve")
+    assert len((await waiting)[1]) == 40
 
 
 async def test_a_bomb_is_stopped_when_it_is_open() -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import ApiToken, Role, Scope
 from app.accounts.tokens import create_token
+from app.formats.parquet_lines import OPENERS
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
 from app.prompts.service import freeze_run_prompts
@@ -91,6 +92,18 @@ async def test_a_body_over_the_limit_is_413_and_stores_nothing(
     answer = await client.post(f"{API}/projects/{project.id}/prompts:import", content=body, headers=headers)
     assert answer.status_code == 413
     assert await count(session, Prompt) == 0
+
+
+async def test_who_has_a_parquet_file_read_sends_the_next_one_afterwards(
+    client: AsyncClient, session: AsyncSession, project: Project
+) -> None:
+    headers, token = await token_for(session, Scope.WRITE)
+    address = f"{API}/projects/{project.id}/prompts:import"
+    async with OPENERS.turn(token.user_id):
+        answer = await client.post(address, content=b"PAR1", headers=headers)
+        assert (answer.status_code, answer.json()["title"]) == (429, "OneAtATime")
+        assert (await client.post(address, content=lines({"prompt": "a"}), headers=headers)).status_code == 200
+    assert (await client.post(address, content=b"PAR1", headers=headers)).status_code == 422
 
 
 async def test_importing_needs_the_scope_write(client: AsyncClient, session: AsyncSession, project: Project) -> None:

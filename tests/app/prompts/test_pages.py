@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Role
+from app.formats.parquet_lines import OPENERS
 from app.projects.models import Project
 from app.prompts.models import Completion, Prompt
 from app.rankings.models import Ranking
@@ -114,6 +115,18 @@ async def test_pasted_lines_are_taken_as_what_they_are_said_to_be(
     )
     assert answer.status_code == 200
     assert await count(session, table) > 0
+
+
+async def test_who_has_a_parquet_file_read_is_told_to_wait(
+    client: AsyncClient, session: AsyncSession, project: Project
+) -> None:
+    user = await sign_in(client, session)
+    async with OPENERS.turn(user.id):
+        answer = await client.post(
+            f"/projects/{project.slug}/prompts/import", data={"kind": "prompts"}, files={"file": ("a.parquet", b"PAR1")}
+        )
+    assert answer.status_code == 429
+    assert "Another Parquet file of yours is being read" in answer.text
 
 
 async def test_refused_lines_are_listed_and_the_text_stays(
