@@ -237,6 +237,17 @@ HOLES = (
         [f"{ACCOUNTS}::test_a_link_signs_in_once"],
     ),
     Mutant(
+        "a link that is spent by whoever opens it",
+        "app/accounts/pages.py",
+        "async def show_link(request: Request, person: MaybePerson) -> HTMLResponse:\n",
+        "async def show_link(\n"
+        '    request: Request, person: MaybePerson, session: SessionDep, secret: str = ""\n'
+        ") -> HTMLResponse:\n"
+        "    if secret:\n"
+        "        await sessions.sign_in(session, secret=secret, **browser_of(request))\n",
+        [f"{SIGNING_IN}::test_who_merely_opens_a_link_does_not_spend_it"],
+    ),
+    Mutant(
         "a link whose secret every proxy reads",
         "app/accounts/sessions.py",
         "/sign-in/link#{secret}",

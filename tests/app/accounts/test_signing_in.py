@@ -430,6 +430,19 @@ async def test_a_link_comes_by_mail_to_whom_there_is_an_account(
             assert last.status_code == 429, "nobody's mailbox is flooded"
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_who_merely_opens_a_link_does_not_spend_it(
+    client: AsyncClient, session: AsyncSession, method: str
+) -> None:
+    """Mail servers and messengers open every link that they pass on; some turn its fragment into what they send."""
+    link = await create_sign_in_link(session, user=await make_user(session), public_url="http://127.0.0.1:8000")
+    await session.commit()
+    for opened in (link, link.replace("#", "?secret="), link.replace("#", "/")):
+        answer = await client.request(method, opened)
+        assert SESSION_COOKIE not in answer.cookies
+    assert (await client.post("/sign-in/link", data={"secret": link}, headers=FORM)).status_code == 303
+
+
 async def test_without_a_mail_server_the_page_says_whom_to_ask(client: AsyncClient, session: AsyncSession) -> None:
     await with_password(session)
     for answer in (
