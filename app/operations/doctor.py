@@ -10,7 +10,7 @@ import shutil
 import smtplib
 import socket
 import ssl
-import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from psycopg import sql
 from app.config import Settings
 from app.db import CONNECTIONS, LATE_CONNECTIONS
 from app.embedded import client_programs, running_url
+from app.operations import gpus
 from app.operations.backup import UNFINISHED, UNFINISHED_TODO, is_unfinished
 from app.runs.artifacts import artifact_path
 
@@ -309,16 +310,17 @@ def mail(settings: Settings) -> Finding:
 
 
 def gpu(settings: Settings) -> Finding:
-    """The web needs none; a worker on this machine trains small models without."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return Finding("gpu", "ok", "none on this machine; only workers need one")
-    command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    """The web needs none; a worker on this machine trains small models without, and others where torch sees it."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-    except (subprocess.SubprocessError, OSError):
+        driver = gpus.ask_driver()
+    except gpus.NoAnswer:
         return Finding("gpu", "warn", "nvidia-smi is here and fails", "Look at the driver: `nvidia-smi` says more.")
-    return Finding("gpu", "ok", "; ".join(answer.split("\n")).strip("; "))
+    try:
+        said, todo = gpus.judge(driver, gpus.ask_torch())
+    except gpus.NoAnswer:
+        todo = f"`{sys.executable} -c 'import torch; print(torch.cuda.is_available())'` says more."
+        return Finding("gpu", "warn", "torch is installed, and does not say what it sees: no worker runs here", todo)
+    return Finding("gpu", "warn" if todo else "ok", said, todo)
 
 
 def oidc(settings: Settings) -> Finding:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from app.config import Settings
 from app.db import make_engine, make_sessionmaker
-from app.operations import cli, doctor
+from app.operations import cli, doctor, gpus
 from app.operations.doctor import examine
 from app.runs.models import Artifact
 from tests.factories import add, make_project, make_run
@@ -31,6 +31,12 @@ def settings(fresh_database_url: str, tmp_path: Path) -> Settings:
     folder = tmp_path / "data"
     folder.mkdir(mode=0o700)
     return Settings(data_dir=folder, database_url=fresh_database_url)
+
+
+@pytest.fixture(autouse=True)
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading it takes seconds each time; what it says is the matter of test_gpus.py."""
+    monkeypatch.setattr(gpus, "ask_torch", lambda: None)
 
 
 def levels(settings: Settings) -> dict[str, str]:
