@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +56,7 @@ def serve(settings: Settings, listener: socket.socket, *, processes: int = 1) ->
     """Answer requests on a listening socket until SIGTERM or SIGINT; requests under way are finished.
 
     Several processes share the socket. One that ends is started again; SIGHUP replaces them one after the other, each
-    when its successor answers.
+    when its successor answers. When this one is gone, they end as on SIGTERM.
     """
     import uvicorn
     from uvicorn.supervisors import Multiprocess
@@ -93,11 +96,29 @@ def app_of_the_environment() -> FastAPI:
 
     settings = Settings()
     logs.configure(settings)
+    end_with_parent()
     app = create_app(settings)
     # Two hundred thousand objects that live as long as the process need not be looked through for garbage ever again.
     gc.collect()
     gc.freeze()
     return app
+
+
+def end_with_parent() -> None:
+    """Have one of several processes end, as on SIGTERM, when the one that started it is gone.
+
+    It may have been ended by `kill -9`, which nobody hears. Who went on would hold the port, so that whoever is started
+    in its place could not listen.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 @contextmanager

@@ -424,6 +424,13 @@ HOLES = (
     ),
     # Faults
     Mutant(
+        "web processes that outlive the one that started them",
+        "app/serve.py",
+        "    end_with_parent()\n",
+        "",
+        ["tests/app/test_serve.py::test_they_end_when_who_started_them_is_killed"],
+    ),
+    Mutant(
         "a database that may forget is used",
         "app/db.py",
         'unsafe = sorted(name for name, value in settings.items() if value == "off")',

@@ -15,8 +15,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
+import psutil
 import psycopg
 import pytest
+
+from app.serve import CannotStart, bind
 
 pytestmark = [pytest.mark.real_commits, pytest.mark.slow]
 SECONDS = 60
@@ -56,7 +59,8 @@ def started(text: str, tmp_path: Path, fresh_database_url: str) -> Iterator[tupl
     program.write_text(text)
     command = [sys.executable, str(program), str(tmp_path), fresh_database_url]
     root = Path(__file__).resolve().parents[2]
-    environment = {"PYTHONPATH": str(root)}
+    # What one that is killed leaves behind is the test's.
+    environment = {"PYTHONPATH": str(root), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment) as process:
         assert process.stdout is not None
         try:
@@ -99,6 +103,35 @@ def test_they_count_together_and_finish_what_they_began(
     assert process.wait(SECONDS) == 0
 
 
+def test_they_end_when_who_started_them_is_killed(
+    two_processes: tuple[subprocess.Popen[str], str], fresh_database_url: str
+) -> None:
+    process, url = two_processes
+    children = [psutil.Process(int(number)) for number in await_two(url, but=set())]
+    answers: list[int] = []
+
+    def ask() -> None:
+        headers = {"authorization": "Bearer rl_nobodys"}
+        answers.append(httpx2.get(f"{url}/api/v1/projects", headers=headers, timeout=SECONDS).status_code)
+
+    try:
+        with psycopg.connect(fresh_database_url) as holder:
+            holder.execute("lock table api_tokens in access exclusive mode")
+            asking = threading.Thread(target=ask)
+            asking.start()
+            await_waiting(fresh_database_url)
+            process.kill()
+            await_port(urlsplit(url).port or 0)
+            assert asking.is_alive(), "the port was to be free before the last request is answered"
+        asking.join(SECONDS)
+        assert answers == [401], "a request that had begun was not finished"
+        await_end(children)
+    finally:
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
 def test_who_says_nothing_is_sent_away(tmp_path: Path, fresh_database_url: str) -> None:
     """Of the process that people start; how it does that is the matter of tests/security/test_slow_clients.py."""
     with started(ONE_IN_HASTE, tmp_path, fresh_database_url) as (_, url):
@@ -134,6 +167,33 @@ def processes_of(url: str) -> set[str]:
             counts = httpx2.get(f"{url}/metrics", timeout=SECONDS).text
             return set(re.findall(r'^process_resident_memory_bytes\{pid="(\d+)"\}', counts, re.MULTILINE))
     raise AssertionError("nobody answers")
+
+
+def await_port(port: int) -> None:
+    """Until another program may listen."""
+    deadline = time.monotonic() + SECONDS / 4
+    while time.monotonic() < deadline:
+        with suppress(CannotStart):
+            bind("127.0.0.1", port).close()
+            return
+        time.sleep(0.1)
+    raise AssertionError("the port is taken by processes that nobody looks after")
+
+
+def await_end(processes: list[psutil.Process]) -> None:
+    """Until all have ended; one that nobody asks for its end is a zombie."""
+    deadline = time.monotonic() + SECONDS / 4
+    while any(is_alive(each) for each in processes):
+        assert time.monotonic() < deadline, "a process outlives the one that started it"
+        time.sleep(0.1)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still does anything."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def await_waiting(url: str) -> None:
