@@ -388,6 +388,13 @@ HOLES = (
         ["tests/app/quality/test_detectors.py"],
     ),
     Mutant(
+        "one annotator's rankings are all taken",
+        "app/datasets/service.py",
+        "if chosen.max_annotator_share is not None:",
+        "if False:",
+        ["tests/app/datasets/test_caps.py"],
+    ),
+    Mutant(
         "letters that nobody sees",
         "app/markdown.py",
         "    return TAG_OR_INVISIBLE.sub(mark, html)\n",

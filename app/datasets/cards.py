@@ -94,7 +94,8 @@ def about(card: Mapping[str, Any]) -> str:
 
 def contents(card: Mapping[str, Any]) -> str:
     """What is counted."""
-    lines = [f"{name.replace('_', ' ')}: {tell(value)}" for name, value in card["counts"].items()]
+    counts = {name: value for name, value in card["counts"].items() if name != "left_out"}
+    lines = [f"{name.replace('_', ' ')}: {tell(value)}" for name, value in counts.items()]
     lines += [f"{name}: {tell(card[name])}" for name in ("languages", "labels") if card.get(name)]
     if card.get("first_ranking_at"):
         lines.append(f"ranked from {card['first_ranking_at']} to {card['last_ranking_at']}")
@@ -116,7 +117,20 @@ def people(card: Mapping[str, Any]) -> str:
             f"({percent(found['without_ties'])} of those that both put in order); "
             f"from {found['num_rankings']} rankings of {found['num_tasks']} tasks (InstructGPT: 72.6 ± 1.5 %)."
         )
-    return f"## Who ranked\n\nPseudonyms hold within this dataset only.\n\n{table}\n\n{agreement}"
+    told = [f"## Who ranked\n\nPseudonyms hold within this dataset only.\n\n{table}", *shares(card), agreement]
+    return "\n\n".join(told)
+
+
+def shares(card: Mapping[str, Any]) -> list[str]:
+    """How much of it is one person's, and what was left out for that; nothing of datasets that do not say."""
+    said = []
+    if card.get("largest_share"):
+        most = [f"{percent(value)} of {split}" for split, value in card["largest_share"].items()]
+        said.append(f"The most by one person: {', '.join(most)}.")
+    if left_out := card["counts"].get("left_out"):
+        people = f"{left_out['num_rankings']} rankings, of {left_out['num_annotators']} of the annotators"
+        said.append(f"Left out, so that no one person is too much of it: {people}.")
+    return said
 
 
 def task(card: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from app.tasks.models import Task, TaskCompletion
 from app.validation import explain
 
 PEOPLE = ("annotators", "annotator_names", "without_annotators")
+SHARES = ("min_agreement", "max_annotator_share")
 LEARNED_FROM = (Split.TRAIN, Split.VALIDATION)
 
 
@@ -70,6 +71,9 @@ class DatasetFilter(BaseModel):
     min_agreement: Annotated[float, Field(gt=0, le=1)] | None = None
     """Only tasks that two people or more ranked, and on which they say the same of at least this share of the pairs of
     answers; a tie is a third answer."""
+    max_annotator_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of no one person more than this share of the rankings of either split; of k people, 2/k is always allowed. The
+    one condition that looks at all that the others choose (app/datasets/caps.py)."""
 
     @model_validator(mode="after")
     def check_days(self) -> Self:
@@ -91,12 +95,16 @@ class DatasetFilter(BaseModel):
         values["reviewed"] = bool(form.get("reviewed", ""))
         for name in ("rounds", "languages", "versions"):
             values[name] = [part.strip() for part in str(form.get(name, "")).split(",") if part.strip()]
-        values |= {name: form.get(name, "") for name in ("since", "until", "min_agreement") if form.get(name, "")}
+        values |= {name: form.get(name, "") for name in ("since", "until", *SHARES) if form.get(name, "")}
         try:
             return cls(**values)
         except ValidationError as error:
             first = {str(item["loc"][0] if item["loc"] else "until"): item for item in reversed(error.errors())}
             raise Invalid(errors=[explain(item, name) for name, item in first.items()]) from error
+
+    def takes_all(self) -> bool:
+        """Whether no condition leaves a ranking out for what it is."""
+        return self.model_copy(update={"max_annotator_share": None}) == DatasetFilter()
 
     def chosen(self) -> dict[str, Any]:
         """What was chosen, as it is stored: the fields that say something."""

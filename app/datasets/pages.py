@@ -8,13 +8,14 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.datastructures import QueryParams
 
 from app.accounts.guards import Trainer
 from app.accounts.models import Scope, nameless
 from app.corpora.service import list_corpora
 from app.datasets import service
 from app.datasets.exporting import Export, check_choices, download
-from app.datasets.filters import PEOPLE, DatasetFilter, Form
+from app.datasets.filters import PEOPLE, SHARES, DatasetFilter, Form
 from app.datasets.schemas import ExportChoices
 from app.db import let_go
 from app.errors import FieldError, Invalid
@@ -46,8 +47,10 @@ async def list_datasets(request: Request, project: PageProject, user: Trainer, s
 
 @router.get("/projects/{slug}/datasets/new")
 async def show_new(request: Request, project: PageProject, user: Trainer, session: SessionDep) -> HTMLResponse:
-    """Choose rankings, and see how many they are."""
-    return await render_new(request, project, session, request.query_params)
+    """Choose rankings, and see how many they are; at first all, as the project caps what one person may be."""
+    share = project.max_annotator_share
+    at_first = QueryParams({} if share is None else {"max_annotator_share": share})
+    return await render_new(request, project, session, request.query_params or at_first)
 
 
 @router.post("/projects/{slug}/datasets", response_class=RedirectResponse)
@@ -76,7 +79,7 @@ async def render_new(request: Request, project: Project, session: AsyncSession, 
     people = await service.list_people(session, project.id)
     sees_names = Scope.ADMIN in request.state.user.scopes
     several = {name: list(form.getlist(name)) for name in ("splits", "sources", *PEOPLE)}
-    single = ("name", "licence", "rounds", "languages", "versions", "since", "until", "min_agreement", "reviewed")
+    single = ("name", "licence", "rounds", "languages", "versions", "since", "until", "reviewed", *SHARES)
     typed = {name: str(form.get(name, "")) for name in single} | several
     return render(
         request,

@@ -10,13 +10,13 @@ from datetime import UTC
 from typing import Any
 
 import orjson
-from sqlalchemy import Select, String, and_, cast, func, select, text
+from sqlalchemy import FromClause, Select, and_, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.accounts.audit import audit
 from app.accounts.models import User
-from app.datasets import pieces, snapshots
+from app.datasets import caps, pieces, snapshots
 from app.datasets.cards import task_of, without_names
 from app.datasets.filters import LEARNED_FROM, DatasetFilter, is_accepted
 from app.datasets.models import Dataset, DatasetRow
@@ -69,7 +69,11 @@ async def freeze(
     key = secrets.token_bytes(32)
     num_rows = await snapshots.choose(session, current_rankings(project.id, chosen), key)
     if num_rows == 0:
-        raise NothingToFreeze if chosen == DatasetFilter() else NothingChosen
+        raise NothingToFreeze if chosen.takes_all() else NothingChosen
+    capped: dict[str, Any] = {}
+    if chosen.max_annotator_share is not None:
+        capped["left_out"] = await snapshots.cap(session, chosen.max_annotator_share)
+        num_rows -= capped["left_out"]["num_rankings"]
     dataset_id = uuid.uuid4()
     tally = await snapshots.write(session, dataset_id, num_rows)
     dataset = Dataset(
@@ -79,7 +83,7 @@ async def freeze(
         name=name.strip(),
         licence=licence.strip(),
         filter=chosen.chosen(),
-        counts=await snapshots.counts(session, num_rows, tally),
+        counts=await snapshots.counts(session, num_rows, tally) | capped,
         card=await snapshots.contents(session, tally) | {"task": task_of(project)},
         num_rows=num_rows,
         sha256=tally.sha256.hexdigest(),
@@ -91,6 +95,16 @@ async def freeze(
     await session.execute(text("drop table frozen_rankings"))
     await audit(session, actor_id=created_by, action="dataset.freeze", subject=str(dataset.id), sha256=dataset.sha256)
     return dataset
+
+
+async def freeze_to_learn(session: AsyncSession, *, project: Project, created_by: uuid.UUID | None = None) -> Dataset:
+    """Fix all current rankings for a training of the project itself, as its settings cap what one person may be.
+
+    Raises:
+        NothingToFreeze: there is none.
+    """
+    chosen = DatasetFilter(max_annotator_share=project.max_annotator_share)
+    return await freeze(session, project=project, chosen=chosen, created_by=created_by)
 
 
 async def next_number(session: AsyncSession, project_id: uuid.UUID) -> int:
@@ -161,19 +175,21 @@ async def get_dataset_by_number(session: AsyncSession, project_id: uuid.UUID, nu
 
 async def count_chosen(session: AsyncSession, project_id: uuid.UUID, chosen: DatasetFilter) -> dict[str, Any]:
     """What a dataset would hold: `num_rankings`, `num_prompts`, `num_annotators`, `by_split`, how well people agree in
-    it (`agreement`, None where no two ranked the same task), and its first `rows`.
+    it (`agreement`, None where no two ranked the same task), and its first `rows`; and what is `left_out` of whoever
+    ranked too many of those that are chosen, which the last two do not look at.
 
     Of more than `MOST_COUNTED` rankings `num_rankings` is one more, and the others say nothing: they are counted when
     they are frozen.
     """
-    who = func.coalesce(cast(Ranking.annotator_id, String), Ranking.annotator_name, cast(Ranking.id, String))
     # The newest lie side by side.
     newest = current_rankings(project_id, chosen).order_by(None).order_by(Ranking.number.desc())
     query = newest.limit(at_most(MOST_COUNTED + 1))
-    some = query.with_only_columns(Task.prompt_id, Prompt.split, who.label("who")).subquery()
-    columns = (func.count(), func.count(some.c.prompt_id.distinct()), func.count(some.c.who.distinct()))
-    splits = [func.count().filter(some.c.split == split) for split in LEARNED_FROM]
-    num_rankings, num_prompts, num_annotators, *by_split = (await session.execute(select(*columns, *splits))).one()
+    columns = (Ranking.id.label("ranking_id"), Task.prompt_id, Prompt.split, snapshots.person().label("annotator"))
+    some = query.with_only_columns(*columns).subquery()
+    kept, left_out = await within_cap(session, some, chosen.max_annotator_share)
+    counts = (func.count(), func.count(kept.c.prompt_id.distinct()), func.count(kept.c.annotator.distinct()))
+    splits = [func.count().filter(kept.c.split == split) for split in LEARNED_FROM]
+    num_rankings, num_prompts, num_annotators, *by_split = (await session.execute(select(*counts, *splits))).one()
     first = current_rankings(project_id, chosen).limit(at_most(PREVIEW_SIZE))
     shown = first.with_only_columns(Ranking.id, Prompt.messages, Prompt.split, Prompt.language)
     return {
@@ -181,9 +197,28 @@ async def count_chosen(session: AsyncSession, project_id: uuid.UUID, chosen: Dat
         "num_prompts": num_prompts,
         "num_annotators": num_annotators,
         "by_split": {split: num for split, num in zip(LEARNED_FROM, by_split, strict=True) if num},
+        "left_out": left_out,
         "agreement": await agreement_of(session, project_id, chosen),
         "rows": (await session.execute(shown)).all(),
     }
+
+
+async def within_cap(
+    session: AsyncSession, some: FromClause, max_share: float | None
+) -> tuple[FromClause, dict[str, int] | None]:
+    """Those of some rankings that stay where no one person may be more than a share of them, and what is left out; all
+    of them where there is no cap, or more than can be counted.
+    """
+    num = await session.scalar(select(func.count()).select_from(some)) or 0
+    if max_share is None or num > MOST_COUNTED:
+        return some, None
+    most = await caps.most_each_by_split(session, some, max_share)
+    turns = select(some, caps.turn(some).label("turn")).subquery()
+    surplus = caps.is_surplus(turns, most)
+    cut = select(func.count(), func.count(turns.c.annotator.distinct())).where(surplus)
+    num_rankings, num_people = (await session.execute(cut)).one()
+    left_out = {"num_rankings": num_rankings, "num_annotators": num_people}
+    return select(turns).where(~surplus).subquery(), left_out
 
 
 async def agreement_of(session: AsyncSession, project_id: uuid.UUID, chosen: DatasetFilter) -> Agreement | None:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Uuid,
     cast,
     column,
+    delete,
     func,
     insert,
     literal,
@@ -33,7 +34,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.datasets.cards import MAX_PEOPLE_SHOWN, biases
+from app.datasets import caps
+from app.datasets.cards import MAX_PEOPLE_SHOWN, biases, share
 from app.datasets.filters import LEARNED_FROM
 from app.datasets.pieces import Pieces
 from app.prompts.models import Prompt
@@ -51,8 +53,8 @@ PSEUDONYM_LENGTH = 16
 
 CREATE = """
 create temporary table frozen_rankings (
-    position int primary key, ranking_id uuid, task_id uuid, prompt_id uuid, split text, language text, round int,
-    annotator text, chosen_by text, score double precision, is_assisted bool,
+    position int primary key deferrable, ranking_id uuid, task_id uuid, prompt_id uuid, split text, language text,
+    round int, annotator text, chosen_by text, score double precision, is_assisted bool,
     shown uuid[], created_at timestamptz, rationale text, confidence int, all_bad bool, strength int
 ) on commit drop"""
 
@@ -205,6 +207,12 @@ COLUMNS = (
     "shown",
 )
 CHOSEN = ("chosen_by", "score")
+# Deferrable: a row may take the position of another that moves up in the same statement.
+RENUMBER = """
+update frozen_rankings f set position = numbered.number
+from (select position, row_number() over (order by position) - 1 as number from frozen_rankings) numbered
+where numbered.position = f.position and numbered.number <> f.position"""
+
 FROZEN = table("frozen_rankings", *map(column, (*COLUMNS, *CHOSEN, "is_assisted", "created_at", *SAID)))
 
 
@@ -248,19 +256,40 @@ async def choose(session: AsyncSession, query: Select[Any], key: bytes) -> int:
     return await session.scalar(select(func.count()).select_from(FROZEN)) or 0
 
 
+async def cap(session: AsyncSession, max_share: float) -> dict[str, int]:
+    """Take the rankings out again by which one person would be more than this share of a split; returns how many, and
+    of how many people. Those that stay keep their order.
+    """
+    most = await caps.most_each_by_split(session, FROZEN, max_share)
+    turns = select(FROZEN.c.position, FROZEN.c.split, caps.turn(FROZEN).label("turn")).subquery()
+    surplus = delete(FROZEN).where(FROZEN.c.position == turns.c.position, caps.is_surplus(turns, most))
+    cut = surplus.returning(FROZEN.c.annotator).cte()
+    num_rankings, num_people = (
+        await session.execute(select(func.count(), func.count(cut.c.annotator.distinct())).select_from(cut))
+    ).one()
+    if num_rankings:
+        await session.execute(text(RENUMBER))
+        await session.execute(text("analyze frozen_rankings"))
+    return {"num_rankings": num_rankings, "num_annotators": num_people}
+
+
 def pseudonym(key: bytes) -> ColumnElement[str]:
     """Eight bytes of HMAC-SHA256 of whoever ranked: one person within a dataset, another in the next.
 
     Who was erased is nobody twice. The HMAC is put together of two hashes (RFC 2104), as PostgreSQL has none of its
     own; what the key adds to them is made here.
     """
-    who = func.coalesce(
-        cast(Ranking.annotator_id, String), func.nullif(Ranking.annotator_name, ""), cast(Ranking.id, String)
-    )
     inner, outer = (bytes(byte ^ pad for byte in key.ljust(HMAC_BLOCK, b"\0")) for pad in (0x36, 0x5C))
-    first = func.sha256(literal(inner, LargeBinary).concat(func.convert_to(who, "UTF8")))
+    first = func.sha256(literal(inner, LargeBinary).concat(func.convert_to(person(), "UTF8")))
     digest = func.sha256(literal(outer, LargeBinary).concat(first))
     return func.left(func.encode(digest, "hex"), PSEUDONYM_LENGTH)
+
+
+def person() -> ColumnElement[str]:
+    """Whoever ranked, as an id, as the name in an imported file, or, where neither is known, by the ranking alone."""
+    return func.coalesce(
+        cast(Ranking.annotator_id, String), func.nullif(Ranking.annotator_name, ""), cast(Ranking.id, String)
+    )
 
 
 def shown() -> ColumnElement[Any]:
@@ -311,6 +340,7 @@ async def contents(session: AsyncSession, tally: Tally) -> dict[str, Any]:
     whole = (await session.execute(text(COUNT_ALL))).one()
     return {
         "annotators": await count_by(session, FROZEN.c.annotator, limit=MAX_PEOPLE_SHOWN),
+        "largest_share": await largest_share(session),
         "languages": await count_by(session, FROZEN.c.language),
         "labels": dict(tally.labels.most_common()),
         "answers_of": dict(tally.versions.most_common(MAX_PEOPLE_SHOWN)),
@@ -322,6 +352,14 @@ async def contents(session: AsyncSession, tally: Tally) -> dict[str, Any]:
         "last_ranking_at": whole.last.astimezone(UTC).isoformat(),
         "agreement": await agreement(session),
     }
+
+
+async def largest_share(session: AsyncSession) -> dict[str, float | None]:
+    """How much of each split is by the person who has most of it."""
+    people = select(FROZEN.c.split, func.count().label("num")).group_by(FROZEN.c.split, FROZEN.c.annotator).subquery()
+    query = select(people.c.split, func.max(people.c.num), func.sum(people.c.num)).group_by(people.c.split)
+    rows = await session.execute(query.order_by(people.c.split))
+    return {split: share(most, int(num)) for split, most, num in rows}
 
 
 async def count_by(session: AsyncSession, what: ColumnElement[Any], limit: int | None = None) -> dict[str, int]:

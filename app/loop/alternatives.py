@@ -110,7 +110,7 @@ async def material(
     if kind == RunKind.SFT:
         return {"corpora": await worked_examples(session, project=project, actor_id=actor_id)}
     if kind == RunKind.DPO:
-        dataset = await datasets.freeze(session, project=project, created_by=actor_id)
+        dataset = await datasets.freeze_to_learn(session, project=project, created_by=actor_id)
         require_pairs(dataset)
         return {**await sft_version(session, project), "dataset": datasets.reference(dataset)}
     if kind == RunKind.STAR:

@@ -64,7 +64,7 @@ async def start_training(
     await require_text(session, project)
     await guard_version(session, project)
     service.require_going(await service.current_round(session, project))
-    dataset = await datasets.freeze(session, project=project, created_by=actor_id)
+    dataset = await datasets.freeze_to_learn(session, project=project, created_by=actor_id)
     require_pairs(dataset)
     # Not locked before: freezing a million rankings takes minutes, and going back to an earlier policy waits for
     # nobody. What was decided meanwhile holds.
@@ -138,9 +138,12 @@ async def training_run(session: AsyncSession, project_id: uuid.UUID) -> Run | No
 
 
 async def num_new_rankings(session: AsyncSession, project_id: uuid.UUID) -> int:
-    """How many rankings more there are to learn from than the dataset of the newest reward run holds."""
+    """How many rankings more there are to learn from than the newest reward run was given, or that were too many of one
+    person for its dataset.
+    """
+    num_left_out = func.coalesce(Dataset.counts["left_out"]["num_rankings"].as_integer(), 0)
     num_seen = await session.scalar(
-        select(Dataset.num_rows)
+        select(Dataset.num_rows + num_left_out)
         .join(Round, Round.dataset_id == Dataset.id)
         .where(Round.project_id == project_id)
         .order_by(Round.number.desc())

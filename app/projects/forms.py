@@ -125,7 +125,7 @@ def settings_of(values: Values) -> dict[str, Any]:
     unfolded = {*SAMPLING, *TRAINING, "labels", "examples", "edit"}
     settings = {name: value for name, value in values.items() if value != "" and name not in unfolded}
     settings["guidelines"] = values.get("guidelines", "")
-    for name in ("train_threshold", "train_every_hours", "policy_judge"):
+    for name in ("train_threshold", "train_every_hours", "policy_judge", "max_annotator_share"):
         settings[name] = values.get(name) or None
     settings["sampling"] = {name: values[field] for field, name in SAMPLING.items() if values.get(field)}
     settings["training"] = {name: parse_object(field, values.get(field)) for field, name in TRAINING.items()}

@@ -121,6 +121,10 @@ class Project(Base):
         CheckConstraint("review_above between 0 and 1", name="review_above"),
         CheckConstraint("qualify_tries between 1 and 10", name="qualify_tries"),
         CheckConstraint("gold_window between 0 and 100", name="gold_window"),
+        CheckConstraint(
+            "max_annotator_share is null or (max_annotator_share > 0 and max_annotator_share <= 1)",
+            name="max_annotator_share",
+        ),
         CheckConstraint("lease_minutes between 1 and 1440", name="lease_minutes"),
         CheckConstraint("rationale in ('off', 'optional', 'required')", name="rationale"),
         CheckConstraint("min_rationale between 0 and 2000", name="min_rationale"),
@@ -185,6 +189,8 @@ class Project(Base):
     gold_window: Mapped[ZeroByDefault]
     # A task waits for a reviewer where people differ on a larger share of the pairs of answers; 1: none does.
     review_above: Mapped[float] = mapped_column(server_default="0.5", default=0.5)
+    # How much of what a training learns from may be one person's (app/datasets/caps.py); null: all of it.
+    max_annotator_share: Mapped[float | None]
     lease_minutes: Mapped[int] = mapped_column(server_default="60", default=60)
     # {"temperature", "top_p", "max_new_tokens", "seed"}
     sampling: Mapped[dict[str, Any]] = mapped_column(JSONB)

@@ -126,6 +126,7 @@ class ProjectSettings(BaseModel):
     qualify_tries: int = Field(2, ge=1, le=10)
     gold_window: int = Field(0, ge=0, le=100)
     review_above: float = Field(0.5, ge=0, le=1)
+    max_annotator_share: float | None = Field(None, gt=0, le=1)
     lease_minutes: int = Field(60, ge=1, le=1440)
     sampling: Sampling = Sampling()
     training: Training = Training()
@@ -201,6 +202,7 @@ class ProjectOut(BaseModel):
     qualify_tries: int
     gold_window: int
     review_above: float
+    max_annotator_share: float | None
     lease_minutes: int
     sampling: Sampling
     training: Training

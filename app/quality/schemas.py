@@ -127,6 +127,8 @@ class AnnotatorOut(BaseModel):
     id: uuid.UUID
     name: str
     num_rankings: int
+    share: float | None
+    """Of all that annotators ranked in this project."""
     measured_at: datetime
     portrait: Portrait
     flags: list[str]
@@ -140,6 +142,7 @@ class AnnotatorOut(BaseModel):
             id=row.id,
             name=row.name,
             num_rankings=row.num_rankings,
+            share=row.share,
             measured_at=row.measured_at,
             portrait=row.portrait,
             flags=[flag.check_name for flag in row.flags],

@@ -67,6 +67,8 @@ class PersonRow:
     name: str
     is_disabled: bool
     num_rankings: int
+    share: float | None
+    """Of all that the people of this list ranked; None where that is nothing."""
     measured_at: datetime
     portrait: Portrait
     flags: Sequence[QualityFlag]
@@ -299,25 +301,26 @@ async def list_people(session: AsyncSession, project: Project, *, limit: int, of
         .scalar_subquery()
     )
     query = (
-        select(AnnotatorRecord, User)
+        select(AnnotatorRecord, User, func.sum(AnnotatorRecord.num_rankings).over())
         .join(User, User.id == AnnotatorRecord.annotator_id)
         .where(AnnotatorRecord.project_id == project.id)
         .order_by(num_flags.desc(), User.name, User.id)
         .limit(limit)
         .offset(offset)
     )
-    rows = [(record, user) for record, user in await session.execute(query)]
-    flags = await flags_of_people(session, project, [user.id for _, user in rows])
-    return [person_row(record, user, flags.get(user.id, [])) for record, user in rows]
+    rows = (await session.execute(query)).all()
+    flags = await flags_of_people(session, project, [user.id for _, user, _ in rows])
+    return [person_row(record, user, int(num_all), flags.get(user.id, [])) for record, user, num_all in rows]
 
 
-def person_row(record: AnnotatorRecord, user: User, flags: Sequence[QualityFlag]) -> PersonRow:
-    """A record as the list shows it; of flags, the open ones."""
+def person_row(record: AnnotatorRecord, user: User, num_all: int, flags: Sequence[QualityFlag]) -> PersonRow:
+    """A record as the list shows it, beside what all in it ranked; of flags, the open ones."""
     return PersonRow(
         id=user.id,
         name=user.name,
         is_disabled=user.disabled_at is not None,
         num_rankings=record.num_rankings,
+        share=record.num_rankings / num_all if num_all else None,
         measured_at=record.measured_at,
         portrait=PORTRAIT.validate_python(record.figures),
         flags=[flag for flag in flags if flag.settled_at is None],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -9,9 +10,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from app.datasets.models import DatasetRow
+from app.datasets.models import Dataset, DatasetRow
 from app.errors import RankloopError
-from app.loop import arrivals, forecast, sampling, training
+from app.loop import alternatives, arrivals, forecast, sampling, training
 from app.loop import service as loop
 from app.loop.clock import train_if_due
 from app.prompts.models import Prompt, RunPrompt, Split
@@ -22,6 +23,7 @@ from app.runs.models import Run, RunKind, RunState
 from app.tasks.models import Task
 from tests.app.corpora.test_corpora import send
 from tests.app.loop.conftest import Loop
+from tests.factories import make_prompt, make_ranking, make_task
 
 REWARD_RESULT = {"num_rankings": 6, "accuracy": None, "seconds": 12.0}
 PPO_RESULT = {"num_episodes": 8, "kl": 0.5, "reward": {"first": 0.0, "last": 1.0}, "seconds": 30.0}
@@ -257,6 +259,31 @@ async def test_the_threshold_starts_one_training(turned: Loop) -> None:
     assert [(run.kind, run.is_triggered) for run in waiting] == [(RunKind.REWARD, True)]
     assert waiting[0].config["dataset"]["num_rows"] == 6
     assert await training.num_new_rankings(turned.session, turned.project.id) == 0
+
+
+async def test_a_training_learns_as_much_of_one_person_as_the_project_says_and_none_begins_for_the_rest(
+    turned: Loop,
+) -> None:
+    """For training one person ranks 7 times and two once: of three people two thirds may be one person's, 4 of 6."""
+    session, project = turned.session, turned.project
+    project.max_annotator_share, project.train_threshold = 0.5, 1
+    await turned.sample()
+    await turned.rank_all()
+    for annotator in (*[turned.annotator] * 3, None, None):
+        await make_ranking(session, await make_task(session, await make_prompt(session, project)), annotator=annotator)
+    dpo = await alternatives.start(session, project=project, kind=RunKind.DPO)
+    reward = await training.start_training(session, project=project)
+    for run in (dpo, reward):
+        dataset = await session.get_one(Dataset, uuid.UUID(run.config["dataset"]["id"]))
+        assert (dataset.counts["train"], dataset.counts["validation"]) == (6, 2)
+        assert dataset.counts["left_out"] == {"num_rankings": 3, "num_annotators": 1}
+        assert dataset.filter["max_annotator_share"] == 0.5
+    assert await training.num_new_rankings(session, project.id) == 0
+    for run in (dpo, reward):
+        run.state = RunState.CANCELLED
+    assert not await train_if_due(session, project.id, now=datetime.now(UTC))
+    await make_ranking(session, await make_task(session, await make_prompt(session, project)))
+    assert await training.num_new_rankings(session, project.id) == 1
 
 
 async def test_a_ranking_lists_every_version_that_learned_from_it(turned: Loop) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from httpx2 import AsyncClient
+from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.projects.models import Project
@@ -206,3 +208,18 @@ async def test_the_form_says_what_overlap_for_a_share_costs(
     assert (project.overlap, project.overlap_share) == (3, 0.3)
     assert "1,600 rankings for 1,000 tasks" in page
     assert "overlap_share" in (await send(client, await open_form(client), overlap_share="1.5")).text
+
+
+async def test_the_share_of_one_person_is_a_setting_that_can_be_left_empty(
+    client: AsyncClient, session: AsyncSession, project: Project
+) -> None:
+    for typed, share in (("0.15", 0.15), ("", None)):
+        assert (await send(client, await open_form(client), max_annotator_share=typed)).status_code == 303
+        await session.refresh(project)
+        assert project.max_annotator_share == share
+    refused = await send(client, await open_form(client), max_annotator_share="0")
+    assert (refused.status_code, "This must be more than 0." in refused.text) == (422, True)
+    for share in (0, 1.5, float("nan")):
+        with pytest.raises(IntegrityError, match="max_annotator_share"):
+            async with session.begin_nested():
+                await session.execute(update(Project).values(max_annotator_share=share))

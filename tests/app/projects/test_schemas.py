@@ -36,6 +36,8 @@ def test_k_outside_2_to_9_is_refused(k: int) -> None:
         ({"qualify_tries": 0}, "qualify_tries"),
         ({"gold_window": -1}, "gold_window"),
         ({"review_above": 1.1}, "review_above"),
+        ({"max_annotator_share": 0}, "max_annotator_share"),
+        ({"max_annotator_share": 1.01}, "max_annotator_share"),
         ({"compare_share": 1.01}, "compare_share"),
         ({"compare_new": "always"}, "compare_new"),
         ({"compare_prompts": 0}, "compare_prompts"),

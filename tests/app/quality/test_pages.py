@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.models import AuditEntry, Role
 from app.accounts.tokens import create_token
 from app.main import API
+from app.quality import service
 from app.quality.models import QualityFlag
 from tests.app.quality.test_service import crowd_project
 from tests.factories import make_project, make_prompt, make_ranking, make_task, make_user, sign_in
@@ -55,6 +56,21 @@ async def test_a_flag_is_shown_settled_and_kept(client: AsyncClient, session: As
     entry = (await session.scalars(select(AuditEntry).where(AuditEntry.action == "flag.dismissed"))).first()
     assert entry is not None
     assert (entry.actor_id, entry.subject) == (admin.id, str(people[-1].id))
+
+
+async def test_everybodys_share_of_the_rankings_is_shown(client: AsyncClient, session: AsyncSession) -> None:
+    """Of two who ranked four tasks, one ranks four more: 8 of 12, on every page of the list."""
+    project, people = await crowd_project(session, num_people=2, num_tasks=4)
+    for _ in range(4):
+        await make_ranking(
+            session, await make_task(session, await make_prompt(session, project), k=3), annotator=people[1]
+        )
+    await sign_in(client, session)
+    page = (await client.get(f"/projects/{project.slug}/quality/annotators")).text
+    assert '<td class="n">8</td><td class="n">66.7 %</td>' in page
+    assert '<td class="n">4</td><td class="n">33.3 %</td>' in page
+    rows = [await service.list_people(session, project, limit=1, offset=offset) for offset in (0, 1)]
+    assert {row.share for (row,) in rows} == {4 / 12, 8 / 12}
 
 
 async def test_a_settlement_is_one_of_two_and_a_flag_of_this_project(
