@@ -21,7 +21,9 @@ DEFAULT_EPISODES = 64
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What *Train* would do now, for people to read before they press it."""
+    """What *Train* would do now, for people to read before they press it. Where the project caps how much one person
+    may be, some of the rankings are left out: the plan is for all of them.
+    """
 
     num_rankings: int
     num_new_rankings: int

@@ -186,6 +186,11 @@ async def test_what_is_left_out_is_shown_before_and_after_and_in_every_report(
     assert report["counts"]["left_out"] == {"num_rankings": 21, "num_annotators": 1}
     client.cookies.set(LANGUAGE_COOKIE, "zh")
     assert "1 人的 21 个排序" in (await client.get(frozen.headers["location"])).text
+    client.cookies.delete(LANGUAGE_COOKIE)
+    for address in (base, "/projects/capped"):
+        page = (await client.get(address)).text
+        assert "57 rankings" in page
+        assert "Of one person no more than the settings allow." in page
     dataset = await service.get_dataset_by_number(session, project.id, 1)
     card = card_markdown(service.card_of(dataset, project), service.splits_of(dataset))
     assert "Left out, so that no one person is too much of it: 21 rankings, of 1 of the annotators." in card
