@@ -6,8 +6,9 @@ reward model's. While both rise, the policy improves; where the training score r
 One look is noise and signal, and the best of many noisy looks is the luckiest one (the optimizer's curse; Smith and
 Winkler 2006). So three rules:
 
-1. A look stands as high as the mean of its score, counted twice, and its two neighbours' (Tukey's hanning; at either
-   end of the run, the look takes the missing neighbour's place).
+1. A look stands as high as the mean of its score, counted twice, and its two neighbours' (Tukey's hanning). Where one
+   is missing, at either end of the run, the look takes its place; so it does where chance hardly explains how far they
+   lie apart (4 standard errors), as the policy has changed and a mean over both would hide a height or a fall.
 2. The version takes the weights of the look that stands highest.
 3. The run stops when the newest look is *surely* below that, so many times in a row, and the training score is above:
    when the mean difference over the answers, each compared with those to the same draw of the same question, lies more
@@ -33,6 +34,8 @@ from trainer.sampling import LocalSampler
 
 SURELY = 1.645
 """Standard errors: 95 % of a normal law lie above so many below its mean."""
+APART = 4.0
+"""Standard errors: chance puts one pair of neighbours in sixteen thousand so far apart."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,26 @@ class Look:
 
     def among(self, before: Look, after: Look) -> Look:
         """How high this look stands between its neighbours."""
+        left, right = (self if abs(self.above(other)) > APART else other for other in (before, after))
         scores = [
-            (left + 2 * own + right) / 4
-            for left, own, right in zip(before.scores, self.scores, after.scores, strict=True)
+            (earlier + 2 * own + later) / 4
+            for earlier, own, later in zip(left.scores, self.scores, right.scores, strict=True)
         ]
         return Look(scores, self.training_score, self.num_episodes)
 
+    def above(self, other: Look) -> float:
+        """How much more the guard likes these answers than the other ones, in standard errors of the mean difference,
+        each compared with the one to the same draw; 0 for fewer than two, which tell nothing."""
+        differences = [ours - theirs for ours, theirs in zip(self.scores, other.scores, strict=True)]
+        mean = fmean(differences)
+        if len(differences) < 2 or mean == 0:
+            return 0.0
+        error = stdev(differences) / math.sqrt(len(differences))
+        return mean / error if error else math.copysign(math.inf, mean)
+
     def is_surely_below(self, other: Look) -> bool:
         """Whether the guard likes these answers less than the other ones, by more than chance explains."""
-        differences = [ours - theirs for ours, theirs in zip(self.scores, other.scores, strict=True)]
-        if len(differences) < 2:
-            return False
-        return fmean(differences) + SURELY * stdev(differences) / math.sqrt(len(differences)) < 0
+        return self.above(other) < -SURELY
 
 
 @dataclass

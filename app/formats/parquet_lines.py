@@ -28,7 +28,8 @@ MEMORY_BYTES = 768 * 1024**2
 # 64 MiB of honest rows take 2 seconds.
 CPU_SECONDS = 60
 BATCH_ROWS = 16
-# Who waits holds a connection to the database, as everybody does who imports.
+# Who opens a file or waits holds a connection to the database, as everybody does who imports: not all ten of them.
+MOST_AT_ONCE = min(4, os.cpu_count() or 1)
 MOST_WAITING = 4
 REFUSED = 3
 # The library's own allocator reserves a gigabyte before the first byte, and the system's 0.1 GB for each thread.
@@ -44,9 +45,9 @@ class TooManyAtOnce(Unavailable):
 
 
 class Openers:
-    """Who may have a process that opens a file: one each, as many at once as there are cores; a few others wait."""
+    """Who may have a process that opens a file: one each, as many at once as there are cores, at most four; a few others wait."""
 
-    def __init__(self, at_once: int = os.cpu_count() or 1, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(self, at_once: int = MOST_AT_ONCE, most_waiting: int = MOST_WAITING) -> None:
         self._turns = Turns(at_once, most_waiting)
         self._busy: set[Hashable] = set()
 

@@ -83,6 +83,12 @@ def look(score: float, training_score: float = 0.0, num_episodes: int = 0) -> Lo
     return Look([score + part for part in (-0.15, -0.05, 0.05, 0.15)], training_score, num_episodes)
 
 
+def scattered(score: float, number: int, spread: float = 20.0) -> Look:
+    """The same of answers that chance moves: from one look to the next, half of them by twice the spread."""
+    signs = (1, 1, -1, -1) if number % 2 else (1, -1, 1, -1)
+    return Look([score + spread * sign for sign in signs], 0.0, 8 * number)
+
+
 def heard(*looks: Look) -> Judgement:
     guard = Judgement.begin(looks[0])
     for after in looks[1:]:
@@ -92,21 +98,38 @@ def heard(*looks: Look) -> Judgement:
 
 def test_a_look_stands_as_high_as_it_and_its_neighbours() -> None:
     """0, 9, 2, 8, 7, 2: they stand at 2.25, 5, 5.25, 6.25, 6 and 3.25. The second was the luckiest, not the best."""
-    guard = Judgement.begin(look(0.0))
+    guard = Judgement.begin(scattered(0.0, 0))
     scores = (9.0, 2.0, 8.0, 7.0, 2.0)
-    best = [guard.hear(look(score, num_episodes=8 * number)) for number, score in enumerate(scores, 1)]
+    best = [guard.hear(scattered(score, number)) for number, score in enumerate(scores, 1)]
     assert best == [True, True, True, True, False]
     assert (guard.kept.num_episodes, guard.first_score, guard.is_newest_best) == (24, 0.0, False)
     assert guard.kept.score == pytest.approx(6.25)
     assert guard.newest.score == pytest.approx(3.25)
 
 
+def test_neighbours_that_chance_does_not_explain_lower_no_height() -> None:
+    """0, 5, 5, 9, 1 without chance: the height of 9 stands at 9, not at 6, and what comes after at 1, not at 3."""
+    guard = heard(*(look(score, num_episodes=8 * number) for number, score in enumerate((0.0, 5.0, 5.0, 9.0, 1.0))))
+    assert (guard.kept.num_episodes, guard.is_newest_best) == (24, False)
+    assert (guard.kept.score, guard.newest.score) == (pytest.approx(9.0), pytest.approx(1.0))
+
+
+@pytest.mark.parametrize(("far", "stands"), [(3.9, 0.75 * 3.9), (4.1, 4.1)])
+def test_neighbours_are_apart_from_four_standard_errors_on(far: float, stands: float) -> None:
+    """Differences that lie 1 from their mean, half of them on either side: with four, the error of the mean is 0.58."""
+    low = Look([0.0, 0.0, 0.0, 0.0], 0.0, 0)
+    error = (4 / 3) ** 0.5 / 2
+    high = Look([far * error + sign for sign in (1, -1, 1, -1)], 0.0, 8)
+    assert high.above(low) == pytest.approx(far)
+    assert heard(low, high).newest.score == pytest.approx(stands * error)
+
+
 def test_the_last_look_is_kept_while_scores_rise() -> None:
     """At the end the look itself takes the missing neighbour's place: 0, 3, 6 stand at 0.75, 3 and 5.25."""
     for number in (1, 2, 3):
-        guard = heard(*(look(3.0 * place, num_episodes=place) for place in range(number)))
+        guard = heard(*(scattered(3.0 * place, place) for place in range(number)))
         assert guard.is_newest_best
-        assert guard.kept.num_episodes == number - 1
+        assert guard.kept.num_episodes == 8 * (number - 1)
     assert guard.kept.score == pytest.approx(5.25)
 
 
@@ -121,10 +144,10 @@ def test_a_guard_counts_looks_in_a_row_that_are_surely_worse() -> None:
     guard.hear(look(0.5, 3.0, 48))
     assert guard.num_exploited == 1
     guard.hear(Look([1.35, -0.65, 0.85, 0.65], 3.0, 56))  # lower on average, as one answer was out of luck
-    assert (guard.num_exploited, guard.kept.num_episodes) == (0, 16)
+    assert (guard.num_exploited, guard.kept.num_episodes) == (0, 8)
     guard.hear(look(0.5, 3.0, 64))
     guard.hear(look(1.0, 3.0, 72))  # as good as ever
-    assert (guard.num_exploited, guard.kept.num_episodes) == (0, 16)
+    assert (guard.num_exploited, guard.kept.num_episodes) == (0, 8)
 
 
 @pytest.mark.parametrize(("last", "is_surely"), [(-0.2, True), (-0.1, False)])
