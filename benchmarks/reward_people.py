@@ -84,14 +84,15 @@ def _load_states(path: Path | None) -> StateCache:
 
 
 def _shortest(rankings: Sequence[Ranking]) -> list[Ranking]:
-    """A few rankings that a CPU reads in seconds."""
+    """A few rankings that a CPU reads in seconds, each of another conversation: no fold is empty."""
 
     def length(ranking: Ranking) -> int:
         prompt = sum(len(message["content"]) for message in ranking.messages)
         return sum(prompt + len(answer.text) for answer in ranking.answers)
 
     chosen = [ranking for ranking in rankings if length(ranking) <= QUICK_CHARACTERS * len(ranking.answers)]
-    return sorted(chosen, key=length)[:QUICK_RANKINGS]
+    shortest = {ranking.root: ranking for ranking in sorted(chosen, key=length, reverse=True)}
+    return sorted(shortest.values(), key=length)[:QUICK_RANKINGS]
 
 
 def _compare(found: CrossValidation) -> dict[str, Accuracy]:

@@ -45,7 +45,7 @@ class TooManyAtOnce(Unavailable):
 
 
 class Openers:
-    """Who may have a process that opens a file: one each, as many at once as there are cores, at most four; a few others wait."""
+    """Who may have a process that opens a file: one each, one a core and at most four; a few others wait."""
 
     def __init__(self, at_once: int = MOST_AT_ONCE, most_waiting: int = MOST_WAITING) -> None:
         self._turns = Turns(at_once, most_waiting)
