@@ -18,10 +18,8 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import platform
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -47,6 +45,9 @@ from app.projects.service import create_project
 from app.prompts.models import Completion, Prompt, Split
 from app.prompts.service import content_hash, root_hash, text_hash
 from app.tasks.making import create_task
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.chromium import find_chromium  # the browser of the tests
 
 K = 4
 NUM_WORDS = 150
@@ -146,8 +147,7 @@ async def measure(url: str, address: str, num: int) -> tuple[list[float], list[f
     num_without = max(5, num // 5)
     link = await prepare(url, num + num_without + WARM_UP + 2, address)
     async with async_playwright() as playwright:
-        program = os.environ.get("CHROMIUM") or shutil.which("chromium")
-        browser = await playwright.chromium.launch(executable_path=program, args=FLAGS)
+        browser = await playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         page = await browser.new_page(base_url=address, viewport={"width": 1280, "height": 800})
         await page.goto(link)
         await page.locator("main button").first.click()

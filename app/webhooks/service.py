@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
-from sqlalchemy import and_, delete, func, select, tuple_
+from sqlalchemy import and_, delete, exists, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.audit import audit
@@ -234,6 +234,11 @@ async def count_rankings_of(session: AsyncSession, webhook: Webhook) -> None:
 
 
 # Delivering
+
+
+async def is_due(session: AsyncSession, now: datetime) -> bool:
+    """Whether anything waits to be sent."""
+    return bool(await session.scalar(select(exists().where(Delivery.next_try_at <= now))))
 
 
 async def take_parcel(session: AsyncSession, now: datetime) -> Parcel | None:

@@ -118,6 +118,19 @@ async def test_an_ended_run_is_told_and_the_receiver_can_check_who_sent_it(
 
 
 @pytest.mark.real_commits
+async def test_while_nothing_is_due_it_is_asked_for_once(
+    committed: SessionMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every web process looks every two seconds: eight questions each were a twelfth of what it did beside ranking."""
+
+    async def nobody(*_: object) -> None:
+        pytest.fail("a parcel was looked for")
+
+    monkeypatch.setattr(service, "take_parcel", nobody)
+    assert await delivery.deliver_due(committed) == 0
+
+
+@pytest.mark.real_commits
 async def test_many_processes_send_each_delivery_once(committed: SessionMaker, receiver: Receiver) -> None:
     async with committed.begin() as session:
         project = await make_project(session)
