@@ -181,14 +181,20 @@ BOMBS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-async def test_of_many_wrong_fields_a_hundred_are_named_and_the_rest_counted(
-    client: AsyncClient, session: AsyncSession
-) -> None:
+async def as_admin(session: AsyncSession) -> dict[str, str]:
+    """The header of somebody whose bodies are taken."""
     owner = await make_user(session, role=Role.ADMIN)
     _, secret = await create_token(session, user_id=owner.id, name="t", scopes=["admin"])
     await session.commit()
+    return {"authorization": f"Bearer {secret}"}
+
+
+async def test_of_many_wrong_fields_a_hundred_are_named_and_the_rest_counted(
+    client: AsyncClient, session: AsyncSession
+) -> None:
+    headers = await as_admin(session)
     body = {"slug": "s", "name": "n"} | {f"k{number}": 1 for number in range(1_299)}
-    answer = await client.post(f"{API}/projects", json=body, headers={"authorization": f"Bearer {secret}"})
+    answer = await client.post(f"{API}/projects", json=body, headers=headers)
     errors = answer.json()["errors"]
     assert (answer.status_code, len(errors)) == (422, 101)
     assert errors[-1] == {"field": "body", "rule": "1,200 more fields can't be taken."}
@@ -197,18 +203,16 @@ async def test_of_many_wrong_fields_a_hundred_are_named_and_the_rest_counted(
 async def test_more_fields_than_anybody_sends_are_counted_and_not_looked_at(
     client: AsyncClient, session: AsyncSession
 ) -> None:
-    owner = await make_user(session, role=Role.ADMIN)
-    _, secret = await create_token(session, user_id=owner.id, name="t", scopes=["admin"])
-    await session.commit()
+    headers = await as_admin(session)
     body: dict[str, Any] = {
         "slug": "s",
         "name": "n",
         "labels": [{f"k{number}": 1} for number in range(MOST_FIELDS - 2)],
     }
-    answer = await client.post(f"{API}/projects", json=body, headers={"authorization": f"Bearer {secret}"})
+    answer = await client.post(f"{API}/projects", json=body, headers=headers)
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (413, "body")
     body["labels"].pop()
-    answer = await client.post(f"{API}/projects", json=body, headers={"authorization": f"Bearer {secret}"})
+    answer = await client.post(f"{API}/projects", json=body, headers=headers)
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "labels")
 
 
@@ -223,11 +227,9 @@ def cost_of_reading_a_megabyte() -> float:
 
 @pytest.mark.parametrize("name", BOMBS)
 async def test_a_bomb_is_cheap_or_refused(client: AsyncClient, session: AsyncSession, name: str) -> None:
-    owner = await make_user(session, role=Role.ADMIN)
-    _, secret = await create_token(session, user_id=owner.id, name="t", scopes=["admin"])
-    await session.commit()
+    headers = await as_admin(session)
     method, path, options = BOMBS[name]
-    headers = {"authorization": f"Bearer {secret}", "content-type": "application/json", **options.get("headers", {})}
+    headers |= {"content-type": "application/json", **options.get("headers", {})}
     await client.get("/sign-in")
     costs = []
     for _ in range(3):
