@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 Point = tuple[float, float]
@@ -48,6 +49,8 @@ class Line:
     rank: int
     band: str = ""
     """SVG path data around the intervals of the points that have one; empty without any."""
+    is_joined: bool = True
+    """Whether the path is a line; else it is a dot for each point."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ def short_number(value: float) -> str:
 def line_plot(name: str, series: Series) -> Plot | None:
     """A plot of one or more series of points on common axes; None when no series has a finite point.
 
-    Points are joined in their order, which need not be that of x: the last one is where a series ends.
+    Points are joined where x rises from one to the next. Where it goes back, as the KL of noisy batches does, a line
+    would be a scribble: each point is a dot. The last one is where a series ends.
     """
     finite = {key: _finite(points) for key, points in series.items()}
     finite = {key: points for key, points in finite.items() if points}
@@ -160,7 +164,11 @@ def line(name: str, points: Sequence[Point | Measured], rank: int, place: Callab
     placed = [place(point[0], point[1]) for point in points]
     known = [point for point in points if isinstance(point, Measured)]
     band = [place(point.x, point.low) for point in known] + [place(point.x, point.high) for point in reversed(known)]
-    return Line(name, path(placed), value_text(points[-1]), placed[-1], rank, path(band) + "Z" if band else "")
+    is_joined = all(before[0] <= after[0] for before, after in pairwise(points))
+    drawn = path(placed) if is_joined else "".join(path([point]) for point in placed)
+    return Line(
+        name, drawn, value_text(points[-1]), placed[-1], rank, path(band) + "Z" if band else "", is_joined=is_joined
+    )
 
 
 def value_text(point: Point | Measured) -> str:

@@ -69,12 +69,19 @@ def test_a_single_point_stands_in_the_middle() -> None:
     assert plot.lines[0].end == ((LEFT + PLOT_WIDTH - RIGHT) / 2, (plot.top + plot.bottom) / 2)
 
 
-def test_points_are_joined_in_their_order_and_the_last_one_is_the_end() -> None:
-    plot = line_plot("gao", {"gao": [(0.0, 0.0), (2.0, 4.0), (1.0, 3.0)]})
+def test_points_are_joined_where_x_rises_and_the_last_one_is_the_end() -> None:
+    plot = line_plot(
+        "gao", {"rises": [(0.0, 0.0), (1.0, 4.0), (2.0, 3.0)], "back": [(0.0, 0.0), (2.0, 4.0), (1.0, 3.0)]}
+    )
     assert plot is not None
+    rises, back = plot.lines
     middle = (LEFT + PLOT_WIDTH - RIGHT) / 2
-    assert (plot.lines[0].last, plot.lines[0].end[0]) == ("3", middle)
-    assert plot.lines[0].path.rpartition("L")[2].startswith(f"{middle:g} ")
+    assert (rises.is_joined, rises.path.count("M"), rises.path.count("L")) == (True, 1, 2)
+    # A dot for each point: to itself, and to no other.
+    dots = [dot.split("L") for dot in back.path.split("M")[1:]]
+    assert (back.is_joined, len(dots)) == (False, 3)
+    assert all(start == end for start, end in dots)
+    assert (back.last, back.end[0]) == ("3", middle)
 
 
 def test_an_interval_is_a_band_that_the_axis_holds() -> None:
