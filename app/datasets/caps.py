@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from fractions import Fraction
 
-from sqlalchemy import ColumnElement, FromClause, and_, func, or_, select
+from sqlalchemy import ColumnElement, FromClause, and_, false, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 
@@ -64,4 +64,4 @@ def turn(rows: FromClause) -> ColumnElement[int]:
 
 def is_surplus(turns: FromClause, most: Mapping[str, int]) -> ColumnElement[bool]:
     """Whether a row is more than what its person keeps. `turns` have a split and a turn."""
-    return or_(*[and_(turns.c.split == split, turns.c.turn > num) for split, num in most.items()])
+    return or_(false(), *[and_(turns.c.split == split, turns.c.turn > num) for split, num in most.items()])

@@ -211,3 +211,9 @@ async def test_a_dataset_from_before_says_nothing_of_shares(client: AsyncClient,
         (False, False),
     ]
     assert "one person" not in card_markdown(service.card_of(older, project), ["train"])
+
+
+async def test_where_nobody_ranked_nothing_is_left_out(session: AsyncSession) -> None:
+    project = await make_project(session, max_annotator_share=0.1)
+    found = await service.count_chosen(session, project.id, DatasetFilter(max_annotator_share=0.1))
+    assert (found["num_rankings"], found["left_out"]) == (0, {"num_rankings": 0, "num_annotators": 0})
