@@ -95,6 +95,9 @@ DOMAINS = [
     webhooks_api,
 ]
 PAGES = [
+    ahead_pages,
+    rankings_pages,
+    tasks_pages,
     accounts_pages,
     own_pages,
     people_pages,
@@ -102,9 +105,6 @@ PAGES = [
     runs_pages,
     projects_pages,
     prompts_pages,
-    tasks_pages,
-    rankings_pages,
-    ahead_pages,
     mine_pages,
     import_pages,
     try_pages,

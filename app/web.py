@@ -4,7 +4,7 @@ lie.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette import status
 from starlette.types import Receive, Scope, Send
 
-from app import assets, i18n
+from app import assets, fragments, i18n
 from app.bodies import StreamedBody, read_ahead
 from app.config import Settings
 from app.db import SessionMaker, committed
@@ -121,15 +122,18 @@ class Page(HTMLResponse):
 
 
 def render(request: Request, template: str, *, status_code: int = 200, **context: Any) -> Page:
-    """A page in the reader's language. `user` is who is signed in, or None; `markdown` shows a text of any kind."""
+    """A page in the reader's language. `user` is who is signed in, or None; `markdown` shows a text of any kind, and
+    `filled(template, gaps, **told)` a piece that stands on many pages (`app.fragments`).
+    """
     user, language = getattr(request.state, "user", None), words(request)
     reader = user.id if user else request.client and request.client.host
     texts = Texts(whose=reader, note=language["_"]("Shown as it is written: too long or too intricate to be set."))
-    html = (
-        environment()
-        .get_template(template)
-        .render(request=request, user=user, now=datetime.now(UTC), markdown=texts.show, **language, **context)
-    )
+
+    def filled(piece: str, gaps: Mapping[str, Any], **told: Any) -> Markup:
+        return fragments.filled(environment(), language["language"], piece, gaps, told)
+
+    common = {"request": request, "user": user, "now": datetime.now(UTC), "markdown": texts.show, "filled": filled}
+    html = environment().get_template(template).render(**common, **language, **context)
     return Page(html, status_code, texts=texts, base=request.app.state.settings.base_path)
 
 

@@ -17,22 +17,21 @@ from app.plots import Plot, line_plot, metric_plots
 from app.projects import tallies
 from app.projects.models import Project
 from app.quality import service as quality
-from app.rankings import service as rankings
+from app.rankings import own
 from app.registry import service as registry
 from app.registry.models import Version, VersionKind
 from app.runs import service as runs
 from app.runs.models import Run, RunState
-from app.tasks import waiting
 
 Words = dict[str, Any]
 
 
 async def my_progress(session: AsyncSession, *, project: Project, user: User) -> dict[str, int]:
     """What waits for this person, and what they did today."""
-    counts = await waiting.waiting_counts(session, project_ids=[project.id], annotator=user)
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    done = await rankings.count_done_since(session, project_id=project.id, annotator_id=user.id, since=today)
-    return {"num_waiting": counts.get(project.id, 0), "done_today": done}
+    now = datetime.now(UTC)
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    found = await own.progress_since(session, project_id=project.id, annotator_id=user.id, since=today, now=now)
+    return {"num_waiting": found.num_waiting, "done_today": found.num_done}
 
 
 async def project_view(session: AsyncSession, *, project: Project, user: User, words: Words) -> dict[str, Any]:

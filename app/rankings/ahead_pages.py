@@ -105,6 +105,8 @@ async def pages_of(
     made = []
     for number, lease in enumerate(leases, num_before):
         sheet = await tasks.get_sheet(session, lease)
-        made.append(await show_sheet(request, session, sheet, annotator, answer=read_draft(lease), num_before=number))
+        draft = read_draft(lease)
+        page = await show_sheet(request, session, sheet, annotator, answer=draft, num_before=number, is_ahead=True)
+        made.append(page)
     await let_go(session)
     return [PageOut(lease_id=lease.id, html=await page.whole()) for lease, page in zip(leases, made, strict=True)]

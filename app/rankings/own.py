@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import and_, bindparam, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -16,6 +16,7 @@ from app.rankings.answers import RankingAnswer
 from app.rankings.models import Ranking
 from app.rankings.service import RankingNotFound, RankingView, views_of
 from app.tasks.models import Task
+from app.tasks.waiting import WAITING, count_waiting
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,34 @@ async def work_since(session: AsyncSession, *, project_id: uuid.UUID, annotator_
         )
     )
     return Work(*row.one())
+
+
+# What every ranking page asks is put together once: building it takes longer than running it. Read from the newest
+# backwards to the last one before `since`, however many there are before that.
+_OWN = and_(Ranking.project_id == bindparam("project_id"), Ranking.annotator_id == bindparam("annotator_id"))
+_BEFORE = select(Ranking.number).where(_OWN, Ranking.created_at < bindparam("since"))
+_IS_LATER = Ranking.number > func.coalesce(_BEFORE.order_by(Ranking.number.desc()).limit(1).scalar_subquery(), 0)
+_DONE = select(func.count()).select_from(Ranking).where(_OWN, _IS_LATER, Ranking.supersedes_id.is_(None))
+PROGRESS = WAITING.add_columns(_DONE.scalar_subquery())
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many tasks of a project wait for an annotator, as `waiting.waiting_counts` counts them, and how many they
+    ranked; a change of mind is not counted again.
+    """
+
+    num_waiting: int
+    num_done: int
+
+
+async def progress_since(
+    session: AsyncSession, *, project_id: uuid.UUID, annotator_id: uuid.UUID, since: datetime, now: datetime
+) -> Progress:
+    """What waits now, and what was done since then."""
+    values = {"project_id": project_id, "annotator_id": annotator_id, "since": since, "now": now}
+    *waiting, num_done = (await session.execute(PROGRESS, values)).one()
+    return Progress(count_waiting(*waiting), num_done)
 
 
 async def list_own(

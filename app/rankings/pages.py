@@ -133,22 +133,24 @@ async def show_sheet(
     answer: RankingAnswer,
     errors: Sequence[Any] = (),
     num_before: int = 0,
+    is_ahead: bool = False,
     is_trial: bool = False,
     changes: uuid.UUID | None = None,
 ) -> Page:
     """The ranking page with what was placed so far. With errors it is a 422 that names each card.
 
-    `num_before`: so many tasks will be done when this page is seen. `is_trial`: the task is only tried. `changes`: the
-    ranking that a new one supersedes.
+    `num_before`: so many tasks will be done when this page is seen. `is_ahead`: only what differs from task to task,
+    for the script of a page that is open. `is_trial`: the task is only tried. `changes`: the ranking that a new one
+    supersedes.
     """
     lease, project = sheet.lease, sheet.project
     now = datetime.now(UTC)
     told = [{"field": anchor(error), "rule": sentence(request, error)} for error in errors]
     test = None if is_trial or changes else await standings.test_of(session, project, lease)
-    num_open = await count_open(session, project, annotator, now, num_before=num_before)
+    progress = await progress_of(session, project, annotator, now, num_before=num_before)
     return render(
         request,
-        "rankings/rank.html",
+        "rankings/ahead.html" if is_ahead else "rankings/rank.html",
         status_code=422 if errors else 200,
         project=asked(project),
         # A change has no end and no draft on the server; on the device it is kept by the ranking that it changes.
@@ -164,10 +166,7 @@ async def show_sheet(
         pairwise=is_pairwise(sheet),
         preference=preference_of(answer, lease.display_order),
         can_write=not is_trial and await can_write(session, sheet),
-        progress={
-            "done_today": await count_today(session, project, annotator) + num_before,
-            "num_open": test.num_asked - test.num_done if test else num_open,
-        },
+        progress=progress | ({"num_open": test.num_asked - test.num_done} if test else {}),
         errors=told,
         draft_saved_at="" if changes else stamp(lease.draft_saved_at),
         is_trial=is_trial,
@@ -242,11 +241,13 @@ def cards_of(sheet: Sheet, answer: RankingAnswer, errors: Mapping[str, str]) -> 
             "letter": card.letter,
             "completion_id": card.id,
             "text": card.text,
-            "place": answer.places.get(card.id),
-            "rating": answer.ratings.get(card.id),
-            "flags": set(answer.labels.get(card.id, ())),
-            "denied": set(answer.denied.get(card.id, ())),
-            "error": errors.get(f"card-{card.id}"),
+            "marks": {
+                "place": answer.places.get(card.id),
+                "rating": answer.ratings.get(card.id),
+                "flags": sorted(answer.labels.get(card.id, ())),
+                "denied": sorted(answer.denied.get(card.id, ())),
+                "error": errors.get(f"card-{card.id}"),
+            },
         }
         for card in sheet.cards
     ]
@@ -276,19 +277,16 @@ def read_draft(lease: Lease) -> RankingAnswer:
     )
 
 
-async def count_open(
+async def progress_of(
     session: AsyncSession, project: Project, annotator: User, now: datetime, *, num_before: int
-) -> int:
-    """How many tasks will wait for this annotator after so many others; more than so many are many."""
-    num_open = (await waiting.waiting_counts(session, [project.id], annotator, now))[project.id]
-    return num_open if num_open > waiting.MOST_COUNTED else max(0, num_open - num_before)
-
-
-async def count_today(session: AsyncSession, project: Project, annotator: User) -> int:
-    """How many tasks this annotator ranked since midnight, UTC."""
-    return await service.count_done_since(
-        session, project_id=project.id, annotator_id=annotator.id, since=start_of_today()
+) -> dict[str, int]:
+    """How far this annotator will be after so many others; more than so many tasks that wait are many."""
+    found = await own.progress_since(
+        session, project_id=project.id, annotator_id=annotator.id, since=start_of_today(), now=now
     )
+    is_many = found.num_waiting > waiting.MOST_COUNTED
+    num_open = found.num_waiting if is_many else max(0, found.num_waiting - num_before)
+    return {"done_today": found.num_done + num_before, "num_open": num_open}
 
 
 def start_of_today() -> datetime:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 
-from sqlalchemy import ColumnElement, and_, exists, func, or_, select, text, tuple_
+from sqlalchemy import ColumnElement, and_, exists, or_, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
@@ -493,17 +492,3 @@ async def _display_orders(session: AsyncSession, rankings: Sequence[Ranking]) ->
 async def count_rankings(session: AsyncSession, project_id: uuid.UUID) -> int:
     """How many rankings of a project count: current ones but those of gold tasks and of comparisons."""
     return (await tallies.read(session, project_id)).whole().num_rankings
-
-
-async def count_done_since(
-    session: AsyncSession, *, project_id: uuid.UUID, annotator_id: uuid.UUID, since: datetime
-) -> int:
-    """How many tasks of a project this annotator ranked since then; a change of mind is not counted again.
-
-    Read from the newest backwards to the last one before `since`, however many there are before that.
-    """
-    own = and_(Ranking.project_id == project_id, Ranking.annotator_id == annotator_id)
-    before = select(Ranking.number).where(own, Ranking.created_at < since).order_by(Ranking.number.desc()).limit(1)
-    is_later = Ranking.number > func.coalesce(before.scalar_subquery(), 0)
-    query = select(func.count()).select_from(Ranking).where(own, is_later, Ranking.supersedes_id.is_(None))
-    return await session.scalar(query) or 0

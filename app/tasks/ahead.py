@@ -36,6 +36,10 @@ async def preload(session: AsyncSession, *, project: Project, annotator: User, n
     withdrew the task or lowered the overlap before it was begun. Nothing is fetched while nothing is in hand: the page
     asks for that by itself. A pack needs nothing ahead, nor does a qualification.
     """
+    if service.is_usual(project):
+        leases = await service.claim_ahead(session, project=project, annotator=annotator, now=now)
+        if leases:
+            return Desk(*leases)
     held = await service.hold_leases(session, annotator=annotator, now=now)
     packed = next((lease for lease in held if lease.kind == LeaseKind.OFFLINE), None)
     in_hand = packed or await service.lease_in_hand(session, held, project)

@@ -125,7 +125,7 @@ async def next_lease(
         Unqualified: they have to pass the project's qualification first, or again.
         TasksContended: tasks wait, and all of them stayed locked by others for seconds.
     """
-    if _is_usual(project):
+    if is_usual(project):
         lease = await claim(session, project=project, annotator=annotator, now=now, is_empty_handed=True)
         if lease is not None:
             return lease
@@ -134,7 +134,7 @@ async def next_lease(
 
 async def next_sheet(session: AsyncSession, *, project: AnyProject, annotator: AnyUser, now: datetime) -> Shown | None:
     """As `next_lease`, with what the lease shows; in the usual case one question, which is a transaction by itself."""
-    if _is_usual(project):
+    if is_usual(project):
         sheet = await claim_sheet(session, project=project, annotator=annotator, now=now)
         if sheet is not None:
             return sheet
@@ -143,7 +143,7 @@ async def next_sheet(session: AsyncSession, *, project: AnyProject, annotator: A
     return await get_sheet(session, lease) if lease is not None else None
 
 
-def _is_usual(project: AnyProject) -> bool:
+def is_usual(project: AnyProject) -> bool:
     """Whether a task is there for whoever has none in hand, as nobody asks who may work."""
     return not (_is_resting(project) or standings.has_gate(project))
 
@@ -199,15 +199,20 @@ ASKED = {
     "seed": "bigint",
     "shuffled": "integer[]",
 }
+# The same with the one in hand before it: migrations/versions/0044_claim_ahead.py.
+ASKED_AHEAD = {name: ASKED[name] for name in ("project_id", "annotator_id", "now", "until", "seed", "shuffled")}
 
 
-def _claimed(columns: str, parameter: str) -> str:
+def _claimed(columns: str, parameter: str, function: str = "claim_task", asked: Mapping[str, str] = ASKED) -> str:
     """A claim as SQL, with what the lease shows as its last column."""
-    values = ", ".join(f"cast({parameter.format(name)} as {kind})" for name, kind in ASKED.items())
-    return f"select {columns}, sheet_of(task_id) as sheet from claim_task({values})"  # noqa: S608
+    values = ", ".join(f"cast({parameter.format(name)} as {kind})" for name, kind in asked.items())
+    return f"select {columns}, sheet_of(task_id) as sheet from {function}({values})"  # noqa: S608
 
 
 CLAIM = select(Lease, column("sheet", JSONB)).from_statement(text(_claimed("*", ":{}")))
+CLAIM_AHEAD = select(Lease, column("sheet", JSONB)).from_statement(
+    text(_claimed("*", ":{}", "claim_ahead", ASKED_AHEAD))
+)
 CLAIM_SHEET = Question.of(_claimed(", ".join(LeaseFacts._fields), "%({})s"), LeaseFacts, None)
 
 
@@ -227,13 +232,24 @@ async def claim(
     `is_test`: on one of the qualification. `is_empty_handed`: None as well where the annotator has a task in hand.
     """
     values = _asked(project, annotator, now, kind, pack_id, is_test=is_test, is_empty_handed=is_empty_handed)
-    found = await session.execute(CLAIM, values, execution_options={"populate_existing": True})
-    row = found.one_or_none()
-    if row is None:
-        return None
-    lease: Lease = row.Lease
-    inspect(lease).info[SHEET] = row.sheet
-    return lease
+    leases = await _claim(session, CLAIM, values)
+    return leases[0] if leases else None
+
+
+async def claim_ahead(session: AsyncSession, *, project: AnyProject, annotator: AnyUser, now: datetime) -> list[Lease]:
+    """In the usual case the lease in hand and, where a task waits, the one after it; none in any other case.
+
+    The one that was fetched ahead before is in hand when the one before it is done.
+    """
+    values = _asked(project, annotator, now, LeaseKind.PRELOADED, None, is_test=False, is_empty_handed=False)
+    return await _claim(session, CLAIM_AHEAD, {name: values[name] for name in ASKED_AHEAD})
+
+
+async def _claim(session: AsyncSession, statement: Any, values: Mapping[str, Any]) -> list[Lease]:
+    found = (await session.execute(statement, values, execution_options={"populate_existing": True})).all()
+    for lease, sheet in found:
+        inspect(lease).info[SHEET] = sheet
+    return [lease for lease, _ in found]
 
 
 async def claim_sheet(session: AsyncSession, *, project: AnyProject, annotator: AnyUser, now: datetime) -> Shown | None:

@@ -49,9 +49,12 @@ async def waiting_counts(
     hand sees at least the one.
     """
     values = {"annotator_id": annotator.id, "now": now or datetime.now(UTC)}
-    counts = {}
-    for project_id in project_ids:
-        row = (await session.execute(WAITING, values | {"project_id": project_id})).one()
-        num_held, num_counted, num_free, num_kept, is_paused = row
-        counts[project_id] = max(min(1, num_held), num_counted + (0 if is_paused else num_free + num_kept))
-    return counts
+    return {
+        project_id: count_waiting(*(await session.execute(WAITING, values | {"project_id": project_id})).one())
+        for project_id in project_ids
+    }
+
+
+def count_waiting(num_held: int, num_counted: int, num_free: int, num_kept: int, is_paused: bool) -> int:
+    """From the columns of `WAITING`."""
+    return max(min(1, num_held), num_counted + (0 if is_paused else num_free + num_kept))

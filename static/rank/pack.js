@@ -72,7 +72,7 @@ async function prepare() {
   await forgetOthers(form.dataset.person);
   const cache = await caches.open(cacheName());
   const files = performance.getEntriesByType("resource").map(({ name }) => name).filter((name) => new URL(name).pathname.startsWith(`${base}/static/`));
-  const hasFormulas = (await left()).some(({ html }) => html.includes("<math"));
+  const hasFormulas = document.querySelector("math") || (await left()).some(({ html }) => html.includes("<math"));
   await cache.addAll([...new Set([...files, ...(hasFormulas ? [FORMULA_FONT] : [])]), form.dataset.nextUrl]);
   await navigator.serviceWorker.ready;
 }

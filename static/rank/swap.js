@@ -1,4 +1,5 @@
-// Another task takes the place of the one on the page: what is marked `data-part` comes from its page, the rest stays.
+// Another task takes the place of the one on the page: what is marked `data-part`, and what the form says of its task, comes
+// from the server (templates/rankings/ahead.html); the rest stays, and so do the words that the scripts say.
 import { adopt, form } from "./page.js";
 
 const listeners = [];
@@ -15,7 +16,7 @@ const parts = (document) => [...document.querySelectorAll("[data-part]")];
 
 export function show(page) {
   const other = page.getElementById("rank");
-  for (const { name } of [...form.attributes]) if (!other.hasAttribute(name)) form.removeAttribute(name);
+  for (const { name } of [...form.attributes]) if (!other.hasAttribute(name) && name !== "data-words") form.removeAttribute(name);
   for (const { name, value } of other.attributes) form.setAttribute(name, value);
   const fresh = parts(page);
   parts(document).forEach((part, index) => part.replaceWith(fresh[index]));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -71,6 +72,36 @@ async def test_the_next_task_comes_as_a_page_that_counts_the_one_in_hand_as_done
     assert desk["in_hand"] == str(lease.id)
     assert f'data-lease="{desk["ahead"]["lease_id"]}"' in desk["ahead"]["html"]
     assert "1 done today · 3 waiting" in desk["ahead"]["html"]
+
+
+@pytest.mark.parametrize("k", [2, 4])
+async def test_what_is_fetched_is_what_the_page_says_of_its_task(
+    client: AsyncClient, session: AsyncSession, ada: User, k: int
+) -> None:
+    """The same lines in the same order, and no others: the script puts them in the place of those before."""
+    project = await make_project(session, k=k, rationale="optional", confidence="optional")
+    for _ in range(2):
+        await make_task(session, await make_prompt(session, project), k=k)
+    lease = await open_page(session, client, project)
+    fetched = lines_of((await fetch_ahead(client, project))["ahead"]["html"])
+    assert (await send(client, lease, "1234", preference="1")).status_code == 200
+    page = lines_of((await client.get(f"/projects/{project.slug}/rank", headers=PAGE)).text)
+    parts = [found for line in fetched for found in PART.findall(line)]
+    assert parts == [found for line in page for found in PART.findall(line)]
+    assert len(parts) == (8 if k == 2 else 7)
+    whole = iter(page)
+    assert [line for line in fetched if line not in whole] == []
+
+
+PART = re.compile(r'data-part="(\w+)"')
+
+
+def lines_of(html: str) -> list[str]:
+    """What stands on them, without the time that is left and the frame around it all."""
+    html = re.sub(r' data-expires-in="\d+"', "", html).replace(" data-words=", "\n")
+    lines = re.sub(r">\s*<", ">\n<", html).splitlines()
+    found = [line.strip().removesuffix(">") for line in lines]
+    return [line for line in found if line not in ("", "</head", "<body", "</form")]
 
 
 async def test_who_wrote_an_answer_is_nowhere_in_what_is_fetched(

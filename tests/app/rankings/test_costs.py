@@ -10,11 +10,12 @@ from httpx2 import AsyncClient
 from psycopg import AsyncConnection, AsyncCursor
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import Scope
+from app.accounts.models import Role, Scope
 from app.accounts.tokens import create_token
-from tests.factories import make_project, make_prompt, make_task, make_user
+from tests.factories import make_project, make_prompt, make_task, make_user, sign_in
 
 API = "/api/v1"
+PAGE, SCRIPT = {"Accept": "text/html"}, {"Accept": "application/json"}
 
 
 @asynccontextmanager
@@ -62,3 +63,26 @@ async def test_a_cycle_asks_the_database_few_questions(client: AsyncClient, sess
     assert len(ranking) == 2, "\n".join(ranking)
     # What is asked all day goes past SQLAlchemy's objects, in few columns (app/facts.py).
     assert not any("guidelines" in statement for statement in taking + ranking)
+
+
+async def test_a_page_and_the_task_after_it_ask_as_few(client: AsyncClient, session: AsyncSession) -> None:
+    project = await make_project(session)
+    for _ in range(3):
+        await make_task(session, await make_prompt(session, project), k=2)
+    await sign_in(client, session, role=Role.ANNOTATOR)
+    rank = f"/projects/{project.slug}/rank"
+
+    async with counted(session) as opening:
+        page = await client.get(rank, headers=PAGE)
+    async with counted(session) as fetching:
+        first = await client.post(f"{rank}/ahead", headers=SCRIPT)
+    # A skip, so that the task ahead takes the place of the one in hand, as after each ranking.
+    await client.post(f"/leases/{first.json()['in_hand']}/skip", data={"kind": "same"}, headers=SCRIPT)
+    async with counted(session) as going_on:
+        second = await client.post(f"{rank}/ahead", headers=SCRIPT)
+
+    assert (page.status_code, first.status_code, second.status_code) == (200, 200, 200)
+    assert second.json()["in_hand"] == first.json()["ahead"]["lease_id"]
+    # Who, and which project; the task in hand or the one after it; how many wait, and how many are done.
+    for statements in (opening, fetching, going_on):
+        assert len(statements) == 3, "\n".join(statements)
