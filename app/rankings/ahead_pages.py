@@ -22,7 +22,7 @@ from app.tasks import service as tasks
 from app.tasks.guards import SamePerson
 from app.tasks.models import Lease
 from app.tasks.service import PACK_LIFE
-from app.web import SessionDep, SettingsDep, see_other
+from app.web import SessionDep, SettingsDep, begins_late, see_other
 
 router = APIRouter()
 
@@ -56,6 +56,7 @@ class PackOut(BaseModel):
 
 
 @router.post("/projects/{slug}/rank/ahead", response_class=PagesResponse)
+@begins_late
 async def fetch_ahead(request: Request, project: PageProject, annotator: SamePerson, session: SessionDep) -> DeskOut:
     """The task after the one in hand, as a page."""
     desk = await ahead.preload(session, project=project, annotator=annotator, now=datetime.now(UTC))

@@ -46,6 +46,7 @@ PACK_COOKIE = "rl_pack"
 
 
 @router.get("/projects/{slug}/rank", response_model=None)
+@begins_late
 async def show_next_task(
     request: Request, project: PageProject, annotator: Annotator, session: SessionDep
 ) -> HTMLResponse | RedirectResponse:

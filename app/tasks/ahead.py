@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import User
+from app.db import begin
 from app.errors import Conflict, Invalid
 from app.projects.models import Project
 from app.tasks import service, standings
@@ -40,6 +41,7 @@ async def preload(session: AsyncSession, *, project: Project, annotator: User, n
         leases = await service.claim_ahead(session, project=project, annotator=annotator, now=now)
         if leases:
             return Desk(*leases)
+    await begin(session)
     held = await service.hold_leases(session, annotator=annotator, now=now)
     packed = next((lease for lease in held if lease.kind == LeaseKind.OFFLINE), None)
     in_hand = packed or await service.lease_in_hand(session, held, project)

@@ -129,6 +129,7 @@ async def next_lease(
         lease = await claim(session, project=project, annotator=annotator, now=now, is_empty_handed=True)
         if lease is not None:
             return lease
+    await begin(session)
     return await _next_of_held(session, project=project, annotator=annotator, now=now, pack_id=pack_id)
 
 
