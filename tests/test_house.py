@@ -80,6 +80,13 @@ def test_make_test_checks_everything() -> None:
         assert check in plan
 
 
+def test_make_lets_python_keep_what_it_compiles() -> None:
+    command = ["make", "--eval", "told: ; @echo $${PYTHONDONTWRITEBYTECODE-nothing}", "told"]
+    told = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True, check=True)
+    assert done.stdout == "nothing\n"
+
+
 @pytest.mark.parametrize("name", ["db", "web", "worker", "worker-gpu"])
 def test_every_lasting_service_has_a_health_check_and_comes_back(name: str) -> None:
     service = COMPOSE["services"][name]
