@@ -1,4 +1,4 @@
-"""The same road with a real language model: SmolLM2-135M answers, is ranked, and is trained with 16 episodes of PPO."""
+"""The same road with a real language model: SmolLM2-135M answers, is ranked, and is trained with 8 episodes of PPO."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPTS = ("What is the capital of France?", "Name three fruits.", "Why is the s
 # One reading of each episode: a core takes a minute and a half for four.
 TRAINING = {
     "reward": {},
-    "ppo": {"num_episodes": 16, "episodes_per_batch": 8, "minibatch_size": 8, "num_epochs": 1},
+    "ppo": {"num_episodes": 8, "episodes_per_batch": 4, "minibatch_size": 4, "num_epochs": 1},
 }
 
 
@@ -36,7 +36,7 @@ def test_smollm2_answers_is_ranked_and_trained(house: House, tmp_path: Path) -> 
     house.admin.start_training(project["id"])
     assert work_off(house) == 3
     policy, reward, _ = house.admin.list_versions(project["id"])
-    assert (policy["metrics"]["num_episodes"], reward["metrics"]["num_rankings"]) == (16, len(PROMPTS))
+    assert (policy["metrics"]["num_episodes"], reward["metrics"]["num_rankings"]) == (8, len(PROMPTS))
     adapter = {file["name"]: file["size"] for file in house.admin.get_version(policy["id"])["files"]}
     assert adapter["adapter_model.safetensors"] < 20_000_000, "adapters travel, not the whole model"
 
