@@ -35,6 +35,19 @@ def test_help_imports_nothing_heavy() -> None:
     assert answer.stdout == "[]\n"
 
 
+def test_it_can_be_built_again() -> None:
+    once, again = (
+        [
+            len(group.typer_instance.registered_commands)
+            for group in cli.build().registered_groups
+            if group.typer_instance
+        ]
+        for _ in range(2)
+    )
+    assert once == again
+    assert len(once) > 3
+
+
 def test_a_missing_trainer_is_told_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from trainer.sampling import Sampler
 
 model_cli = typer.Typer(help="Models: fetch a base model, export a trained version.", no_args_is_help=True)
-training = typer.Typer(help="Train on files, without a server.", no_args_is_help=True)
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +63,7 @@ def register(cli: typer.Typer) -> None:
     cli.command("import")(import_file)
     cli.command("export")(export_file)
     reward_cli.register(cli)
-    train_cli.register(training)
-    cli.add_typer(training, name="train")
+    train_cli.register(cli)
     cli.add_typer(model_cli, name="model")
 
 

@@ -48,14 +48,16 @@ if TYPE_CHECKING:
     from trainer.star import CheckedPrompt
 
 
-def register(train_cli: typer.Typer) -> None:
-    """Add the commands to the program."""
-    train_cli.command("reward")(train_reward)
-    train_cli.command("sft")(train_sft)
-    train_cli.command("dpo")(train_dpo)
-    train_cli.command("ppo")(train_ppo)
-    train_cli.command("best-of-n")(train_best_of_n)
-    train_cli.command("star")(train_star)
+def register(cli: typer.Typer) -> None:
+    """Add the commands to the program, in a group that is made anew: a program may be built more than once."""
+    training = typer.Typer(help="Train on files, without a server.", no_args_is_help=True)
+    training.command("reward")(train_reward)
+    training.command("sft")(train_sft)
+    training.command("dpo")(train_dpo)
+    training.command("ppo")(train_ppo)
+    training.command("best-of-n")(train_best_of_n)
+    training.command("star")(train_star)
+    cli.add_typer(training, name="train")
 
 
 def train_reward(
