@@ -40,7 +40,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("rankloop")
 
 # Their files take a minute each; those of tests/app, which take seconds, fill what is left at the end on every core.
-LONG_FIRST = ("tests/story/", "tests/contract/", "tests/browser/", "tests/trainer/")
+LONG_FIRST = (
+    *("tests/story/", "tests/contract/", "tests/browser/", "tests/faults/", "tests/trainer/"),
+    *("tests/app/test_supervisor.py", "tests/app/test_embedded.py", "tests/app/test_serve.py", "tests/app/operations/"),
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
