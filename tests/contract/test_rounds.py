@@ -89,16 +89,16 @@ def test_a_worker_asks_the_new_and_the_live_reward_model_about_the_same_rankings
 
 
 @pytest.mark.parametrize(
-    ("kind", "curve", "stride"),
-    [pytest.param("reward", "loss/reward", 1, marks=pytest.mark.soak), ("ppo", "objective/kl", 4)],
+    ("kind", "curve", "stride", "num_steps"),
+    [pytest.param("reward", "loss/reward", 1, 16, marks=pytest.mark.soak), ("ppo", "objective/kl", 4, 4)],
 )
 @pytest.mark.slow
 def test_a_killed_worker_s_training_goes_on_from_its_checkpoint(
-    house: House, tmp_path: Path, kind: str, curve: str, stride: int
+    house: House, tmp_path: Path, kind: str, curve: str, stride: int, num_steps: int
 ) -> None:
     training = {
         "reward": {"rankings_per_batch": 1, "checkpoint_every": 1, "epochs": 4 if kind == "reward" else 1},
-        "ppo": {"num_episodes": 64, "episodes_per_batch": 4, "minibatch_size": 4},
+        "ppo": {"num_episodes": 16, "episodes_per_batch": 4, "minibatch_size": 4},
     }
     project = ranked_project(house, training=training)
     house.admin.start_training(project["id"])
@@ -124,7 +124,7 @@ def test_a_killed_worker_s_training_goes_on_from_its_checkpoint(
     assert (finished["state"], finished["attempt"], finished["error"]) == ("finished", 2, None)
     assert "Goes on from the last checkpoint." in house.log_of(run["id"])
     steps = [step for step, _ in house.admin.run_metrics(run["id"])[curve]]
-    assert steps == [stride * number for number in range(1, 17)], "the curve has no hole and no step twice"
+    assert steps == [stride * number for number in range(1, num_steps + 1)], "the curve has no hole and no step twice"
 
 
 def test_what_goes_wrong_in_training_is_the_run_s_cause(house: House) -> None:
