@@ -167,7 +167,7 @@ def _require_sha256(path: Path, expected: str) -> None:
 def _convert(download: Path, building: Path, *, gguf_file: str | None) -> None:
     """Write model and tokenizer as an ordinary folder, with the same special tokens whatever the source was."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     if gguf_file is not None:
@@ -175,43 +175,9 @@ def _convert(download: Path, building: Path, *, gguf_file: str | None) -> None:
     # transformers draws progress bars of its own, which would break ours.
     with redirect_stderr(StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(download, **options)
-        config = AutoConfig.from_pretrained(download, **options)
-        if gguf_file is not None:
-            weights = _read_gguf(download / gguf_file, config)
-        else:
-            weights = AutoModelForCausalLM.from_pretrained(download, dtype=torch.float32, **options).state_dict()
+        model = AutoModelForCausalLM.from_pretrained(download, dtype=torch.float32, **options)
         _save_tokenizer(tokenizer, building, split_digits=gguf_file is not None)
-        _save_model(config, weights, tokenizer, building)
-
-
-def _read_gguf(path: Path, config: Any) -> dict[str, Any]:
-    """A Llama's weights in float32, by the names that transformers has for them.
-
-    transformers reads them, too, to the same bits, and takes three times as long: it makes the table of all names anew
-    for each module.
-    """
-    import torch
-    from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map
-    from transformers import LlamaForCausalLM
-
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    num_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    with torch.device("meta"):
-        wanted = [name for name in LlamaForCausalLM(config).state_dict() if name != "lm_head.weight"]
-    weights = {}
-    for name in wanted:
-        tensor = stored[str(names.get_name(name, try_suffixes=(".weight",)))]
-        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
-        heads = num_heads.get(name.split(".")[-2])
-        weights[name] = weight if heads is None else _halves(weight, heads)
-    # Words are read and said by the same table.
-    return weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}
-
-
-def _halves(weight_ED: Any, num_heads: int) -> Any:
-    """GGUF lays the two numbers that a rotary embedding turns side by side; transformers, half a head apart."""
-    return weight_ED.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).reshape(weight_ED.shape)
+        _save_model(model, tokenizer, building)
 
 
 def _save_tokenizer(tokenizer: Any, building: Path, *, split_digits: bool) -> None:
@@ -231,14 +197,14 @@ def _save_tokenizer(tokenizer: Any, building: Path, *, split_digits: bool) -> No
     tokenizer.save_pretrained(building)
 
 
-def _save_model(config: Any, weights: dict[str, Any], tokenizer: Any, building: Path) -> None:
-    """Put the weights into a fresh model, whose config says nothing of how this copy was stored."""
+def _save_model(model: Any, tokenizer: Any, building: Path) -> None:
+    """Put the weights into a fresh model, since transformers will not save one that was read from GGUF."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    fields = config.to_dict()
-    for stored in ("quantization_config", "_name_or_path", "torch_dtype", "dtype"):
-        fields.pop(stored, None)
+    fields = model.config.to_dict()
+    for quantised in ("quantization_config", "_name_or_path", "torch_dtype", "dtype"):
+        fields.pop(quantised, None)
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -247,7 +213,7 @@ def _save_model(config: Any, weights: dict[str, Any], tokenizer: Any, building: 
     # Without memory, which it gets from the weights: to draw 135 million numbers at random takes seconds.
     with torch.device("meta"):
         plain = LlamaForCausalLM(LlamaConfig(**(fields | ids)))
-    plain.load_state_dict(weights, assign=True)
+    plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     plain.generation_config = GenerationConfig(**ids, do_sample=True)
     plain.save_pretrained(building)

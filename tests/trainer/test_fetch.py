@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -99,28 +98,6 @@ def test_conversion_changes_no_answer(converted: tuple[Path, Path]) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     before, after = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in converted)
     assert torch.equal(before(ids).logits, after(ids).logits)
-
-
-def test_a_gguf_holds_the_weights_that_were_written(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=7, num_hidden_layers=2, tie_word_embeddings=True, **sizes)
-    model: Any = LlamaForCausalLM(config)
-    weights = model.state_dict()
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
-    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
-    for name, weight in weights.items():
-        for heads in [4] * ("q_proj" in name) + [2] * ("k_proj" in name):
-            # As llama.cpp's convert_hf_to_gguf.py lays them: of a head's first and second half, one each in turn.
-            weight = weight.reshape(heads, 2, 4, 32).swapaxes(1, 2).reshape(weight.shape)  # noqa: PLW2901
-        if name != "lm_head.weight":
-            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    read = fetch._read_gguf(tmp_path / "tiny.gguf", config)
-    assert read.keys() == weights.keys()
-    assert all(torch.equal(read[name], weight) for name, weight in weights.items())
 
 
 def test_padding_is_not_the_end_of_a_turn(converted: tuple[Path, Path]) -> None:
