@@ -93,11 +93,14 @@ def measure(rankings: list[Ranking], scores: list[list[float]]) -> tuple[float, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["pairs", "plackett_luce"])
-def test_4000_rankings_teach_the_true_utilities(loss: str, source: ModelSource, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_rankings", [2000, pytest.param(4000, marks=pytest.mark.soak)])
+def test_many_rankings_teach_the_true_utilities(
+    loss: str, num_rankings: int, source: ModelSource, tmp_path: Path
+) -> None:
     held_out = make_rankings(1000, seed=1)
     best_accuracy, best_nll, _ = measure(held_out, [[utility(a.text) for a in held.answers] for held in held_out])
     config = dataclasses.replace(CONFIG, loss=loss, rankings_per_batch=16, checkpoint_every=1000)
-    result = train(make_rankings(4000), source, tmp_path / "reward", config=config)
+    result = train(make_rankings(num_rankings), source, tmp_path / "reward", config=config)
     version = ModelSource(source.base, result.folder)
     tasks, _ = encode_rankings(held_out, load_tokenizer(version), max_length=64, ties="drop")
     scores = Scorer(RewardModel.load(version), pad_id=0, config=config).score_tasks(tasks)
