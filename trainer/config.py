@@ -124,6 +124,9 @@ class RewardConfig(FitConfig):
     warm_epochs: int | None = None
     """IG: none goes on from another. Instead of `epochs` where one does, which has read most rankings before. null:
     `epochs`."""
+    replay_share: float = 1.0
+    """IG: 1. Where one goes on from another: of the prompts that earlier policies answered, the share whose rankings it
+    reads again (experience replay, arXiv 1811.11682), drawn by the seed; those of the newest policy it reads all."""
     rankings_per_batch: int = 8
     """IG: 64 rankings, up to 2,304 comparisons. Fewer here, because a project starts with tens of rankings. Rankings of
     the same answers stay together, so that a batch may hold a few more."""
@@ -157,6 +160,7 @@ class RewardConfig(FitConfig):
         _require_positive(self, "epochs", "warm_epochs", "rankings_per_batch")
         _require_between(self, 0, math.inf, "cache_megabytes", "margin", "text_coefficient")
         _require_between(self, 0, 0.49, "label_smoothing")
+        _require_between(self, 0, 1, "replay_share")
         _require_between(self, 1, 64, "num_heads")
         if self.loss == "plackett_luce" and (self.ties != "drop" or self.margin or self.label_smoothing):
             raise ValueError(

@@ -90,6 +90,15 @@ class Ranking:
         """Pairs that count in the loss."""
         return len(self.ordered_pairs) + (len(self.tied_pairs) if ties != "drop" else 0)
 
+    @property
+    def asked(self) -> str:
+        """Names what was asked: the messages, as JSON."""
+        return json.dumps(self.messages, sort_keys=True)
+
+    def age(self, since: Mapping[str | None, int]) -> int:
+        """The place of the newest policy that wrote one of the answers, in an `order_of_policies`."""
+        return max(since[answer.policy] for answer in self.answers)
+
     def arranged_as(self, other: Ranking) -> Ranking:
         """The same order of the same answers, which stand as they do in `other`."""
         place_of = {answer.id: place for answer, place in zip(self.answers, self.places, strict=True)}
@@ -107,7 +116,7 @@ def group_by_task(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     many people. Tasks come in the order of their first rankings."""
     tasks: dict[Hashable, list[Ranking]] = {}
     for ranking in rankings:
-        key = (json.dumps(ranking.messages, sort_keys=True), ranking.split, frozenset(ranking.answers))
+        key = (ranking.asked, ranking.split, frozenset(ranking.answers))
         together = tasks.setdefault(key, [])
         together.append(ranking.arranged_as(together[0]) if together else ranking)
     return list(tasks.values())
@@ -118,25 +127,53 @@ def liked(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
     by length, or where no answer is preferred to another.
 
     Where several policies' answers to a prompt were ranked, only those of the newest count: the best of what an earlier
-    one wrote has faults that were mended since. A policy is newer than another if its answers were ranked for the first
-    time later; rankings stand in the order of their time.
+    one wrote has faults that were mended since.
     """
-    since: dict[str | None, int] = {}
-    for ranking in rankings:
-        for answer in ranking.answers:
-            since.setdefault(answer.policy, len(since))
+    since = order_of_policies(rankings)
     learnable: list[tuple[str, int, dict[str, Any]]] = []
     for together in group_by_task([ranking for ranking in rankings if ranking.split == "train"]):
         best = favourite(together)
-        asked, answers = together[0].messages, together[0].answers
+        answers = together[0].answers
         if best is None or answers[best].finish_reason == "length" or not answers[best].text.strip():
             continue
-        row = {"messages": [*asked, {"role": "assistant", "content": answers[best].text}]}
-        learnable.append((json.dumps(asked, sort_keys=True), max(since[item.policy] for item in answers), row))
+        row = {"messages": [*together[0].messages, {"role": "assistant", "content": answers[best].text}]}
+        learnable.append((together[0].asked, together[0].age(since), row))
     newest: dict[str, int] = {}
     for prompt, age, _ in learnable:
         newest[prompt] = max(age, newest.get(prompt, age))
     return [row for prompt, age, row in learnable if age == newest[prompt]]
+
+
+def order_of_policies(rankings: Iterable[Ranking]) -> dict[str | None, int]:
+    """Of each policy, how many are older than it: those whose answers were ranked for the first time before. Rankings
+    stand in the order of their time."""
+    since: dict[str | None, int] = {}
+    for ranking in rankings:
+        for answer in ranking.answers:
+            since.setdefault(answer.policy, len(since))
+    return since
+
+
+def replayed(tasks: Sequence[Sequence[Ranking]], share: float, *, seed: int) -> list[int]:
+    """The indices of the tasks that are read where a training goes on from an earlier one: all with answers of the
+    newest policy, and of each older policy's those of a `share` of its prompts.
+
+    What is drawn follows from the seed, from what was asked, and from how many policies there are (so that each round
+    draws anew): whoever draws, in whatever order, draws the same.
+    """
+    since = order_of_policies(ranking for together in tasks for ranking in together)
+    by_age: dict[int, dict[str, list[int]]] = {}
+    for index, together in enumerate(tasks):
+        by_age.setdefault(together[0].age(since), {}).setdefault(together[0].asked, []).append(index)
+    newest = max(by_age)
+    kept: list[int] = []
+    for age, by_prompt in by_age.items():
+        drawn = sorted(
+            by_prompt, key=lambda asked: hashlib.sha256(f"{seed}\0{newest}\0{age}\0{asked}".encode()).digest()
+        )
+        num = len(drawn) if age == newest else round(share * len(drawn))
+        kept += [index for asked in drawn[:num] for index in by_prompt[asked]]
+    return sorted(kept)
 
 
 def favourite(together: Sequence[Ranking]) -> int | None:

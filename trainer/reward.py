@@ -3,7 +3,8 @@
 What differs from the paper:
 
 1. It starts from the project's own SFT version, or goes on from an earlier reward model (`start`), and learns from the
-   current rankings of all rounds; the paper's 6B model was trained on public NLP data before.
+   current rankings of all rounds, or of a share of the older ones where it goes on (`replay_share`); the paper's 6B
+   model was trained on public NLP data before.
 2. On a CPU, a model of over 50M parameters learns through adapters on its last blocks. What the blocks below say of an
    answer never changes then: it is computed once and kept from one epoch to the next (exact, not an approximation).
 3. Tied answers are dropped as in the paper, or count one half both ways, or are a third answer that Davidson's model
@@ -78,6 +79,7 @@ from trainer.preferences import (
     annotator_weights,
     hash_rankings,
     pairwise_accuracy,
+    replayed,
     to_rankings,
 )
 from trainer.reporting import Reporter, RunResult, stop_if_cancelled
@@ -148,6 +150,8 @@ def train_reward(
     config = config.for_model(count_parameters(source), device)
     tasks, refused = encode_tasks(rankings, source, config)
     training, validation = split_tasks(tasks, refused, report)
+    if start is not None:
+        training = _replayed(training, config, report)
     config = config.for_rankings(len(all_rankings(training)), goes_on=start is not None)
     name = dataset_sha256 or hash_rankings(rankings)
     identity = identity_of("reward", config, source, {"sft": source}, dataset_sha256=name)
@@ -175,6 +179,21 @@ def train_reward(
     )
     save_version(model, out, identity)
     return result
+
+
+def _replayed(training: Sequence[Task], config: RewardConfig, report: Reporter) -> list[Task]:
+    """What a warm start reads: of what was there before the newest policy, a share (`replay_share`)."""
+    kept = [
+        training[index]
+        for index in replayed([task.rankings for task in training], config.replay_share, seed=config.seed)
+    ]
+    if len(kept) < len(training):
+        report.log(
+            "info",
+            f"It reads {len(kept)} of {len(training)} ranked tasks again: those of the newest policy, and "
+            f"of older ones a share of {config.replay_share:g}.",
+        )
+    return kept
 
 
 # --- The loop --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from trainer.preferences import (
     make_folds,
     pairwise_accuracy,
     read_rankings,
+    replayed,
     to_rankings,
 )
 
@@ -134,6 +135,41 @@ def test_the_liked_answers_to_a_prompt_are_those_of_its_newest_policy() -> None:
     # A newer policy's answers that teach nothing supersede none.
     untold = replace(ranked("a", "v3", "Bye"), places=(0, 0, 0, 0))
     assert liked([*rankings, untold]) == liked(rankings)
+
+
+def ranked_by_rounds(num_prompts: int, *rounds: str) -> list[list[Ranking]]:
+    """Tasks of the same prompts, answered by one policy after another."""
+    tasks = []
+    for policy in rounds:
+        answers = [{"id": f"{policy} {name}", "text": name, "version_id": policy} for name in "ab"]
+        for number in range(num_prompts):
+            messages = [{"role": "user", "content": f"prompt {number}"}]
+            order = [[item["id"]] for item in answers]
+            tasks.append([make_ranking(order, completions=answers, messages=messages)])
+    return tasks
+
+
+def test_of_older_policies_a_share_of_the_prompts_is_read_again() -> None:
+    tasks = ranked_by_rounds(12, "v1", "v2", "v3")
+    kept = replayed(tasks, 0.25, seed=17)
+    assert [sum(index // 12 == number for index in kept) for number in range(3)] == [3, 3, 12]
+    assert replayed(tasks, 1.0, seed=17) == list(range(36))
+    assert replayed(tasks, 0.0, seed=17) == list(range(24, 36))
+    assert replayed(tasks[:12], 0.25, seed=17) == list(range(12)), "where there is one policy, nothing is old"
+
+
+def test_what_is_read_again_is_drawn_by_seed_and_anew_in_each_round() -> None:
+    def drawn(tasks: list[list[Ranking]], seed: int = 17) -> set[str]:
+        """The first policy's prompts that are read."""
+        kept = [tasks[index][0] for index in replayed(tasks, 0.25, seed=seed)]
+        return {ranking.asked for ranking in kept if ranking.answers[0].policy == "v1"}
+
+    two = ranked_by_rounds(40, "v1", "v2")
+    assert len(drawn(two)) == 10
+    # Whoever reads the rankings in another order draws the same, as long as the policies stand in theirs.
+    assert drawn([*two[:40][::-1], *two[40:][::-1]]) == drawn(two)
+    assert drawn(two, seed=18) != drawn(two)
+    assert drawn(ranked_by_rounds(40, "v1", "v2", "v3")) != drawn(two)
 
 
 def test_what_is_held_out_cut_empty_or_tied_with_all_is_not_learned_as_liked() -> None:

@@ -521,6 +521,36 @@ def test_a_warm_start_reads_as_often_as_warm_epochs_says(source: ModelSource, tm
     assert read == [3, 2]
 
 
+def by_policies(*counts: int) -> list[Ranking]:
+    """So many rankings of each policy's answers, one policy after another."""
+    rankings = make_rankings(sum(counts))
+    policies = [f"v{number}" for number, count in enumerate(counts) for _ in range(count)]
+    return [
+        dataclasses.replace(
+            ranking, answers=tuple(dataclasses.replace(answer, policy=policy) for answer in ranking.answers)
+        )
+        for ranking, policy in zip(rankings, policies, strict=True)
+    ]
+
+
+def test_a_warm_start_may_read_a_share_of_what_is_old_and_goes_on_with_the_same(
+    source: ModelSource, tmp_path: Path
+) -> None:
+    rankings = by_policies(24, 16)
+    config = dataclasses.replace(CONFIG, replay_share=0.25)
+    before = train(rankings, source, tmp_path / "before", config=config)
+    assert before.num_rankings == 40, "a fresh one reads all"
+    kept: list[Path] = []
+    report = Recorder()
+    options: dict[str, Any] = {"config": config, "start": ModelSource(source.base, before.folder)}
+    whole = train(rankings, source, tmp_path / "whole", **options, on_checkpoint=kept.append, report=report)
+    assert whole.num_rankings == 16 + 6
+    assert "22 of 40 ranked tasks" in " ".join(report.lines)
+    resumed = train(rankings, source, tmp_path / "resumed", **options, resume_from=kept[-1])
+    one, other = (load_file(run.folder / "reward_head.safetensors") for run in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_an_adapter_may_begin_on_an_earlier_model_with_weights_of_its_own(source: ModelSource, tmp_path: Path) -> None:
     rankings = make_rankings(16)
     before = train(rankings, source, tmp_path / "before")
