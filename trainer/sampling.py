@@ -32,7 +32,8 @@ from trainer.models import position_ids
 from trainer.reporting import storable
 from trainer.weights import context_length
 
-SMALL_MODEL_BATCH, LARGE_MODEL_BATCH = 128, 16
+TINY_MODEL_PARAMETERS = 5_000_000
+TINY_MODEL_BATCH, SMALL_MODEL_BATCH, LARGE_MODEL_BATCH = 512, 128, 16
 """Sequences that are drawn at once where nobody says how many; "large" as for training."""
 TOKENS_PER_STRETCH = 12
 """After so many, answers that have ended leave the batch, and the long ones go on without them."""
@@ -496,7 +497,10 @@ class LocalSampler:
 
 def _batch_for(model: PreTrainedModel) -> int:
     """A step of a small model takes hardly longer for more sequences, and who has ended leaves the batch."""
-    return SMALL_MODEL_BATCH if model.num_parameters() <= LARGE_MODEL_PARAMETERS else LARGE_MODEL_BATCH
+    num_parameters = model.num_parameters()
+    if num_parameters <= TINY_MODEL_PARAMETERS:
+        return TINY_MODEL_BATCH
+    return SMALL_MODEL_BATCH if num_parameters <= LARGE_MODEL_PARAMETERS else LARGE_MODEL_BATCH
 
 
 def _in_batches(items: Sequence[_Encoded], size: int) -> Iterator[Sequence[_Encoded]]:

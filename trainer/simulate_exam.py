@@ -35,7 +35,6 @@ NUM_BEST = 64
 """Of so many answers of the SFT policy, the best one by true utility is the ceiling."""
 NUM_CHOSEN = 16
 """Of so many, a reward model chooses one."""
-SEQUENCES_PER_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class Exam:
 
         self._num_sat += 1
         prompts = [Prompt(text, [{"role": "user", "content": text}]) for text in self._prompts]
-        sampler = LocalSampler(load_causal_lm(policy), load_tokenizer(policy), sequences_per_batch=SEQUENCES_PER_BATCH)
+        sampler = LocalSampler(load_causal_lm(policy), load_tokenizer(policy))
         return draw_answers(
             sampler,
             prompts,

@@ -116,7 +116,7 @@ def test_a_text_does_not_depend_on_its_batch() -> None:
     assert texts(sample(PROMPTS[::-1], sequences_per_batch=8)) == together
 
 
-@pytest.mark.parametrize(("num_parameters", "size"), [(640_000, 128), (135_000_000, 16)])
+@pytest.mark.parametrize(("num_parameters", "size"), [(640_000, 512), (30_000_000, 128), (135_000_000, 16)])
 def test_a_small_model_draws_more_at_once(num_parameters: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(TOKENIZER)
     monkeypatch.setattr(model, "num_parameters", lambda: num_parameters)
