@@ -11,6 +11,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 POLL_SECONDS = 0.5
+REST_SECONDS = 2.0
+"""Before people look again who found nothing."""
 NUM_PROMPTS = 640
 PROMPT_SEED = 2026
 K = 8
@@ -73,14 +76,29 @@ def hire(client: Client, annotators: Annotators, project_id: str | None = None) 
     return tokens
 
 
-def rank_waiting(url: str, tokens: Sequence[str], project_id: str, annotators: Annotators) -> int:
-    """Let the people take turns until nothing waits for any of them; returns how many tasks they ranked."""
+def rank_waiting(
+    url: str,
+    tokens: Sequence[str],
+    project_id: str,
+    annotators: Annotators,
+    *,
+    may_come: Callable[[], bool] = lambda: False,
+) -> int:
+    """Let the people take turns until nothing waits for any of them, and nothing `may_come` any more.
+
+    Returns how many tasks they ranked.
+    """
     clients = [Client(url, token) for token in tokens]
     rngs = [random.Random(f"annotator {annotators.seed} {number}") for number in range(len(clients))]
     num_ranked = 0
     try:
         idle = 0
-        while idle < len(clients):
+        # Asked before they look: what came until then, they find.
+        is_more_coming = may_come()
+        while idle < len(clients) or is_more_coming:
+            if idle == len(clients):
+                time.sleep(REST_SECONDS)
+                idle, is_more_coming = 0, may_come()
             turn = num_ranked % len(clients)
             is_done = rank_one(clients[turn], project_id, rngs[turn], annotators)
             idle = 0 if is_done else idle + 1
@@ -161,55 +179,73 @@ class Story:
         self._project = ""
 
     def turn(self, rounds: int) -> SeedMarks:
-        """Make the project; then sample, rank, train and examine, `rounds` times."""
+        """Make the project; then sample, rank, train and examine, `rounds` times.
+
+        The loop waits for no exam: these are sat one after another, in their order, while it goes on.
+        """
+        desk = ThreadPoolExecutor(max_workers=1, initializer=_compute_alone)
+        try:
+            return self._turn(rounds, desk)
+        finally:
+            desk.shutdown(cancel_futures=True)
+
+    def _turn(self, rounds: int, desk: Executor) -> SeedMarks:
         self._project = self._make_project()
         sampling = self._client.start_sampling(self._project)
-        self._finished(sampling["id"])
-        exam = self._make_exam(self._loop.find_model(sampling["config"]["policy"]))
-        self._say(f"SFT: utility {exam.sft.utility:.3f}; ceiling of the win rate {exam.ceiling.win_rate:.1%}")
-        turned: list[tuple[Marks, RewardMarks, float]] = []
+        sft = self._loop.find_model(sampling["config"]["policy"])
+        exam = desk.submit(self._make_exam, self._test_prompts(), sft)
+        turned: list[tuple[Future[Marks], RewardMarks, float]] = []
         num_rankings = 0
         for number in range(1, rounds + 1):
-            people = Annotators(**asdict(self._loop.annotators) | {"seed": 1000 * self._seed + number})
-            num_rankings += rank_waiting(self._loop.url, self._loop.tokens, self._project, people)
-            turned.append(self._train(exam, number))
-            self._sampled(is_last=number == rounds)
-        best = exam.best_of_16(self._loop.find_model(self._newest("ppo")["config"]["reward"]))
-        marks, rewards, kl = zip(*turned, strict=True)
-        return SeedMarks(exam.sft, exam.ceiling, best, marks, rewards, kl, num_rankings)
+            num_rankings += self._rank(number)
+            turned.append(self._train(desk, exam, number))
+        # The last policy's answers, which nobody ranks.
+        self._client.cancel_run(self._newest("sample")["id"])
+        sat, rewards, kl = zip(*turned, strict=True)
+        last = self._loop.find_model(self._newest("ppo")["config"]["reward"])
+        best = desk.submit(lambda: exam.result().best_of_16(last)).result()
+        marks = [future.result() for future in sat]
+        return SeedMarks(exam.result().sft, exam.result().ceiling, best, marks, rewards, kl, num_rankings)
 
-    def _train(self, exam: Exam, number: int) -> tuple[Marks, RewardMarks, float]:
+    def _rank(self, number: int) -> int:
+        """People rank what the round's policy answers, while it does."""
+        people = Annotators(**asdict(self._loop.annotators) | {"seed": 1000 * self._seed + number})
+        run_id = self._newest("sample")["id"]
+        return rank_waiting(
+            self._loop.url, self._loop.tokens, self._project, people, may_come=lambda: not self._is_finished(run_id)
+        )
+
+    def _train(self, desk: Executor, exam: Future[Exam], number: int) -> tuple[Future[Marks], RewardMarks, float]:
         """A round's two trainings, and what the truth says of what came out."""
         self._client.start_training(self._project)
         reward = self._finished(self._newest("reward")["id"])
         rows = self._client.dataset_rows(reward["config"]["dataset"]["id"])
         judged = reward_marks(rows, reward["result"]["accuracy"]["value"])
-        ppo = self._finished(self._newest("ppo")["id"])
-        kl = ppo["result"]["kl"]
-        marks = exam.sit(self._loop.find_model(self._newest("sample")["config"]["policy"]))
-        self._say(
-            f"round {number}: utility {marks.utility:.3f}, win rate {marks.win_rate:.1%}, KL {kl:.2f}; "
-            f"the reward model is right on {judged.reward:.1%}, the truth on {judged.truth:.1%} of held-out pairs"
-        )
-        return marks, judged, kl
+        kl = self._finished(self._newest("ppo")["id"])["result"]["kl"]
+        policy = self._loop.find_model(self._newest("sample")["config"]["policy"])
 
-    def _sampled(self, *, is_last: bool) -> None:
-        """What the new policy answers in the next round, which the last one does not need."""
-        run_id = self._newest("sample")["id"]
-        if is_last:
-            self._client.cancel_run(run_id)
-        else:
-            self._finished(run_id)
+        def sit() -> Marks:
+            marks = exam.result().sit(policy)
+            self._say(
+                f"round {number}: utility {marks.utility:.3f}, win rate {marks.win_rate:.1%}, KL {kl:.2f}; "
+                f"the reward model is right on {judged.reward:.1%}, the truth on {judged.truth:.1%} of held-out pairs"
+            )
+            return marks
+
+        return desk.submit(sit), judged, kl
+
+    def _training(self, training: Mapping[str, Any]) -> dict[str, Any]:
+        """A project's settings of its trainings, with this story's seed."""
+        return {kind: {"seed": self._seed, **training.get(kind, {})} for kind in ("reward", "ppo")}
 
     def _make_project(self) -> str:
-        training = {kind: {"seed": self._seed, **self._loop.training.get(kind, {})} for kind in ("reward", "ppo")}
         project = self._client.create_project(
             name=f"Simulated loop {self._seed} {secrets.token_hex(3)}",
             model_alias="pocket",
             k=K,
             overlap=min(PEOPLE, self._loop.annotators.num),
             sampling=SAMPLING | {"seed": 1000 * self._seed},
-            training=training,
+            training=self._training(self._loop.training),
             # What an earlier reward model had wrong is unlearned: each round's policy begins with the SFT policy.
             policy_start="sft",
             # What it learned of the rankings of all rounds is kept: a round costs one more reading of them.
@@ -227,14 +263,17 @@ class Story:
         self._client.import_prompts(project["id"], lines)
         return str(project["id"])
 
-    def _make_exam(self, sft: ModelSource) -> Exam:
-        """Of the held-out test prompts: nothing is sampled for annotators, or trained, on those, and the SFT policy's
-        text has none of them."""
+    def _test_prompts(self) -> list[str]:
+        """Nothing is sampled for annotators, or trained, on those, and the SFT policy's text has none of them."""
         rows = self._client.list_prompts(self._project, split="test")
-        asked = [row["messages"][-1]["content"] for row in rows]
-        prompts = [prompt for prompt in asked if is_held_out(prompt)]
+        return [prompt for row in rows if is_held_out(prompt := row["messages"][-1]["content"])]
+
+    def _make_exam(self, prompts: Sequence[str], sft: ModelSource) -> Exam:
+        """What all policies are asked, and the SFT policy's answers."""
         margin = self._loop.annotators.tie_margin
-        return Exam(prompts, sft, sampling=SAMPLING, tie_margin=margin, seed=1000 * self._seed)
+        exam = Exam(prompts, sft, sampling=SAMPLING, tie_margin=margin, seed=1000 * self._seed)
+        self._say(f"SFT: utility {exam.sft.utility:.3f}; ceiling of the win rate {exam.ceiling.win_rate:.1%}")
+        return exam
 
     def _say(self, text: str) -> None:
         self._loop.say(f"seed {self._seed}, {text}")
@@ -245,10 +284,20 @@ class Story:
 
     def _finished(self, run_id: str) -> dict[str, Any]:
         """Wait for a run's good end."""
-        while True:
-            run = self._client.get_run(run_id)
-            if run["state"] == "finished":
-                return run
-            if run["state"] in {"failed", "cancelled"}:
-                raise RunFailed(f"The {run['kind']} run {run_id} {run['state']}: {run['error']}")
+        while not self._is_finished(run_id):
             time.sleep(POLL_SECONDS)
+        return self._client.get_run(run_id)
+
+    def _is_finished(self, run_id: str) -> bool:
+        """Whether a run has come to its good end; RunFailed where it came to another."""
+        run = self._client.get_run(run_id)
+        if run["state"] in {"failed", "cancelled"}:
+            raise RunFailed(f"The {run['kind']} run {run_id} {run['state']}: {run['error']}")
+        return bool(run["state"] == "finished")
+
+
+def _compute_alone() -> None:
+    """One thread of torch's: the other cores have the worker, the web and the database."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -163,9 +163,7 @@ def server_in(folder: Path) -> Iterator[OwnServer]:
     """
     # The database's own user has to reach its folder when root starts this.
     folder.chmod(0o755)
-    environment = os.environ | {"RANKLOOP_MODELS": str(list_pocket(folder))}
-    for name in ("DATABASE_URL", "RANKLOOP_DATABASE_URL"):
-        environment.pop(name, None)
+    environment = server_environment(list_pocket(folder))
     command = [*program(), "up", "--no-demo", "--json", "--port", "0", "--data-dir", str(folder)]
     with (folder / "up.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
@@ -178,6 +176,16 @@ def server_in(folder: Path) -> Iterator[OwnServer]:
     finally:
         process.terminate()
         process.wait()
+
+
+def server_environment(models: Path) -> dict[str, str]:
+    """This program's, for a server with a database of its own and this list of models."""
+    # Two threads of a model so small gain nothing on cores that the exam, the web and the database need, too: they wait
+    # for each other at full speed.
+    environment = {"RANKLOOP_THREADS": "1"} | os.environ | {"RANKLOOP_MODELS": str(models)}
+    for name in ("DATABASE_URL", "RANKLOOP_DATABASE_URL"):
+        environment.pop(name, None)
+    return environment
 
 
 def list_pocket(data: Path) -> Path:

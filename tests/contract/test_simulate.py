@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -22,6 +24,7 @@ from trainer.pocket.world import (
     is_held_out,
 )
 from trainer.simulate import PROMPT_SEED, SAMPLING, Annotators, Loop, RunFailed, Story, hire, rank_waiting, run_loop
+from trainer.simulate_exam import Exam, Marks
 from trainer.weights import ModelSource
 
 __all__ = ["house", "tiny_folder"]
@@ -65,6 +68,24 @@ def test_people_share_all_that_waits_and_judge_by_the_true_utility(house: House)
     assert all(best[prompt] > worst[prompt] for prompt in best)
 
 
+def test_people_wait_for_what_may_still_come(house: House) -> None:
+    """The last answers come while somebody asks whether more may come, who hears that none will."""
+    project_id = with_answers(house, num_prompts=2)
+    people = Annotators(num=2, noise=0.0)
+    words = iter([True, True, False])
+
+    def may_come() -> bool:
+        word = next(words)
+        if not word:
+            lines = [json.dumps({"prompt": "Say a number.", "completions": ["one", "two"]})]
+            house.admin.import_prompts(project_id, [json.dumps({"prompt": "Say a number."})])
+            house.admin.import_completions(project_id, lines)
+        return word
+
+    tokens = hire(house.admin, people, project_id)
+    assert rank_waiting(house.server.url, tokens, project_id, people, may_come=may_come) == 3
+
+
 def test_the_command_ranks_a_project_by_its_name(house: House, tmp_path: Path) -> None:
     with_answers(house, num_prompts=3)
     figures = tmp_path / "figures.json"
@@ -78,6 +99,7 @@ def test_whole_rounds_end_with_what_the_truth_says_of_them(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(simulate, "SAMPLING", SAMPLING | {"max_new_tokens": 12})
+    monkeypatch.setattr(Exam, "sit", sit_late(house, Exam.sit))
     base = roomy_model(tmp_path / "pocket")
     assert house.worker_settings.models is not None
     house.worker_settings.models.write_text(json.dumps({"pocket": str(base)}), encoding="utf-8")
@@ -103,6 +125,7 @@ def test_whole_rounds_end_with_what_the_truth_says_of_them(
         worker.wait()
     assert len(marks.rounds) == len(marks.rewards) == len(marks.kl) == 2
     assert [line.partition(":")[0] for line in said] == ["seed 1, SFT", "seed 1, round 1", "seed 1, round 2"]
+    assert episodes(house) == [8, 8]
     ranked, asked = ranked_prompts(house), set(marks.sft.utilities)
     # Two rounds; of each, everybody ranks every task.
     assert marks.num_rankings == 2 * people.num * len(ranked)
@@ -113,6 +136,26 @@ def test_whole_rounds_end_with_what_the_truth_says_of_them(
     familiar = familiar_requests(held_out, PROMPT_SEED)
     assert familiar
     assert ranked | asked <= {request.prompt for request in [*held_out, *familiar]}
+
+
+def sit_late(house: House, sit: Callable[[Exam, ModelSource], Marks]) -> Callable[[Exam, ModelSource], Marks]:
+    """An exam that is sat once the second round trains: the loop waits for none."""
+
+    def late(exam: Exam, policy: ModelSource) -> Marks:
+        end = time.monotonic() + 120
+        while len(episodes(house, kind="reward")) < 2:
+            assert time.monotonic() < end, "the second round waits for the first one's exam"
+            time.sleep(0.2)
+        return sit(exam, policy)
+
+    return late
+
+
+def episodes(house: House, kind: str = "ppo") -> list[int | None]:
+    """Of each run of a kind, in their order."""
+    asked = "select result->'num_episodes' from runs where kind = %s order by created_at"
+    with psycopg.connect(house.database_url) as connection:
+        return [num for (num,) in connection.execute(asked, [kind])]
 
 
 def roomy_model(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from rankloop.cli import build
 from trainer import simulate_cli
 from trainer.simulate import SeedMarks
-from trainer.simulate_cli import TRAINING, lines_of, training_with, write
+from trainer.simulate_cli import TRAINING, lines_of, server_environment, training_with, write
 from trainer.simulate_exam import Marks, RewardMarks
 from trainer.simulate_figures import Interval, LoopFigures, bootstrap, figures_of, pooled
 
@@ -101,6 +101,18 @@ def test_settings_reach_the_training_that_they_name() -> None:
     assert changed["ppo"] == TRAINING["ppo"] | {"target_kl": 5}
     assert changed["reward"] == TRAINING["reward"] | {"num_heads": 2}
     assert "target_kl" not in TRAINING["ppo"], "a run's wishes don't stay for the next"
+
+
+def test_the_own_server_has_its_own_database_and_one_thread_unless_somebody_says_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://elsewhere/people")
+    monkeypatch.delenv("RANKLOOP_THREADS", raising=False)
+    found = server_environment(Path("models.json"))
+    assert "DATABASE_URL" not in found
+    assert (found["RANKLOOP_THREADS"], found["RANKLOOP_MODELS"]) == ("1", "models.json")
+    monkeypatch.setenv("RANKLOOP_THREADS", "4")
+    assert server_environment(Path("models.json"))["RANKLOOP_THREADS"] == "4"
 
 
 @pytest.mark.parametrize("pair", ["beta=0.05", "sample.k=4", "ppo.=1"])
