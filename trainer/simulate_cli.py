@@ -180,9 +180,7 @@ def server_in(folder: Path) -> Iterator[OwnServer]:
 
 def server_environment(models: Path) -> dict[str, str]:
     """This program's, for a server with a database of its own and this list of models."""
-    # Two threads of a model so small gain nothing on cores that the exam, the web and the database need, too: they wait
-    # for each other at full speed.
-    environment = {"RANKLOOP_THREADS": "1"} | os.environ | {"RANKLOOP_MODELS": str(models)}
+    environment = os.environ | {"RANKLOOP_MODELS": str(models)}
     for name in ("DATABASE_URL", "RANKLOOP_DATABASE_URL"):
         environment.pop(name, None)
     return environment

@@ -103,16 +103,11 @@ def test_settings_reach_the_training_that_they_name() -> None:
     assert "target_kl" not in TRAINING["ppo"], "a run's wishes don't stay for the next"
 
 
-def test_the_own_server_has_its_own_database_and_one_thread_unless_somebody_says_how_many(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_own_server_has_a_database_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://elsewhere/people")
-    monkeypatch.delenv("RANKLOOP_THREADS", raising=False)
     found = server_environment(Path("models.json"))
     assert "DATABASE_URL" not in found
-    assert (found["RANKLOOP_THREADS"], found["RANKLOOP_MODELS"]) == ("1", "models.json")
-    monkeypatch.setenv("RANKLOOP_THREADS", "4")
-    assert server_environment(Path("models.json"))["RANKLOOP_THREADS"] == "4"
+    assert found["RANKLOOP_MODELS"] == "models.json"
 
 
 @pytest.mark.parametrize("pair", ["beta=0.05", "sample.k=4", "ppo.=1"])
