@@ -44,7 +44,7 @@ from trainer.rollout import Question, Rollout
 from trainer.sampling import LocalSampler, Prompt, SamplingSettings, encode_prompt
 from trainer.simulate import SAMPLING, TEMPERATURE, Annotators, K
 from trainer.simulate_cli import PPO, TRAINING
-from trainer.simulate_exam import SEQUENCES_PER_BATCH, utilities_of
+from trainer.simulate_exam import utilities_of
 from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 
 POOL_SEED = 2026
@@ -319,7 +319,7 @@ def questions_of(world: World, rankings: Sequence[Ranking]) -> list[Question]:
 
 def make_sampler(model: Any, source: ModelSource) -> LocalSampler:
     """As simulated exams sample."""
-    return LocalSampler(model, load_tokenizer(source), sequences_per_batch=SEQUENCES_PER_BATCH)
+    return LocalSampler(model, load_tokenizer(source))
 
 
 # Figures

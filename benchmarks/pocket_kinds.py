@@ -26,7 +26,6 @@ from trainer.pocket.words import PHRASEBOOKS, Kind
 from trainer.pocket.world import Request, draw_request_of, is_held_out
 from trainer.sampling import LocalSampler, Prompt
 from trainer.simulate import SAMPLING, TEMPERATURE
-from trainer.simulate_exam import SEQUENCES_PER_BATCH
 from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 
 NUM_PROMPTS, FEW_PROMPTS = 24, 2
@@ -57,7 +56,7 @@ def held_out(language: str, kind: Kind, num: int) -> list[Request]:
 
 def shares(source: ModelSource, num: int) -> Iterator[Share]:
     """What the model can do, kind by kind."""
-    sampler = LocalSampler(load_causal_lm(source), load_tokenizer(source), sequences_per_batch=SEQUENCES_PER_BATCH)
+    sampler = LocalSampler(load_causal_lm(source), load_tokenizer(source))
     for language in PHRASEBOOKS:
         for kind in Kind:
             prompts = [
