@@ -11,19 +11,24 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, NoReturn
 
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from app import i18n
+from app.remembering import Remembered
 
-# Of some four thousand letters each.
-MOST_KEPT = 1_000
+# Of HTML and what it was told, in letters: a card has some five thousand.
+CACHE_SIZE = 5_000_000
 # Nobody can write this into a text, as nobody knows it beforehand.
 _SECRET = secrets.token_hex(16)
 _GAP = re.compile(rf"{_SECRET}-(\w+)-")
+
+
+Key = tuple[str, str, tuple[str, ...], str]
+Pieces = tuple[str, ...]
+KEPT: Remembered[Key, Pieces] = Remembered(CACHE_SIZE, size=lambda key, pieces: len(key[-1]) + sum(map(len, pieces)))
 
 
 class Gap(str):
@@ -47,15 +52,15 @@ def filled(
         gaps: what the template shows and nothing more, by name.
         told: what it asks about, as JSON has it.
     """
-    pieces = _drawn(jinja, language, template, tuple(gaps), json.dumps(told, sort_keys=True))
+    key = (language, template, tuple(gaps), json.dumps(told, sort_keys=True))
+    pieces = KEPT.get(key) or KEPT.keep(key, _drawn(jinja, *key))
     values = {name: escape(value) for name, value in gaps.items()}
     # Every second piece is a gap's name.
     html = [values[piece] if number % 2 else piece for number, piece in enumerate(pieces)]
     return Markup("".join(html))  # noqa: S704 - a template's own words, and what was escaped right here
 
 
-@lru_cache(MOST_KEPT)
-def _drawn(jinja: Environment, language: str, template: str, gaps: tuple[str, ...], told: str) -> tuple[str, ...]:
+def _drawn(jinja: Environment, language: str, template: str, gaps: tuple[str, ...], told: str) -> Pieces:
     """The template's own words, and between them the names of its gaps."""
     marks = {name: Gap(f"{_SECRET}-{name}-") for name in gaps}
     context = i18n.template_words(language) | json.loads(told) | marks

@@ -21,6 +21,7 @@ from app.projects.models import Project
 from app.projects.service import create_project
 from app.prompts.models import Completion, Prompt, Split
 from app.prompts.service import content_hash, root_hash, text_hash
+from app.rankings import own
 from app.rankings.models import Ranking, RankingPlace
 from app.runs.models import Run, RunKind
 from app.tasks.models import Lease, LeaseState, Task, TaskCompletion
@@ -128,6 +129,11 @@ async def make_ranking(
         session.add(RankingPlace(**keys, place=place, **(marks or {}).get(completion_id, {})))
     await session.flush()
     return ranking
+
+
+async def num_waiting(session: AsyncSession, project: Project, annotator: User, now: datetime) -> int:
+    """How many tasks wait for them."""
+    return (await own.progress_of(session, project=project, annotator=annotator, now=now)).num_waiting
 
 
 async def add(session: AsyncSession, row: Row) -> Row:

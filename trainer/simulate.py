@@ -234,18 +234,15 @@ class Story:
 
         return desk.submit(sit), judged, kl
 
-    def _training(self, training: Mapping[str, Any]) -> dict[str, Any]:
-        """A project's settings of its trainings, with this story's seed."""
-        return {kind: {"seed": self._seed, **training.get(kind, {})} for kind in ("reward", "ppo")}
-
     def _make_project(self) -> str:
+        training = {kind: {"seed": self._seed, **self._loop.training.get(kind, {})} for kind in ("reward", "ppo")}
         project = self._client.create_project(
             name=f"Simulated loop {self._seed} {secrets.token_hex(3)}",
             model_alias="pocket",
             k=K,
             overlap=min(PEOPLE, self._loop.annotators.num),
             sampling=SAMPLING | {"seed": 1000 * self._seed},
-            training=self._training(self._loop.training),
+            training=training,
             # What an earlier reward model had wrong is unlearned: each round's policy begins with the SFT policy.
             policy_start="sft",
             # What it learned of the rankings of all rounds is kept: a round costs one more reading of them.

@@ -28,9 +28,7 @@ Words = dict[str, Any]
 
 async def my_progress(session: AsyncSession, *, project: Project, user: User) -> dict[str, int]:
     """What waits for this person, and what they did today."""
-    now = datetime.now(UTC)
-    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    found = await own.progress_since(session, project_id=project.id, annotator_id=user.id, since=today, now=now)
+    found = await own.progress_of(session, project=project, annotator=user, now=datetime.now(UTC))
     return {"num_waiting": found.num_waiting, "done_today": found.num_done}
 
 

@@ -14,7 +14,7 @@ from app.errors import Conflict
 from app.projects.guards import PageProject
 from app.rankings import own, service
 from app.rankings.forms import read_form
-from app.rankings.pages import asks_for_json, show_sheet, start_of_today
+from app.rankings.pages import asks_for_json, show_sheet
 from app.rankings.provenance import read_how
 from app.rankings.service import AnswerRefused
 from app.tasks import ahead, lists
@@ -37,7 +37,8 @@ async def show_own_work(
     """What was done today, and the last rankings, which may still be changed."""
     views = await own.list_own(session, project_id=project.id, annotator=annotator, before=before, limit=PAGE_SIZE + 1)
     shown = views[:PAGE_SIZE]
-    work = await own.work_since(session, project_id=project.id, annotator_id=annotator.id, since=start_of_today())
+    today = own.start_of_day(datetime.now(UTC))
+    work = await own.work_since(session, project_id=project.id, annotator_id=annotator.id, since=today)
     return render(
         request,
         "rankings/mine.html",

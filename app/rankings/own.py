@@ -5,13 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import and_, bindparam, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.accounts.models import User
+from app.projects.models import Project
 from app.rankings.answers import RankingAnswer
 from app.rankings.models import Ranking
 from app.rankings.service import RankingNotFound, RankingView, views_of
@@ -53,21 +54,24 @@ PROGRESS = WAITING.add_columns(_DONE.scalar_subquery())
 
 @dataclass(frozen=True)
 class Progress:
-    """How many tasks of a project wait for an annotator, as `waiting.waiting_counts` counts them, and how many they
-    ranked; a change of mind is not counted again.
+    """How many tasks of a project wait for an annotator (`waiting.count_waiting`), and how many they ranked today; a
+    change of mind is not counted again.
     """
 
     num_waiting: int
     num_done: int
 
 
-async def progress_since(
-    session: AsyncSession, *, project_id: uuid.UUID, annotator_id: uuid.UUID, since: datetime, now: datetime
-) -> Progress:
-    """What waits now, and what was done since then."""
-    values = {"project_id": project_id, "annotator_id": annotator_id, "since": since, "now": now}
+async def progress_of(session: AsyncSession, *, project: Project, annotator: User, now: datetime) -> Progress:
+    """What waits now, and what was done today."""
+    values = {"project_id": project.id, "annotator_id": annotator.id, "since": start_of_day(now), "now": now}
     *waiting, num_done = (await session.execute(PROGRESS, values)).one()
     return Progress(count_waiting(*waiting), num_done)
+
+
+def start_of_day(now: datetime) -> datetime:
+    """Midnight before, UTC."""
+    return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 async def list_own(

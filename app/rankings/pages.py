@@ -63,7 +63,8 @@ async def show_next_task(
     if lease is not None:
         sheet = await tasks.get_sheet(session, lease)
         return await show_sheet(request, session, sheet, annotator, answer=read_draft(lease))
-    work = await own.work_since(session, project_id=project.id, annotator_id=annotator.id, since=start_of_today())
+    today = own.start_of_day(datetime.now(UTC))
+    work = await own.work_since(session, project_id=project.id, annotator_id=annotator.id, since=today)
     newest = await list_runs(session, project_id=project.id, kind=RunKind.SAMPLE, limit=1)
     is_sampling = any(run.state in OPEN_STATES for run in newest)
     elsewhere = await audiences.waiting_elsewhere(session, project, annotator)
@@ -148,7 +149,7 @@ async def show_sheet(
     now = datetime.now(UTC)
     told = [{"field": anchor(error), "rule": sentence(request, error)} for error in errors]
     test = None if is_trial or changes else await standings.test_of(session, project, lease)
-    progress = await progress_of(session, project, annotator, now, num_before=num_before)
+    progress = await progress_after(session, project, annotator, now, num_before=num_before)
     return render(
         request,
         "rankings/ahead.html" if is_ahead else "rankings/rank.html",
@@ -278,21 +279,14 @@ def read_draft(lease: Lease) -> RankingAnswer:
     )
 
 
-async def progress_of(
+async def progress_after(
     session: AsyncSession, project: Project, annotator: User, now: datetime, *, num_before: int
 ) -> dict[str, int]:
     """How far this annotator will be after so many others; more than so many tasks that wait are many."""
-    found = await own.progress_since(
-        session, project_id=project.id, annotator_id=annotator.id, since=start_of_today(), now=now
-    )
+    found = await own.progress_of(session, project=project, annotator=annotator, now=now)
     is_many = found.num_waiting > waiting.MOST_COUNTED
     num_open = found.num_waiting if is_many else max(0, found.num_waiting - num_before)
     return {"done_today": found.num_done + num_before, "num_open": num_open}
-
-
-def start_of_today() -> datetime:
-    """Midnight, UTC."""
-    return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 # For admins

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ScalarSelect, Select, and_, bindparam, exists, func, or_, select
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.models import User
 from app.projects.models import Project
 from app.tasks import audiences
 from app.tasks.models import Lease, LeaseState, Task
@@ -36,25 +31,17 @@ _FOR_ME = or_(and_(_MY_STATE.is_(None), audiences.IS_FOR_THEM), _MY_STATE == Lea
 _FREE = select(Task.id).where(_THIS_PROJECT, has_place(), _FOR_ME)
 _OVERDUE = exists().where(Lease.task_id == Task.id, IS_OPEN, Lease.expires_at <= bindparam("now"))
 _KEPT = select(Task.id).where(_THIS_PROJECT, Task.num_taken >= Task.overlap, ~Task.is_gold, _OVERDUE, _FOR_ME)
+# For the values project_id, annotator_id and now.
 WAITING = select(_some(_IN_HAND), _some(_IN_HAND.where(~Task.is_gold)), _some(_FREE), _some(_KEPT), Project.is_paused)
 WAITING = WAITING.where(Project.id == bindparam("project_id"))
 
 
-async def waiting_counts(
-    session: AsyncSession, project_ids: Sequence[uuid.UUID], annotator: User, now: datetime | None = None
-) -> dict[uuid.UUID, int]:
-    """How many tasks this annotator could rank, for each project: the one in hand and those left are among them.
+def count_waiting(num_held: int, num_counted: int, num_free: int, num_kept: int, is_paused: bool) -> int:
+    """How many tasks of a project its annotator could rank, from the columns of `WAITING`.
+
+    The one in hand and those left are among them.
 
     More than `MOST_COUNTED` are not told apart. Gold is not counted, or the number would tell it; but who has it in
     hand sees at least the one.
     """
-    values = {"annotator_id": annotator.id, "now": now or datetime.now(UTC)}
-    return {
-        project_id: count_waiting(*(await session.execute(WAITING, values | {"project_id": project_id})).one())
-        for project_id in project_ids
-    }
-
-
-def count_waiting(num_held: int, num_counted: int, num_free: int, num_kept: int, is_paused: bool) -> int:
-    """From the columns of `WAITING`."""
     return max(min(1, num_held), num_counted + (0 if is_paused else num_free + num_kept))

@@ -26,10 +26,19 @@ from app.quality import gold, reading, service
 from app.rankings import service as rankings
 from app.rankings.answers import RankingAnswer
 from app.rankings.service import AnswerRefused
-from app.tasks import ahead, waiting
+from app.tasks import ahead
 from app.tasks import service as tasks
 from app.tasks.models import GoldOrder, Lease, LeaseState, Purpose, Task
-from tests.factories import completion_ids_of, make_project, make_prompt, make_ranking, make_task, make_user, sign_in
+from tests.factories import (
+    completion_ids_of,
+    make_project,
+    make_prompt,
+    make_ranking,
+    make_task,
+    make_user,
+    num_waiting,
+    sign_in,
+)
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -149,10 +158,7 @@ async def test_the_number_of_waiting_tasks_does_not_tell_gold(session: AsyncSess
     ada = await make_user(session)
     (task,) = await make_gold(session, project)
 
-    async def num_waiting() -> int:
-        return (await waiting.waiting_counts(session, [project.id], ada, NOW))[project.id]
-
-    assert await num_waiting() == 6
+    assert await num_waiting(session, project, ada, NOW) == 6
     session.add(
         Lease(
             task_id=task.id, annotator_id=ada.id, seed=1, expires_at=NOW + timedelta(hours=1),
@@ -160,9 +166,9 @@ async def test_the_number_of_waiting_tasks_does_not_tell_gold(session: AsyncSess
         )
     )  # fmt: skip
     await session.flush()
-    assert await num_waiting() == 6
+    assert await num_waiting(session, project, ada, NOW) == 6
     await session.execute(text("update tasks set withdrawn_at = now() where not is_gold"))
-    assert await num_waiting() == 1, "what is in hand is to be seen"
+    assert await num_waiting(session, project, ada, NOW) == 1, "what is in hand is to be seen"
 
 
 # What counts

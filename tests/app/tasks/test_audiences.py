@@ -15,10 +15,10 @@ from app.accounts.models import AuditEntry, Membership, Role, User
 from app.accounts.roles import set_member
 from app.errors import Invalid
 from app.projects.models import Project
-from app.tasks import audiences, waiting
+from app.tasks import audiences
 from app.tasks import service as tasks
 from app.tasks.models import Audience, GoldOrder, Task
-from tests.factories import make_project, make_prompt, make_task, make_user, sign_in
+from tests.factories import make_project, make_prompt, make_task, make_user, num_waiting, sign_in
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -69,8 +69,7 @@ async def test_people_get_what_they_read_and_know(session: AsyncSession, project
     }
     for (languages, skills), expected in asked.items():
         person = await make_user(session, languages=list(languages), skills=list(skills))
-        counts = await waiting.waiting_counts(session, [project.id], person, NOW)
-        assert counts[project.id] == len(expected)
+        assert await num_waiting(session, project, person, NOW) == len(expected)
         assert await given(session, project, person) == expected
 
 
@@ -197,8 +196,7 @@ async def test_a_projects_skills_come_on_top_and_its_languages_narrow(session: A
         "neither": [],
     }
     for name, person in found.items():
-        counts = await waiting.waiting_counts(session, [project.id], person, NOW)
-        assert (name, counts[project.id]) == (name, len(expected[name]))
+        assert (name, await num_waiting(session, project, person, NOW)) == (name, len(expected[name]))
         assert (name, await given(session, project, person)) == (name, expected[name])
 
 

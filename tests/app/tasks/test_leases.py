@@ -19,7 +19,7 @@ from app.projects.models import Project
 from app.tasks import drafts, making, service, waiting
 from app.tasks.models import Lease, LeaseState, Task
 from tests import factories
-from tests.factories import make_completion, make_project, make_prompt, make_user
+from tests.factories import make_completion, make_project, make_prompt, make_user, num_waiting
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 LATER = NOW + timedelta(hours=2)
@@ -268,13 +268,13 @@ async def test_waiting_counts_what_this_person_could_rank(
     empty = await make_project(session)
     for _ in range(3):
         await make_task(session, project=project)
-    ids = [project.id, empty.id]
     lease = await take(session, project, ada)
-    assert await waiting.waiting_counts(session, ids, ada, NOW) == {project.id: 3, empty.id: 0}
-    assert await waiting.waiting_counts(session, ids, bo, NOW) == {project.id: 2, empty.id: 0}
-    assert await waiting.waiting_counts(session, ids, bo, LATER) == {project.id: 3, empty.id: 0}
+    assert await num_waiting(session, project, ada, NOW) == 3
+    assert await num_waiting(session, project, bo, NOW) == 2
+    assert await num_waiting(session, project, bo, LATER) == 3
+    assert await num_waiting(session, empty, ada, NOW) == 0
     await service.release_lease(session, lease_id=lease.id, annotator=ada)
-    assert await waiting.waiting_counts(session, ids, ada, NOW) == {project.id: 2, empty.id: 0}
+    assert await num_waiting(session, project, ada, NOW) == 2
 
 
 async def test_what_waits_is_counted_to_a_hundred_and_one(session: AsyncSession, project: Project, ada: User) -> None:
@@ -286,9 +286,9 @@ async def test_what_waits_is_counted_to_a_hundred_and_one(session: AsyncSession,
         ),
         {"project": project.id, "prompt": made.prompt_id, "n": number},
     )
-    counts = await waiting.waiting_counts(session, [project.id], ada, NOW)
-    assert counts == {project.id: waiting.MOST_COUNTED + 1}
-    assert format_bounded("en", counts[project.id]) == "100+"
+    counted = await num_waiting(session, project, ada, NOW)
+    assert counted == waiting.MOST_COUNTED + 1
+    assert format_bounded("en", counted) == "100+"
     assert format_bounded("en", waiting.MOST_COUNTED) == "100"
 
 
