@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test format lint types unit browser proxies bench mutants soak messages sbom clean
+.PHONY: help run test tests format lint types unit browser proxies bench mutants soak messages sbom clean
 
 help: ## list what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,11 +27,12 @@ run: $(VENV)/.for-run ## start everything on this machine: database, web, worker
 # One process more than cores: each waits a quarter of its time, for a browser or a database. One thread each: on a small
 # busy machine the threads of torch spin against each other.
 WORKERS = $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
-test: export OMP_NUM_THREADS := 1
-test: $(VENV)/.for-test browser proxies ## check all that CI checks; ARGS='-k ranking' is passed on to pytest
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+# Types beside the tests, which leave a part of one core free: mypy keeps one busy for a minute or two.
+test: $(VENV)/.for-test browser proxies lint ## check all that CI checks; ARGS='-k ranking' is passed on to pytest
+	@$(MAKE) --no-print-directory --jobs=2 types tests
+
+tests: export OMP_NUM_THREADS := 1
+tests: $(VENV)/.for-test ## run all tests, without lint and types
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 unit: export OMP_NUM_THREADS := 1

@@ -44,6 +44,16 @@ PATIENCE = 20_000
 expect.set_options(timeout=PATIENCE)
 WIDE = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
+wide_and_phone = pytest.mark.parametrize(
+    ("size", "language"),
+    [
+        (WIDE, "en"),
+        (PHONE, "zh-CN"),
+        pytest.param(WIDE, "zh-CN", marks=pytest.mark.soak),
+        pytest.param(PHONE, "en", marks=pytest.mark.soak),
+    ],
+)
+"""Each window and each language once; with the soak's two, every window in every language."""
 
 
 @dataclass

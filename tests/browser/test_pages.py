@@ -27,7 +27,7 @@ from app.tasks.models import Lease, LeaseState, SkipKind, TaskCompletion
 from app.writing.models import Writing, WritingKind
 from tests.app.loop.conftest import Loop
 from tests.app.matrix import PAGE_MATRIX
-from tests.browser.conftest import PHONE, WIDE, LiveServer, OpenPage, wider_than_the_window
+from tests.browser.conftest import PHONE, WIDE, LiveServer, OpenPage, wide_and_phone, wider_than_the_window
 from tests.factories import make_project, make_prompt, make_user
 
 pytestmark = [pytest.mark.browser, pytest.mark.real_commits]
@@ -129,16 +129,8 @@ async def addresses_by_route(server: LiveServer) -> dict[str, str]:
     return {page: re.sub(r"\{(\w+)[^}]*\}", lambda gap: gaps[gap[1]], page.removeprefix("GET ")) for page in pages}
 
 
-# In light and dark each (the fixture asks in both): with the soak's two it is every window, theme and language.
-@pytest.mark.parametrize(
-    ("size", "language"),
-    [
-        (WIDE, "en"),
-        (PHONE, "zh-CN"),
-        pytest.param(WIDE, "zh-CN", marks=pytest.mark.soak),
-        pytest.param(PHONE, "en", marks=pytest.mark.soak),
-    ],
-)
+# In light and dark each: the fixture asks in both.
+@wide_and_phone
 async def test_every_page_is_accessible_and_fits(
     open_page: OpenPage, site: Site, axe: AxeRun, size: dict[str, int], language: str
 ) -> None:

@@ -14,7 +14,15 @@ from app.projects.models import Project
 from app.rankings import service as rankings
 from app.rankings.models import Ranking
 from app.tasks.models import Lease
-from tests.browser.conftest import PHONE, WIDE, LiveServer, OpenPage, cross, nothing_waits, wider_than_the_window
+from tests.browser.conftest import (
+    PHONE,
+    LiveServer,
+    OpenPage,
+    cross,
+    nothing_waits,
+    wide_and_phone,
+    wider_than_the_window,
+)
 from tests.factories import make_completion, make_project, make_prompt, make_task, make_user
 
 pytestmark = [pytest.mark.browser, pytest.mark.real_commits]
@@ -338,8 +346,7 @@ async def test_hostile_answers_run_nothing_and_fetch_nothing(open_page: OpenPage
         assert await page.title() != "ran"
 
 
-@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
-@pytest.mark.parametrize("language", ["en", "zh-CN"])
+@wide_and_phone
 async def test_axe_finds_nothing(
     open_page: OpenPage, site: Site, axe: AxeRun, language: str, size: dict[str, int]
 ) -> None:

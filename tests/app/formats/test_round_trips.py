@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -76,15 +76,15 @@ def rows_of(words: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, Any]]:
     return make()
 
 
-async def back(row: dict[str, Any], name: Any, file: Any, **choices: Any) -> list[AnyLine]:
-    """A row through a file of this kind, as lines that the import of rankings takes."""
+async def back(rows: Sequence[dict[str, Any]], name: Any, file: Any, **choices: Any) -> list[AnyLine]:
+    """Rows through a file of this kind, as lines that the import of rankings takes."""
     options = Options(**choices)
     form = EXPORTS[name]
     writer = make_writer(file, form.columns(options))
     if writer is None:
-        content = to_json_lines(form, [orjson.dumps(row)], options)
+        content = to_json_lines(form, list(map(orjson.dumps, rows)), options)
     else:
-        content = writer.write(to_records(form, [orjson.dumps(row)], options)) + writer.end()
+        content = writer.write(to_records(form, list(map(orjson.dumps, rows)), options)) + writer.end()
 
     async def chunks() -> AsyncIterator[bytes]:
         stream = io.BytesIO(content)
@@ -112,23 +112,28 @@ def in_texts(row: dict[str, Any]) -> list[list[str]]:
 
 
 SOME = settings(max_examples=25)
+# Three rows each: a process of its own reads a Parquet file, and takes half a second to start.
+SOME_FILES = settings(max_examples=8)
+
+
+def three(words: st.SearchStrategy[str]) -> st.SearchStrategy[list[dict[str, Any]]]:
+    return st.lists(rows_of(words), min_size=3, max_size=3)
 
 
 @pytest.mark.parametrize("file", ["jsonl", "csv", "parquet"])
-@SOME
-@given(row=rows_of(WORDS | LONG))
-async def test_rankings_come_back_whole(file: str, row: dict[str, Any]) -> None:
-    (line,) = await back(row, "rankings", file)
-    expected = parse(row)
-    assert line.model_dump() == expected.model_dump()
+@SOME_FILES
+@given(rows=three(WORDS | LONG))
+async def test_rankings_come_back_whole(file: str, rows: list[dict[str, Any]]) -> None:
+    lines = await back(rows, "rankings", file)
+    assert [line.model_dump() for line in lines] == [parse(row).model_dump() for row in rows]
 
 
 @pytest.mark.parametrize("file", ["jsonl", "csv", "parquet"])
-@SOME
-@given(row=rows_of(WORDS))
-async def test_groups_come_back_with_ties_and_gaps(file: str, row: dict[str, Any]) -> None:
-    (line,) = await back(row, "groups", file)
-    assert said(line) == [(row["messages"], in_texts(row))]
+@SOME_FILES
+@given(rows=three(WORDS))
+async def test_groups_come_back_with_ties_and_gaps(file: str, rows: list[dict[str, Any]]) -> None:
+    lines = await back(rows, "groups", file)
+    assert [one for line in lines for one in said(line)] == [(row["messages"], in_texts(row)) for row in rows]
 
 
 @pytest.mark.parametrize("style", ["conversational", "standard"])
@@ -144,12 +149,22 @@ def test_pairs_from_parts_are_the_bytes_of_their_records(style: Any, which: Any,
 
 @pytest.mark.parametrize("style", ["conversational", "standard"])
 @pytest.mark.parametrize("file", ["jsonl", "csv", "parquet"])
-@SOME
-@given(row=rows_of(PLAIN))
-async def test_pairs_come_back_with_ties_that_were_kept(file: str, style: str, row: dict[str, Any]) -> None:
-    if style == "standard" and row["messages"][0]["role"] == "system":
-        row = row | {"messages": row["messages"][1:]}
-    found = [one for line in await back(row, "pairs", file, style=style, ties="keep") for one in said(line)]
+@SOME_FILES
+@given(rows=three(PLAIN))
+async def test_pairs_come_back_with_ties_that_were_kept(file: str, style: str, rows: list[dict[str, Any]]) -> None:
+    if style == "standard":
+        rows = [row | {"messages": without_system(row["messages"])} for row in rows]
+    found = [one for line in await back(rows, "pairs", file, style=style, ties="keep") for one in said(line)]
+    expected = [(row["messages"], pair) for row in rows for pair in pairs_of(row)]
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
+
+
+def without_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    return messages[1:] if messages[0]["role"] == "system" else messages
+
+
+def pairs_of(row: dict[str, Any]) -> list[list[list[str]]]:
+    """Every two answers that have a place, the better one first or both in one cell."""
     cells = in_texts(row)
     better = [
         [[one], [other]]
@@ -159,15 +174,14 @@ async def test_pairs_come_back_with_ties_that_were_kept(file: str, style: str, r
         for other in low
     ]
     tied = [[sorted([one, other])] for cell in cells for number, one in enumerate(cell) for other in cell[number + 1 :]]
-    assert sorted(order for _, order in found) == sorted(better + tied)
-    assert all(messages == row["messages"] for messages, _ in found)
+    return better + tied
 
 
 @SOME
 @given(row=rows_of(PLAIN))
 async def test_transcripts_come_back_where_their_marks_do_not_stand_in_a_text(row: dict[str, Any]) -> None:
     if len(row["order"]) > 1:
-        found = [one for line in await back(row, "hh", "jsonl") for one in said(line)]
+        found = [one for line in await back([row], "hh", "jsonl") for one in said(line)]
         assert all(messages == row["messages"] for messages, _ in found)
         best = in_texts(row)
         assert [[best[0][0]], [best[1][0]]] in [order for _, order in found]
@@ -176,7 +190,7 @@ async def test_transcripts_come_back_where_their_marks_do_not_stand_in_a_text(ro
 @SOME
 @given(row=rows_of(WORDS))
 async def test_trees_come_back_with_ties_and_gaps(row: dict[str, Any]) -> None:
-    (line,) = await back(row, "oasst", "jsonl")
+    (line,) = await back([row], "oasst", "jsonl")
     assert said(line) == [(row["messages"], in_texts(row))]
 
 

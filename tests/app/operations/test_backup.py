@@ -300,8 +300,15 @@ def later(site: tuple[str, Path], tmp_path: Path) -> tuple[dict[str, Any], dict[
     return rows(url), files(artifacts)
 
 
-@pytest.mark.parametrize("where", ["run", "swap"])
-@pytest.mark.parametrize("goes_on", [True, False])
+@pytest.mark.parametrize(
+    ("where", "goes_on"),
+    [
+        ("run", True),
+        ("swap", False),
+        pytest.param("run", False, marks=pytest.mark.soak),
+        pytest.param("swap", True, marks=pytest.mark.soak),
+    ],
+)
 def test_a_restore_that_was_killed_starts_no_other_site_and_can_be_taken_back(
     site: tuple[str, Path],
     later: tuple[dict[str, Any], dict[str, bytes]],
