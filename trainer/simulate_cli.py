@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What is trained in a simulated loop: a small model with all its weights, on a few hundred rankings a round.
 PPO: dict[str, Any] = {
-    # The reward stops rising after about 2,000 episodes from the SFT policy.
+    # The reward stops rising after about 2,000 episodes from the SFT policy; with half of them one seed in three lost.
     "num_episodes": 2048,
     "episodes_per_batch": 128,
     "minibatch_size": 32,
@@ -179,10 +179,19 @@ def server_in(folder: Path) -> Iterator[OwnServer]:
 
 
 def server_environment(models: Path) -> dict[str, str]:
-    """This program's, for a server with a database of its own and this list of models."""
+    """This program's, for a server with a database of its own and this list of models.
+
+    On a CPU its worker trains in two processes, unless the environment says otherwise: for a model this small that
+    takes a third less time than two threads do.
+    """
     environment = os.environ | {"RANKLOOP_MODELS": str(models)}
     for name in ("DATABASE_URL", "RANKLOOP_DATABASE_URL"):
         environment.pop(name, None)
+    if WorkerSettings().torch_device() == "cpu":
+        num_cores = os.cpu_count() or 1
+        num_processes = min(2, num_cores)
+        shared = {"RANKLOOP_PROCESSES": num_processes, "RANKLOOP_THREADS": num_cores // num_processes}
+        environment = {name: str(value) for name, value in shared.items()} | environment
     return environment
 
 

@@ -110,6 +110,24 @@ def test_the_own_server_has_a_database_of_its_own(monkeypatch: pytest.MonkeyPatc
     assert found["RANKLOOP_MODELS"] == "models.json"
 
 
+@pytest.mark.parametrize(("num_cores", "expected"), [(1, ("1", "1")), (2, ("2", "1")), (16, ("2", "8"))])
+def test_its_worker_trains_in_two_processes_on_a_cpu(
+    num_cores: int, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("RANKLOOP_PROCESSES", "RANKLOOP_THREADS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANKLOOP_DEVICE", "cpu")
+    monkeypatch.setattr("os.cpu_count", lambda: num_cores)
+    found = server_environment(Path("models.json"))
+    assert tuple(found[name] for name in names) == expected
+    monkeypatch.setenv("RANKLOOP_PROCESSES", "1")
+    assert server_environment(Path("models.json"))["RANKLOOP_PROCESSES"] == "1"
+    monkeypatch.delenv("RANKLOOP_PROCESSES")
+    monkeypatch.setenv("RANKLOOP_DEVICE", "cuda")
+    assert "RANKLOOP_PROCESSES" not in server_environment(Path("models.json"))
+
+
 @pytest.mark.parametrize("pair", ["beta=0.05", "sample.k=4", "ppo.=1"])
 def test_a_setting_without_a_training_is_refused_by_name(pair: str) -> None:
     with pytest.raises(ValueError, match=f"--set {pair.split('=', maxsplit=1)[0]}: begin with reward. or ppo."):
