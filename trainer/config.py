@@ -228,6 +228,11 @@ class PPOConfig(_Config):
     set, the answers that people liked are among the text."""
     ptx_examples_per_episode: int = 8
     """IG: 8 times as many texts as episodes."""
+    tax_texts: int = 0
+    """The alignment tax: so many of the texts are learned by no step, and measure what writing them costs the policy.
+    At most half of them where PPO-ptx learns the others. IG: 0; it took tasks of public data sets, after the run."""
+    tax_every: int = 8
+    """Rollouts from one measure of `tax_texts` to the next; one is before the first rollout, and one after the last."""
     liked: SFTConfig | None = None
     """IG: none. An SFT on the answers that people liked best, before the first rollout (Llama 2, arXiv 2307.09288, has
     one on those that its reward model likes best). null: PPO begins with the policy as it is. It needs rankings."""
@@ -271,6 +276,7 @@ class PPOConfig(_Config):
             "tokens_per_forward",
             "samples_per_prompt",
             "ptx_examples_per_episode",
+            "tax_every",
             "guard_answers",
             "guard_every",
             "guard_patience",
@@ -279,7 +285,7 @@ class PPOConfig(_Config):
         _require_between(
             self, 0, math.inf, "beta", "value_coefficient", "missing_eos_penalty", "warmup_iterations", "seed"
         )
-        _require_between(self, 0, math.inf, "ptx_coefficient")
+        _require_between(self, 0, math.inf, "ptx_coefficient", "tax_texts")
         _require_between(self, 0, 1, "ema_decay")
         if self.episodes_per_batch % self.minibatch_size:
             raise ValueError(

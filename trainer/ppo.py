@@ -38,7 +38,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trainer.config import PPOConfig
-from trainer.distributed import add_up, add_up_gradients, clip_gradients, part_of, with_spares
+from trainer.distributed import add_up, add_up_gradients, clip_gradients
 from trainer.fitting import learning_parameters
 from trainer.losses import (
     PolicyLoss,
@@ -48,12 +48,12 @@ from trainer.losses import (
     generalised_advantages,
     kl_penalised_rewards,
     masked_whiten,
-    pretraining_loss,
 )
 from trainer.models import Policy, RewardModel, ValueModel
 from trainer.ppo_guard import Guard, Judgement, ModelGuard
 from trainer.ppo_learner import Learner
-from trainer.pretraining import Passage, passage_batches
+from trainer.ppo_text import AlignmentTax, accumulate_pretraining
+from trainer.pretraining import Passage
 from trainer.reporting import Reporter, stop_if_cancelled
 from trainer.rollout import (
     PerToken,
@@ -135,13 +135,14 @@ def optimise(
     report: Reporter,
     *,
     passages: Sequence[Passage] = (),
+    tax: AlignmentTax | None = None,
     guard: Guard | None = None,
     keep: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the episodes that are left; `keep` saves a checkpoint, every `checkpoint_every` rollouts but the last.
 
-    `passages`: what the policy learns to write in the same steps, where `ptx_coefficient` is over 0. `guard`: judges
-    the policy before the first rollout and after every `guard_every` updates.
+    `passages`: what the policy learns to write in the same steps, where `ptx_coefficient` is over 0. `tax` and `guard`
+    look at the policy before the first rollout, and after every `tax_every` and `guard_every` updates.
 
     Randomness comes only from (config.seed, episode or iteration), so that a resumed run is the same run.
     Raises TrainingFailed at the first NaN or infinity, before it reaches a weight, and RunCancelled.
@@ -150,8 +151,13 @@ def optimise(
     _allow_packing(learner, score, guard, report)
     asked = [*questions, *(guard.questions if guard else ())]
     sampler = LocalSampler(learner.policy.model, tokenizer, sequences_per_batch=sequences_per_batch(asked, config))
+    looks: dict[str, float] = {}
     if guard is not None and progress.guard is None:
-        report.metrics(progress.num_episodes, _consult(guard, learner, score, sampler, config, report))
+        looks = _consult(guard, learner, score, sampler, config, report)
+    if tax is not None and progress.num_iterations == 0:
+        looks |= tax.measure(learner.policy, config)
+    if looks:
+        report.metrics(progress.num_episodes, looks)
     while num_left := _num_left(learner, config):
         batch_size = min(config.episodes_per_batch, num_left)
         started = time.perf_counter()
@@ -177,9 +183,11 @@ def optimise(
         progress.advance(batch_size, metrics["ppo/seconds"])
         progress.beta = _next_beta(progress.beta, metrics["objective/kl"], batch_size, config)
 
-        # 5. What it led to, what the guard says of it, and a checkpoint now and then.
+        # 5. What it led to, what guard and texts say of it, and a checkpoint now and then.
         if guard is not None and progress.num_iterations % config.guard_every == 0:
             metrics |= _consult(guard, learner, score, sampler, config, report)
+        if tax is not None and (progress.num_iterations % config.tax_every == 0 or not _num_left(learner, config)):
+            metrics |= tax.measure(learner.policy, config)
         report.metrics(progress.num_episodes, metrics)
         log_samples(report, tokenizer, rollout, judged.score_B, judged.logprobs_BT - judged.reference_BT)
         if _is_exploited(learner, config, report):
@@ -354,7 +362,7 @@ def _update(
         if config.ptx_coefficient > 0:
             texts = walk(passages, num_texts, len(row_R) * config.ptx_examples_per_episode, config.seed, "texts")
             num_texts += len(texts)
-            metrics |= _accumulate_pretraining(learner.policy, texts, config)
+            metrics |= accumulate_pretraining(learner.policy, texts, config)
         if learner.progress.num_iterations == 0 and number == 0:
             _check_unmoved(learner.policy, metrics)
         metrics |= _step(learner, config)
@@ -420,27 +428,6 @@ def _value_loss(value_model: ValueModel, part: Trajectory, config: PPOConfig, nu
     return clipped_value_loss(
         values_BT, part.values_BT, part.returns_BT, rows.mask_BT, clip=config.value_clip, num_tokens=num_tokens
     )
-
-
-def _accumulate_pretraining(policy: Policy, passages: Sequence[Passage], config: PPOConfig) -> dict[str, float]:
-    """gamma times the gradient of these passages' loss, on top of what PPO left in the policy's parameters."""
-    num_tokens = sum(passage.num_learned for passage in passages)
-    total = 0.0
-    # Masks decide what padding is: any token may stand there.
-    batches = partial(
-        passage_batches, tokens_per_forward=config.tokens_per_forward, pad_id=0, device=policy.model.device
-    )
-    mine = list(batches(part_of(passages)))
-    is_spread = config.sharding == "full"
-    for part, is_spare in with_spares(mine, lambda: next(batches(passages[:1])), is_spread=is_spread):
-        counts = 0.0 if is_spare else 1.0
-        logprobs_BT = policy.logprobs(
-            part.tokens_BL, part.attention_BL, num_new=part.learned_BT.shape[1], temperature=1.0
-        )
-        loss = counts * pretraining_loss(logprobs_BT, part.learned_BT, num_tokens=num_tokens)
-        torch.autograd.backward([config.ptx_coefficient * loss])
-        total += loss.item()
-    return {"ppo/ptx/loss": add_up(total)[0]}
 
 
 def _step(learner: Learner, config: PPOConfig) -> dict[str, float]:

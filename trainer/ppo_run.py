@@ -29,6 +29,7 @@ from trainer.models import Policy, RewardModel, ValueModel, load_policy, require
 from trainer.ppo import optimise
 from trainer.ppo_guard import Guard, ModelGuard
 from trainer.ppo_learner import Learner, PPOResult
+from trainer.ppo_text import AlignmentTax, hold_out
 from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages
 from trainer.reporting import Reporter
 from trainer.rollout import Question, hash_questions
@@ -65,7 +66,7 @@ def train_ppo(
         on_checkpoint: is called with the checkpoint's folder whenever a new one is complete.
         resume_from: a checkpoint's folder; the run goes on bit for bit (on a CPU) as if it had not been interrupted.
         ptx_texts: rows of text (`trainer.pretraining`) that the policy goes on learning to write; they are needed
-            where `ptx_coefficient` is over 0, and only there.
+            where `ptx_coefficient` or `tax_texts` is over 0, and only there.
         liked_answers: conversations that end with an answer that people liked best (`preferences.liked`), where the
             settings have `liked`, and only there. PPO-ptx goes on learning them, as any text (`ptx_coefficient`).
         guard: a second reward version. After each update it scores answers to the same questions with the same seeds;
@@ -83,12 +84,14 @@ def train_ppo(
         raise ValueError("guard_prompts are asked by a guard, and there is none: name its reward model, too.")
     sources = {"sft": sft, "policy": policy, "reward": reward} | ({"guard": guard} if guard else {})
     config = config.for_model(count_parameters(policy), device)
+    ptx_texts, tax_texts = hold_out(ptx_texts, config)
     config, ptx_texts = _with_liked_texts(config, ptx_texts, liked_answers)
     with _after_liked(liked_answers, policy, config, out, report, device) as begin:
         models = _load_models({**sources, "policy": begin}, config, device)
     if config.missing_eos_penalty is None:
         config = replace(config, missing_eos_penalty=models.reward.score_std)
-    given = _encode_all(prompts, guard_prompts, ptx_texts, policy=policy, models=models, config=config, report=report)
+    texts = (ptx_texts, tax_texts)
+    given = _encode_all(prompts, guard_prompts, *texts, policy=policy, models=models, config=config, report=report)
     about = {"liked_sha256": hash_conversations(to_conversations(liked_answers))} if liked_answers else {}
     identity = identity_of("ppo", config, policy, sources, **given.hashes, **about)
     keep = Keeper(checkpoint_folder(out), identity, on_checkpoint, resume_from)
@@ -102,6 +105,7 @@ def train_ppo(
         config,
         report,
         passages=given.passages,
+        tax=given.tax,
         guard=given.guard,
         keep=partial(learner.save, keep),
     )
@@ -218,6 +222,7 @@ class _Given(NamedTuple):
     refused: list[dict[str, str]]
     guard: Guard | None
     passages: list[Passage]
+    tax: AlignmentTax | None
 
     @property
     def hashes(self) -> dict[str, str | None]:
@@ -226,6 +231,7 @@ class _Given(NamedTuple):
             "prompts_sha256": hash_questions(self.questions),
             "guard_prompts_sha256": hash_questions(self.guard.questions) if self.guard else None,
             "ptx_texts_sha256": hash_passages(self.passages) if self.passages else None,
+            "tax_texts_sha256": hash_passages(self.tax.passages) if self.tax else None,
         }
 
 
@@ -233,6 +239,7 @@ def _encode_all(
     prompts: Sequence[Prompt],
     guard_prompts: Sequence[Prompt],
     ptx_texts: Sequence[Mapping[str, Any]],
+    tax_texts: Sequence[Mapping[str, Any]],
     *,
     policy: ModelSource,
     models: _Models,
@@ -245,8 +252,19 @@ def _encode_all(
     questions, refused = encode(prompts)
     asked = encode(guard_prompts)[0] if guard_prompts else questions
     guard = ModelGuard(asked, models.guard) if models.guard is not None else None
-    passages = _encode_passages(ptx_texts, tokenizer, models.policy, config, report)
-    return _Given(tokenizer, questions, refused, guard, passages)
+    if bool(ptx_texts) != (config.ptx_coefficient > 0):
+        raise ValueError(
+            "PPO-ptx needs both texts and a weight: "
+            + (
+                "set ptx_coefficient (the paper's is 27.8)."
+                if ptx_texts
+                else "ptx_coefficient is set, and no text is given."
+            )
+        )
+    limit = min(MAX_TOKENS, context_length(models.policy.model.config))
+    passages = _encode_passages(ptx_texts, "PPO-ptx", tokenizer, limit, report)
+    held_out = _encode_passages(tax_texts, "tax_texts", tokenizer, limit, report)
+    return _Given(tokenizer, questions, refused, guard, passages, AlignmentTax(held_out) if held_out else None)
 
 
 def _encode(
@@ -278,25 +296,15 @@ def _encode(
 
 def _encode_passages(
     texts: Sequence[Mapping[str, Any]],
+    purpose: str,
     tokenizer: PreTrainedTokenizerBase,
-    policy: Policy,
-    config: PPOConfig,
+    max_tokens: int,
     report: Reporter,
 ) -> list[Passage]:
-    """The texts of PPO-ptx in tokens; what is left out is said."""
-    if bool(texts) != (config.ptx_coefficient > 0):
-        raise ValueError(
-            "PPO-ptx needs both texts and a weight: "
-            + (
-                "set ptx_coefficient (the paper's is 27.8)."
-                if texts
-                else "ptx_coefficient is set, and no text is given."
-            )
-        )
-    limit = min(MAX_TOKENS, context_length(policy.model.config))
-    passages, refused = encode_texts(texts, tokenizer, max_tokens=limit)
+    """Texts in tokens; what is left out is said."""
+    passages, refused = encode_texts(texts, tokenizer, max_tokens=max_tokens)
     for reason in refused:
         report.log("warning", reason)
     if texts and not passages:
-        raise ValueError(f"There is nothing to learn in the {len(texts)} texts for PPO-ptx: {refused[0]}")
+        raise ValueError(f"There is nothing to learn in the {len(texts)} texts for {purpose}: {refused[0]}")
     return passages

@@ -208,15 +208,18 @@ async def guard_version(session: AsyncSession, project: Project) -> Version | No
 
 
 async def require_text(session: AsyncSession, project: Project) -> None:
-    """Refuse PPO-ptx where there is nothing to write: no corpus, and no answers that people liked.
+    """Refuse PPO-ptx where there is nothing to write, which is no corpus and no answers that people liked; and an
+    alignment tax where there is nothing to measure it by.
 
     Raises:
         Invalid: so it is.
     """
     wishes = project.training.get("ppo", {})
-    if not wishes.get("ptx_coefficient") or wishes.get("liked") is not None:
+    if await pretraining_text(session, project):
         return
-    if not await pretraining_text(session, project):
+    if wishes.get("tax_texts"):
+        raise Invalid.field("training.ppo.tax_texts", "is above 0 and needs text to measure by: import a corpus")
+    if wishes.get("ptx_coefficient") and wishes.get("liked") is None:
         raise Invalid.field(
             "training.ppo.ptx_coefficient",
             "is above 0 and needs text to learn: import a corpus, or set liked (to {})",
@@ -224,7 +227,9 @@ async def require_text(session: AsyncSession, project: Project) -> None:
 
 
 async def pretraining_text(session: AsyncSession, project: Project) -> list[dict[str, Any]]:
-    """What PPO goes on learning to write (PPO-ptx): every corpus of the project, where that is switched on."""
-    if not project.training.get("ppo", {}).get("ptx_coefficient"):
+    """What PPO goes on learning to write (PPO-ptx), or measures its tax by: every corpus of the project, where one of
+    the two is switched on."""
+    wishes = project.training.get("ppo", {})
+    if not (wishes.get("ptx_coefficient") or wishes.get("tax_texts")):
         return []
     return [corpora.reference(corpus) for corpus in await corpora.list_corpora(session, project.id)]

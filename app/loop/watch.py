@@ -32,6 +32,7 @@ WATCHED = {
     "length": ("objective/length",),
     "entropy": ("objective/entropy",),
     "pretraining": ("ppo/ptx/loss",),
+    "tax": ("tax/loss", "tax/reference_loss"),
 }
 # So many of the newest policies have a drawing of their own.
 MOST_DRAWN = 3

@@ -70,7 +70,8 @@ def test_dpo_best_of_n_and_a_guarded_ppo_with_text_learn_from_one_project(
     assert (version["kind"], version["is_live"]) == ("policy", False)
 
     house.admin.import_corpus(trained["id"], ['{"text": "a b c d a b"}', '{"text": "d c b a"}'], name="web")
-    training = trained["training"] | {"ppo": trained["training"]["ppo"] | {"ptx_coefficient": 1.0, "guard": 2}}
+    text = {"ptx_coefficient": 1.0, "tax_texts": 1}
+    training = trained["training"] | {"ppo": trained["training"]["ppo"] | text | {"guard": 2}}
     house.admin.update_project(trained["id"], training=training)
     house.admin.start_training(trained["id"])
     work_off(house)
@@ -78,6 +79,7 @@ def test_dpo_best_of_n_and_a_guarded_ppo_with_text_learn_from_one_project(
     assert ppo["state"] == "finished"
     curves = house.admin.run_metrics(ppo["id"])
     assert any("ptx" in name for name in curves), "the text was learned along"
+    assert len(curves["tax/loss"]) == len(curves["tax/reference_loss"]) > 1, "one text was held out"
     assert "guard/score" in curves, "the first round's reward model watched"
     assert ppo["result"]["guard"]["num_episodes"] <= ppo["result"]["num_episodes"]
 

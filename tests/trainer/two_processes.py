@@ -51,6 +51,7 @@ PPO = PPOConfig(
     guard_answers=3,
     ptx_coefficient=1.0,
     ptx_examples_per_episode=1,
+    tax_texts=1,
 )
 
 

@@ -97,12 +97,13 @@ async def test_curves_of_several_runs_are_one_line(turned: Loop) -> None:
     run = (await turned.session.scalars(select(Run).where(Run.kind == RunKind.PPO))).one()
     policy = await registry.get_version_by_number(turned.session, project_id=turned.project.id, number=3)
     policy.metrics = {**PPO_RESULT, "win_rate": {"value": 0.7, "low": 0.6, "high": 0.8}}
-    reported_now = {"objective/reward": 0.5, "objective/kl": 4.0}
+    reported_now = {"objective/reward": 0.5, "objective/kl": 4.0, "tax/loss": 3.5, "tax/reference_loss": 3.0}
     points = [(step, name, value) for step in (4, 8) for name, value in reported_now.items()]
     await runs.add_metrics(turned.session, run, points=points)
     line = await watch.policy_line(turned.session, turned.project)
     assert [version.number for version in line.versions] == [3]
-    assert set(line.plots) == {"wins", "scores", "kl"}
+    assert set(line.plots) == {"wins", "scores", "kl", "tax"}
+    assert line.series["tax"] == {"tax/loss": [(4, 3.5), (8, 3.5)], "tax/reference_loss": [(4, 3.0), (8, 3.0)]}
     assert line.series["gao v3"] == {"objective/reward": [(2.0, 0.5), (2.0, 0.5)], "guard/score": []}
     reported = {"objective/kl": [(4, 1.0), (8, 1.0)]}
     assert watch.one_after_another("objective/kl", [reported, reported]) == [(4, 1), (8, 1), (12, 1), (16, 1)]

@@ -117,6 +117,21 @@ async def test_pretraining_text_goes_along_where_it_is_switched_on(turned: Loop)
     assert [corpus["kind"] for corpus in ppo.config["corpora"]] == ["text"]
 
 
+async def test_text_goes_along_where_it_measures_the_alignment_tax(turned: Loop) -> None:
+    session, project = turned.session, turned.project
+    project.training = {"ppo": {"tax_texts": 8, "ptx_coefficient": 0.1, "liked": {}}}
+    await turned.sample()
+    await turned.rank_all()
+    with pytest.raises(RankloopError, match=r"training\.ppo\.tax_texts: is above 0 and needs text to measure by"):
+        await training.start_training(session, project=project)
+    await send(session, project, {"text": "Plain."})
+    project.training = {"ppo": {"tax_texts": 8}}
+    await training.start_training(session, project=project)
+    await turned.finish(await turned.claim(), REWARD_RESULT)
+    ppo = await turned.claim()
+    assert [corpus["kind"] for corpus in ppo.config["corpora"]] == ["text"]
+
+
 async def test_the_rankings_go_along_where_ppo_begins_with_what_people_liked(turned: Loop) -> None:
     # They are text, too: PPO-ptx needs no other.
     turned.project.training = {"ppo": {"liked": {"epochs": 1}, "ptx_coefficient": 0.1}}

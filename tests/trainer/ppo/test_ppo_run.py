@@ -75,7 +75,11 @@ def test_a_killed_run_that_goes_on_ends_as_if_it_had_not_been_killed(
     fields = {"num_episodes": 32, "lora": lora, "target_kl": 1.0, "num_epochs": 2}
     if lora:
         fields |= {"ema_decay": 0.9, "guard": reward, "guard_answers": 4, "guard_patience": 9}
-        fields |= {"ptx_coefficient": 2.0, "ptx_texts": [{"text": "a b c a b"}, {"text": "c c"}, {"text": "b a"}]}
+        fields |= {
+            "tax_texts": 1,
+            "ptx_coefficient": 2.0,
+            "ptx_texts": [{"text": "a b c a b"}, {"text": "c c"}, {"text": "b a"}],
+        }
     whole = train(base, reward, tmp_path / "whole", **fields)
     with pytest.raises(RunCancelled):
         train(base, reward, tmp_path / "killed", report=Diary(stop_at_progress=44), **fields)  # in the third update

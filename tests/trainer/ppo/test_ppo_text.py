@@ -26,6 +26,7 @@ from trainer.checkpoints import CheckpointError
 from trainer.config import LoraConfig, PPOConfig
 from trainer.models import Policy
 from trainer.ppo import optimise
+from trainer.ppo_text import AlignmentTax, accumulate_pretraining, hold_out
 from trainer.pretraining import Passage
 from trainer.weights import ModelSource
 
@@ -50,7 +51,7 @@ def test_the_gradient_is_that_of_ppo_plus_gamma_times_that_of_the_text(
     of_text = policy_gradient(learner)
 
     metrics = ppo._accumulate(learner, trajectory, rows, config)
-    metrics |= ppo._accumulate_pretraining(learner.policy, passages, config)
+    metrics |= accumulate_pretraining(learner.policy, passages, config)
     expected = of_ppo + 27.8 * of_text
     assert (policy_gradient(learner) - expected).norm() <= 1e-6 * expected.norm()
     assert metrics["ppo/ptx/loss"] == pytest.approx(total.item() / 7, rel=1e-6)
@@ -84,13 +85,12 @@ def test_each_minibatch_reads_its_share_of_the_texts_and_every_text_in_turn(
     base: ModelSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[list[int]] = []
-    accumulate = ppo._accumulate_pretraining
 
     def watched(policy: Policy, passages: list[Passage], config: PPOConfig) -> dict[str, float]:
         read.append([passage.tokens[0] for passage in passages])
-        return accumulate(policy, passages, config)
+        return accumulate_pretraining(policy, passages, config)
 
-    monkeypatch.setattr(ppo, "_accumulate_pretraining", watched)
+    monkeypatch.setattr(ppo, "accumulate_pretraining", watched)
     config = make_config(ptx_coefficient=1.0, ptx_examples_per_episode=2, num_epochs=2)
     passages = [Passage([token, A], 1) for token in range(len(TOKENIZER))] * 4  # 24 passages
     optimise(
@@ -131,3 +131,66 @@ def test_other_texts_are_another_run(base: ModelSource, reward: ModelSource, tmp
             ptx_coefficient=1.0,
             ptx_texts=[{"text": "a c"}],
         )
+
+
+# The alignment tax
+
+
+HELD_OUT = [Passage([C, B, C, EOS], 1), Passage([B, C], 1)]
+
+
+def token_loss(policy: Policy, passages: list[Passage]) -> float:
+    """By hand: every passage alone, the mean over all learned tokens."""
+    with torch.no_grad():
+        laws = [policy.model(torch.tensor([passage.tokens])).logits[0].log_softmax(-1) for passage in passages]
+    losses = [
+        -law[at - 1, passage.tokens[at]].item()
+        for law, passage in zip(laws, passages, strict=True)
+        for at in range(passage.num_given, len(passage.tokens))
+    ]
+    return float(sum(losses) / len(losses))
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_tax_is_the_loss_on_text_beside_that_of_the_sft_model(base: ModelSource, lora: LoraConfig | None) -> None:
+    config = make_config(lora=lora, tax_texts=2, tokens_per_forward=4)
+    learner, diary = make_learner(base, config), Diary()
+    before = token_loss(learner.policy, HELD_OUT)
+    optimise(learner, count(A), QUESTIONS, TOKENIZER, config, diary, tax=AlignmentTax(HELD_OUT))
+    first, *_, last = [point for point in diary.points if "tax/loss" in point]
+    assert first["tax/loss"] == pytest.approx(before, rel=1e-6)
+    assert last["tax/loss"] == pytest.approx(token_loss(learner.policy, HELD_OUT), rel=1e-6)
+    assert last["tax/loss"] > before + 1e-3, "who learns to say only a writes this text worse"
+    assert {point["tax/reference_loss"] for point in (first, last)} == {first["tax/loss"]}
+
+
+def test_the_tax_is_taken_before_the_first_rollout_now_and_then_and_after_the_last(base: ModelSource) -> None:
+    config = make_config(num_episodes=40, tax_texts=2, tax_every=2)
+    diary = Diary()
+    optimise(make_learner(base, config), count(A), QUESTIONS, TOKENIZER, config, diary, tax=AlignmentTax(HELD_OUT))
+    assert [point["step"] for point in diary.points if "tax/loss" in point] == [0, 16, 32, 40]
+
+
+def test_text_that_measures_is_not_learned(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
+    texts = [{"text": "a b c"}, {"text": "b b"}, {"text": "c a"}, {"text": "c c c c"}]
+    config = make_config(ptx_coefficient=1.0, tax_texts=3)
+    learned, held = hold_out(texts, config)
+    assert len(held) == 2, "at most half"
+    assert sorted(row["text"] for row in [*learned, *held]) == sorted(row["text"] for row in texts)
+    assert {row["text"] for row in hold_out(texts[::-1], config)[1]} == {row["text"] for row in held}
+    assert hold_out(texts, make_config(tax_texts=3))[0] == [], "without PPO-ptx none is learned"
+    assert hold_out(texts, make_config(ptx_coefficient=1.0)) == (texts, [])
+
+    diary = Diary()
+    train(base, reward, tmp_path / "v2", ptx_texts=texts, tax_texts=3, report=diary, liked_answers=())
+    assert "tax/loss" in diary.points[0]
+    assert not any("ppo/ptx/loss" in point for point in diary.points)
+
+
+def test_a_tax_without_text_is_refused(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tax_texts is set, and no text is given"):
+        train(base, reward, tmp_path / "v2", tax_texts=3)
+    with pytest.raises(ValueError, match="the only text can't be learned and held out"):
+        train(base, reward, tmp_path / "v2", tax_texts=3, ptx_coefficient=1.0, ptx_texts=[{"text": "a b"}])
+    with pytest.raises(ValueError, match=r"nothing to learn in the 1 texts for tax_texts: Text 1 holds nothing"):
+        train(base, reward, tmp_path / "v2", tax_texts=3, ptx_texts=[{"text": ""}])
