@@ -59,7 +59,7 @@ async def freeze_dataset(body: DatasetIn, caller: WriteCaller, session: SessionD
     dataset = await service.freeze(
         session,
         project=project,
-        chosen=body.filter,
+        chosen=body.filter.with_cap(project.max_annotator_share),
         name=body.name,
         licence=body.licence,
         created_by=caller.user.id,

@@ -72,8 +72,9 @@ class DatasetFilter(BaseModel):
     """Only tasks that two people or more ranked, and on which they say the same of at least this share of the pairs of
     answers; a tie is a third answer."""
     max_annotator_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Of no one person more than this share of the rankings of either split; of k people, 2/k is always allowed. The
-    one condition that looks at all that the others choose (app/datasets/caps.py)."""
+    """Of no one person more than this share of the rankings of either split; of k people, 2/k is always allowed. Over
+    the API, the project's where it is not named; null: none. The one condition that looks at all that the others choose
+    (app/datasets/caps.py)."""
 
     @model_validator(mode="after")
     def check_days(self) -> Self:
@@ -101,6 +102,12 @@ class DatasetFilter(BaseModel):
         except ValidationError as error:
             first = {str(item["loc"][0] if item["loc"] else "until"): item for item in reversed(error.errors())}
             raise Invalid(errors=[explain(item, name) for name, item in first.items()]) from error
+
+    def with_cap(self, share: float | None) -> DatasetFilter:
+        """The same with the project's share, unless this says one of its own, or null for none."""
+        if "max_annotator_share" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"max_annotator_share": share})
 
     def takes_all(self) -> bool:
         """Whether no condition leaves a ranking out for what it is."""

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.accounts.models import Role
 from app.datasets import caps, pieces, service
 from app.datasets.cards import card_markdown
 from app.datasets.filters import DatasetFilter
@@ -119,6 +120,23 @@ async def test_who_ranks_ten_times_as_much_is_at_most_the_share_and_honest_ranki
     again = await freeze(session, project, 0.25)
     assert await rows_of(session, again) == rows
     assert "left_out" not in everything.counts
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [({}, 0.25), ({"max_annotator_share": 0.4}, 0.4), ({"max_annotator_share": None}, None)],
+    ids=["the project's", "its own", "none"],
+)
+async def test_over_the_api_the_projects_share_holds_unless_the_filter_names_one(
+    client: AsyncClient, session: AsyncSession, named: dict[str, Any], expected: float | None
+) -> None:
+    project = await make_project(session, max_annotator_share=0.25)
+    await attack(session, project)
+    await sign_in(client, session, role=Role.TRAINER)
+    body = {"project_id": str(project.id), "filter": named}
+    made = (await client.post("/api/v1/datasets", json=body)).json()
+    assert made["filter"].get("max_annotator_share") == expected
+    assert made["counts"]["num_rankings"] == (await freeze(session, project, expected)).num_rows
 
 
 async def test_what_is_counted_before_is_what_is_frozen(session: AsyncSession, monkeypatch: pytest.MonkeyPatch) -> None:
