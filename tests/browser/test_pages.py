@@ -38,9 +38,17 @@ ACCURACY = {"value": 0.698, "low": 0.66, "high": 0.73, "num_pairs": 612, "num_pr
 REWARD_RESULT = {"num_rankings": 6, "num_pairs": 18, "accuracy": ACCURACY, "loss": 0.6, "seconds": 12.0, "refused": []}
 PPO_RESULT = {"num_episodes": 8, "kl": 0.5, "reward": {"first": 0.0, "last": 1.0}, "seconds": 30.0, "refused": []}
 CURVES = [
-    (step, name, value * step)
-    for step in range(5)
-    for name, value in (("objective/kl", 0.1), ("accuracy/train", 0.2), ("accuracy/validation", 0.1))
+    *((step, "tax/reference_loss", 2.5) for step in range(5)),
+    *(
+        (step, name, value * step)
+        for step in range(5)
+        for name, value in (
+            ("objective/kl", 0.1),
+            ("accuracy/train", 0.2),
+            ("accuracy/validation", 0.1),
+            ("tax/loss", 0.7),
+        )
+    ),
 ]
 # Files, and a part of a page that is loaded by itself.
 NO_PAGES = ("/health", "/ready", "/metrics", ".csv", ".json", "/download", "/export", "/live")
