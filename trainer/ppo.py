@@ -51,7 +51,7 @@ from trainer.losses import (
 )
 from trainer.models import Policy, RewardModel, ValueModel
 from trainer.ppo_guard import Guard, Judgement, ModelGuard
-from trainer.ppo_learner import Learner
+from trainer.ppo_learner import Interval, Learner
 from trainer.ppo_text import AlignmentTax, accumulate_pretraining
 from trainer.pretraining import Passage
 from trainer.reporting import Reporter, stop_if_cancelled
@@ -169,7 +169,7 @@ def optimise(
         # 2. Reward: the score at the EOS, less a penalty where there is none; the KL penalty at every token.
         rewards_BT = _rewards(rollout, judged, config, beta=progress.beta)
         metrics = _describe(rollout, judged, rewards_BT)
-        progress.observe(metrics)
+        progress.observe(metrics, _intervals(rollout, judged))
         if _is_too_far(learner, config, report):
             break
 
@@ -297,6 +297,16 @@ def _describe(rollout: Rollout, judged: Judged, rewards_BT: Tensor) -> dict[str,
         "objective/length": rollout.mask_BT.sum(1).float().mean().item(),
         "objective/eos": rollout.has_eos_B.float().mean().item(),
     }
+
+
+def _intervals(rollout: Rollout, judged: Judged) -> dict[str, Interval | None]:
+    """95 % intervals of the mean reward and KL of a rollout; answers that share a prompt are no independent draws."""
+    kl_B = (judged.logprobs_BT - judged.reference_BT).sum(1)
+    of_prompts = {
+        name: value_B.view(-1, rollout.num_shared).mean(1)
+        for name, value_B in (("reward", judged.score_B), ("kl", kl_B))
+    }
+    return {name: Interval.of(mean_G) for name, mean_G in of_prompts.items()}
 
 
 # --- When to stop, and how hard to hold ------------------------------------------------------------------------------

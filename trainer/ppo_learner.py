@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.nn import Module, ParameterList
 
 from trainer.config import PPOConfig
@@ -15,6 +17,22 @@ from trainer.fitting import Keeper, assign, copies_of, learning_parameters
 from trainer.models import Policy, ValueModel
 from trainer.ppo_guard import Judgement
 from trainer.reporting import RunResult
+
+
+@dataclass(frozen=True)
+class Interval:
+    """In which a mean lies with 95 % certainty."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value_N: Tensor) -> Interval | None:
+        """The normal interval of the mean of independent values; of one value there is none."""
+        if len(value_N) < 2:
+            return None
+        mean, half = value_N.mean().item(), 1.96 * value_N.std().item() / math.sqrt(len(value_N))
+        return cls(mean - half, mean + half)
 
 
 @dataclass
@@ -28,6 +46,8 @@ class Progress:
     last_reward: float | None = None
     last_kl: float | None = None
     """Nats an answer in the last rollout."""
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
+    """Of the last rollout's `reward` and `kl`."""
     guard: Judgement | None = None
     """What the guard remembers; None where there is no guard, or before its first word."""
     stopped_by: Literal["kl", "guard"] | None = None
@@ -36,8 +56,9 @@ class Progress:
 
     seconds: float = 0.0
 
-    def observe(self, metrics: Mapping[str, float]) -> None:
+    def observe(self, metrics: Mapping[str, float], intervals: dict[str, Interval | None]) -> None:
         """What a rollout showed."""
+        self.intervals = intervals
         self.last_reward, self.last_kl = metrics["objective/reward"], metrics["objective/kl"]
         self.first_reward = self.last_reward if self.first_reward is None else self.first_reward
 
@@ -51,7 +72,9 @@ class Progress:
     def from_json(cls, fields: Mapping[str, Any]) -> Progress:
         """What `asdict` wrote."""
         guard = fields.get("guard")
-        return cls(**{**fields, "guard": Judgement.from_json(guard) if guard else None})
+        intervals = {name: Interval(**ends) if ends else None for name, ends in fields.get("intervals", {}).items()}
+        judgement = Judgement.from_json(guard) if guard else None
+        return cls(**{**fields, "guard": judgement, "intervals": intervals})
 
     def result(self, refused: list[dict[str, str]], *, is_average: bool) -> PPOResult:
         """What the run reports at its end, after at least one rollout."""
@@ -68,6 +91,7 @@ class Progress:
             is_average=is_average,
             guard=self.guard,
             stopped_by=self.stopped_by,
+            intervals=self.intervals,
         )
 
 
@@ -170,16 +194,23 @@ class PPOResult(RunResult):
     """Whether the version holds averaged weights."""
     guard: Judgement | None = None
     stopped_by: Literal["kl", "guard"] | None = None
+    intervals: Mapping[str, Interval | None] = field(default_factory=dict)
+    """Of the last rollout's `reward` and `kl`."""
 
     def as_json(self) -> dict[str, Any]:
         """The result of docs/protocol.md."""
         return {
             "num_episodes": self.num_episodes,
-            "reward": {"first": self.first_reward, "last": self.last_reward},
+            "reward": {"first": self.first_reward, "last": self.last_reward, "interval": self._interval("reward")},
             "kl": self.kl,
+            "kl_interval": self._interval("kl"),
             "seconds": self.seconds,
             "refused": self.refused,
             "is_average": self.is_average,
             "guard": self.guard.figures if self.guard else None,
             "stopped_by": self.stopped_by,
         }
+
+    def _interval(self, name: str) -> dict[str, float] | None:
+        found = self.intervals.get(name)
+        return asdict(found) if found else None

@@ -36,7 +36,14 @@ AxeRun = Callable[[Page], Awaitable[list[str]]]
 SLUG = "tone"
 ACCURACY = {"value": 0.698, "low": 0.66, "high": 0.73, "num_pairs": 612, "num_prompts": 98}
 REWARD_RESULT = {"num_rankings": 6, "num_pairs": 18, "accuracy": ACCURACY, "loss": 0.6, "seconds": 12.0, "refused": []}
-PPO_RESULT = {"num_episodes": 8, "kl": 0.5, "reward": {"first": 0.0, "last": 1.0}, "seconds": 30.0, "refused": []}
+PPO_RESULT = {
+    "num_episodes": 8,
+    "kl": 0.5,
+    "kl_interval": {"low": 0.4375, "high": 0.5625},
+    "reward": {"first": 0.0, "last": 1.0, "interval": {"low": -0.1, "high": 2.1}},
+    "seconds": 30.0,
+    "refused": [],
+}
 CURVES = [
     *((step, "tax/reference_loss", 2.5) for step in range(5)),
     *(

@@ -177,3 +177,24 @@ async def test_the_overview_says_what_people_say(turned: Loop, client: AsyncClie
     assert plot.lines[0].last == "0.6 (0.5–0.7)"
     await sign_in(client, session)
     assert "People prefer policy v3 to version 1" in (await client.get(f"/projects/{project.slug}")).text
+
+
+async def test_kl_and_reward_are_shown_with_their_intervals(turned: Loop, client: AsyncClient) -> None:
+    session, project = turned.session, turned.project
+    await whole_round(turned)
+    policy = await registry.get_version_by_number(session, project_id=project.id, number=3)
+    run = (await session.scalars(select(Run).where(Run.kind == RunKind.PPO))).one()
+    await runs.add_metrics(session, run, points=[(4, "objective/kl", 0.5)])
+    intervals = {"kl_interval": {"low": 0.44, "high": 0.56}}
+    policy.metrics = (
+        PPO_RESULT | intervals | {"reward": {"first": 0, "last": 1, "interval": {"low": -0.5, "high": 2.5}}}
+    )
+    shown = await overview.figures(session, project=project, words=WORDS)
+    found = {item["title"]: (item["value"], item["after"], item["note"]) for item in shown}
+    assert found["KL to the SFT model"] == ("0.50", "0.44 – 0.56", "nats an answer")
+    assert found["Reward of the policy"] == ("1.00", "−0.50 – 2.50", "0.00 at the start of PPO")
+    assert overview.ends(PPO_RESULT.get("kl_interval"), WORDS) == "", "a run from before says none"
+    await sign_in(client, session)
+    for page in ("watch", "rounds", "versions", "versions/3"):
+        text = (await client.get(f"/projects/{project.slug}/{page}")).text
+        assert "0.44 – 0.56" in text, page

@@ -14,7 +14,7 @@ from tests.trainer.ppo.tools import LORA, PROMPTS, QUESTIONS, TOO_LONG, Diary, a
 from trainer.checkpoints import CheckpointError
 from trainer.models import RewardModel, load_policy
 from trainer.ppo_guard import Judgement, Look
-from trainer.ppo_learner import Progress
+from trainer.ppo_learner import Interval, Progress
 from trainer.reporting import RunCancelled
 from trainer.rollout import TrainingFailed
 from trainer.weights import ModelSource
@@ -30,6 +30,7 @@ def test_a_run_writes_a_version_and_reports(base: ModelSource, reward: ModelSour
         "num_episodes",
         "reward",
         "kl",
+        "kl_interval",
         "seconds",
         "refused",
         "is_average",
@@ -111,6 +112,23 @@ def test_a_reward_model_that_says_nan_leaves_no_version(base: ModelSource, tmp_p
     assert not (tmp_path / "v2.checkpoint").exists()
 
 
+def test_a_run_says_how_sure_its_last_means_are(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
+    said = train(base, reward, tmp_path / "v2").as_json()
+    for value, interval in ((said["kl"], said["kl_interval"]), (said["reward"]["last"], said["reward"]["interval"])):
+        assert (interval["low"] + interval["high"]) / 2 == pytest.approx(value, abs=1e-6)
+        assert interval["high"] > interval["low"]
+    # Eight answers of one prompt say nothing of other prompts.
+    fields = {"num_episodes": 8, "minibatch_size": 8, "samples_per_prompt": 8}
+    assert train(base, reward, tmp_path / "v3", **fields).as_json()["kl_interval"] is None
+
+
+def test_an_interval_is_that_of_the_mean() -> None:
+    found = Interval.of(torch.tensor([0.0, 1.0] * 50))
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((0.5 - 1.96 * 0.05025, 0.5 + 1.96 * 0.05025), abs=1e-4)
+    assert Interval.of(torch.tensor([3.0])) is None
+
+
 def test_a_run_without_a_prompt_that_fits_is_refused(base: ModelSource, reward: ModelSource, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="There is no prompt to learn on: 1 prompts, of them 1 over"):
         train(base, reward, tmp_path / "v2", prompts=[TOO_LONG])
@@ -118,6 +136,7 @@ def test_a_run_without_a_prompt_that_fits_is_refused(base: ModelSource, reward: 
 
 def test_progress_survives_json() -> None:
     progress = Progress(beta=0.3, num_iterations=2, num_episodes=16, first_reward=0.1, last_reward=0.2, last_kl=0.4)
+    progress.intervals = {"kl": Interval(0.3, 0.5), "reward": None}
     assert Progress.from_json(json.loads(json.dumps(asdict(progress)))) == progress
     guard = Judgement.begin(Look([0.1, 0.3], 0.3, 8))
     for _ in range(2):
