@@ -45,7 +45,7 @@ def test_a_round_leads_to_a_new_policy_and_its_answers(house: House) -> None:
     assert (result["num_rankings"], result["accuracy"], result["refused"]) == (4, None, [])
     result = runs_of(house, project, "ppo")[0]["result"]
     assert result["num_episodes"] == 8
-    assert set(result["reward"]) == {"first", "last"}
+    assert set(result["reward"]) == {"first", "last", "interval"}
     assert {row["version"] for row in house.admin.completions(project["id"], policy["id"])} == {policy["number"]}
     # The new answers wait, and the worker said how much its heads differ about each.
     made = list(house.admin.list_tasks(project["id"]))
