@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import PPOConfig, RewardConfig
-from trainer.models import RewardModel, ValueModel, load_policy
+from trainer.models import load_policy
 from trainer.own_answers import draw_answers
 from trainer.pocket.build import build_pocket
 from trainer.pocket.utility import rank, utility
@@ -40,6 +40,7 @@ from trainer.ppo_learner import Learner
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
+from trainer.reward_model import RewardModel, ValueModel
 from trainer.rollout import Question, Rollout
 from trainer.sampling import LocalSampler, Prompt, SamplingSettings, encode_prompt
 from trainer.simulate import SAMPLING, TEMPERATURE, Annotators, K

@@ -197,9 +197,10 @@ def measure_ours(
 
     from trainer import ppo
     from trainer.config import PPOConfig
-    from trainer.models import RewardModel, ValueModel, load_policy
+    from trainer.models import load_policy
     from trainer.ppo_learner import Learner
     from trainer.reporting import SilentReporter
+    from trainer.reward_model import RewardModel, ValueModel
     from trainer.rollout import Question
     from trainer.weights import ModelSource
 

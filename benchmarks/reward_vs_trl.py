@@ -115,8 +115,8 @@ def _prepare(folder: Path, case: Case, sizes: dict[str, Any]) -> None:
 
     from trainer.config import RewardConfig
     from trainer.data import encode_rankings
-    from trainer.models import RewardModel
     from trainer.preferences import read_rankings
+    from trainer.reward_model import RewardModel
     from trainer.weights import ModelSource, load_tokenizer
 
     source = ModelSource(folder / "base")

@@ -32,13 +32,13 @@ from trainer.config import RewardConfig
 from trainer.data import encode_rankings
 from trainer.judging import Judge
 from trainer.losses import pairwise_loss
-from trainer.models import RewardModel
 from trainer.pocket.build import build_pocket
 from trainer.pocket.utility import rank, utility
 from trainer.pocket.world import held_out_requests
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import SilentReporter
 from trainer.reward import train_reward
+from trainer.reward_model import RewardModel
 from trainer.sampling import LocalSampler, Prompt, SamplingSettings
 from trainer.scorer import Scorer, pad_id_of
 from trainer.weights import ModelSource, context_length, load_causal_lm, load_tokenizer

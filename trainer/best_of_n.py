@@ -23,10 +23,10 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.config import BestOfNConfig
 from trainer.fitting import parents
-from trainer.models import RewardModel
 from trainer.own_answers import Drawn, Judge, OwnAnswersResult, Verdict, is_learnable, train_on_own_answers
 from trainer.preferences import Answer
 from trainer.reporting import Reporter
+from trainer.reward_model import RewardModel
 from trainer.sampling import Prompt
 from trainer.scorer import score
 from trainer.weights import ModelSource, load_tokenizer

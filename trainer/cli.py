@@ -268,7 +268,7 @@ def export_model(
     with one_line_errors():
         if out.exists():
             refuse(f"{out} exists already: name a new folder.")
-        from trainer.models import merge_to_folder
+        from trainer.export import merge_to_folder
 
         merge_to_folder(find_version(version, model, settings_with(url, token)), out)
     typer.echo(out)

@@ -28,8 +28,9 @@ from trainer.distributed import (
     write_once,
 )
 from trainer.folders import new_folder, sha256_file, write_manifest
-from trainer.models import Policy, RewardModel, load_policy
+from trainer.models import Policy, load_policy
 from trainer.reporting import Reporter
+from trainer.reward_model import RewardModel
 from trainer.weights import ModelSource, context_length
 
 CARRIED = "carried"

@@ -12,9 +12,9 @@ from torch import Tensor
 from trainer import choosing
 from trainer.config import RewardConfig
 from trainer.data import Task, all_rankings, encode_rankings, for_each_ranking
-from trainer.models import RewardModel
 from trainer.preferences import Answer, Ranking, to_rankings
 from trainer.reporting import Reporter, RunCancelled, stop_if_cancelled
+from trainer.reward_model import RewardModel
 from trainer.scorer import Scorer, pad_id_of
 from trainer.weights import ModelSource, context_length, load_tokenizer
 

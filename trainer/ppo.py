@@ -49,12 +49,13 @@ from trainer.losses import (
     kl_penalised_rewards,
     masked_whiten,
 )
-from trainer.models import Policy, RewardModel, ValueModel
+from trainer.models import Policy
 from trainer.ppo_guard import Guard, Judgement, ModelGuard
 from trainer.ppo_learner import Interval, Learner
 from trainer.ppo_text import AlignmentTax, accumulate_pretraining
 from trainer.pretraining import Passage
 from trainer.reporting import Reporter, stop_if_cancelled
+from trainer.reward_model import RewardModel, ValueModel
 from trainer.rollout import (
     PerToken,
     Question,

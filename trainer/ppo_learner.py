@@ -14,9 +14,10 @@ from torch.nn import Module, ParameterList
 from trainer.config import PPOConfig
 from trainer.distributed import in_groups
 from trainer.fitting import Keeper, assign, copies_of, learning_parameters
-from trainer.models import Policy, ValueModel
+from trainer.models import Policy
 from trainer.ppo_guard import Judgement
 from trainer.reporting import RunResult
+from trainer.reward_model import ValueModel
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from trainer.fitting import (
     require_plain_saving,
     save_version,
 )
-from trainer.models import Policy, RewardModel, ValueModel, load_policy, require_same_tokens
+from trainer.models import Policy, load_policy
 from trainer.ppo import optimise
 from trainer.ppo_guard import Guard, ModelGuard
 from trainer.ppo_learner import Learner, PPOResult
 from trainer.ppo_text import AlignmentTax, hold_out
 from trainer.pretraining import MAX_TOKENS, Passage, encode_texts, hash_passages
 from trainer.reporting import Reporter
+from trainer.reward_model import RewardModel, ValueModel, require_same_tokens
 from trainer.rollout import Question, hash_questions
 from trainer.sampling import Prompt, context_refusal, encode_prompt
 from trainer.sft import hash_conversations, train_sft

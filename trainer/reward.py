@@ -70,7 +70,6 @@ from trainer.fitting import (
 )
 from trainer.folders import sha256_file
 from trainer.losses import davidson_loss, pairwise_loss, plackett_luce_loss
-from trainer.models import REWARD_HEAD, RewardModel
 from trainer.packing import Document, Packed, learned_logprobs, pack
 from trainer.preferences import (
     Accuracy,
@@ -83,6 +82,7 @@ from trainer.preferences import (
     to_rankings,
 )
 from trainer.reporting import Reporter, RunResult, stop_if_cancelled
+from trainer.reward_model import REWARD_HEAD, RewardModel
 from trainer.reward_report import make_report
 from trainer.scorer import Scorer, pad_id_of
 from trainer.weights import ModelSource, count_parameters, load_tokenizer

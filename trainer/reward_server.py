@@ -30,8 +30,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.config import RewardConfig
 from trainer.data import encode_answer
-from trainer.models import RewardModel
 from trainer.preferences import Answer
+from trainer.reward_model import RewardModel
 from trainer.sampling import encode_prompt
 from trainer.scorer import Scorer
 from trainer.weights import ModelSource, context_length, load_tokenizer

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from trainer.config import PPOConfig
 from trainer.data import chunk_by_length
 from trainer.distributed import add_up_tensor, part_of, put_together, whole, with_spares, world
-from trainer.models import RewardModel
 from trainer.reporting import Reporter, stop_if_cancelled
+from trainer.reward_model import RewardModel
 from trainer.sampling import Draw, Generated, LocalSampler, decode, left_pad
 
 SAMPLED_TOKENS = 4

@@ -24,8 +24,8 @@ from trainer.data import (
 )
 from trainer.distributed import even_passes, part_of, put_together
 from trainer.fitting import autocast
-from trainer.models import RewardModel
 from trainer.preferences import Accuracy, Answer, pairwise_accuracy
+from trainer.reward_model import RewardModel
 from trainer.sampling import encode_prompt
 from trainer.shared_prompt import CannotShare, SharedPrompt, share_prompt
 

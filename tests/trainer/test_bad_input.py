@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.killable import KINDS, make_versions, train
 from tests.trainer.tiny import make_tokenizer, save_tiny
 from trainer.checkpoints import CheckpointError
-from trainer.models import RewardModel
+from trainer.reward_model import RewardModel
 from trainer.weights import ModelSource
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from rankloop.cli import build
 from tests.trainer.tiny import save_tiny
 from trainer.config import LoraConfig
-from trainer.models import RewardModel
+from trainer.reward_model import RewardModel
 from trainer.weights import ModelSource
 
 

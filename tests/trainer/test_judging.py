@@ -9,9 +9,9 @@ import torch
 
 from tests.trainer.tiny import Recorder, save_tiny
 from trainer.judging import judge, num_right
-from trainer.models import RewardModel
 from trainer.preferences import Answer, to_rankings
 from trainer.reporting import RunCancelled
+from trainer.reward_model import RewardModel
 from trainer.scorer import score
 from trainer.weights import ModelSource, load_tokenizer
 

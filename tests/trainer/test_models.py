@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.trainer.tiny import make_tokenizer, save_tiny
 from trainer.config import LoraConfig
-from trainer.models import Policy, RewardModel, ValueModel, load_policy, merge_to_folder, position_ids
+from trainer.export import merge_to_folder
+from trainer.models import Policy, load_policy, position_ids
+from trainer.reward_model import RewardModel, ValueModel
 from trainer.weights import (
     ADAPTER_CONFIG,
     ModelSource,

@@ -17,10 +17,10 @@ from trainer.cross_validation import cross_validate
 from trainer.data import encode_rankings
 from trainer.fitting import learning_rate_at
 from trainer.folders import sha256_file
-from trainer.models import RewardModel
 from trainer.preferences import Answer, Ranking
 from trainer.reporting import RunCancelled, SilentReporter
 from trainer.reward import RewardResult, _accumulate, _accumulate_text, _importance, ranking_loss, train_reward
+from trainer.reward_model import RewardModel
 from trainer.scorer import Scorer, StateCache, score, score_with_doubt
 from trainer.weights import ModelSource, load_causal_lm, load_tokenizer
 

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from tests.trainer.tiny import save_tiny
 from trainer import reward_server
-from trainer.models import RewardModel
 from trainer.preferences import Answer
+from trainer.reward_model import RewardModel
 from trainer.reward_server import create_app, serve
 from trainer.scorer import score
 from trainer.weights import ModelSource, load_tokenizer

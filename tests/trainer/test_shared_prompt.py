@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 
 from tests.trainer.tiny import save_tiny
 from trainer.config import LoraConfig
-from trainer.models import RewardModel
+from trainer.reward_model import RewardModel
 from trainer.shared_prompt import ATTENTION, CannotShare, PackedRow, SharedPrompt, share_prompt
 from trainer.weights import ModelSource
 

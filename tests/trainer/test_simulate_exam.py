@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.tiny import save_tiny
-from trainer.models import RewardModel
 from trainer.pocket.world import Quality, answer_of_quality, held_out_requests
+from trainer.reward_model import RewardModel
 from trainer.simulate_exam import NUM_ANSWERS, NUM_BEST, Exam, reward_marks, share_of_wins
 from trainer.weights import ModelSource
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.trainer.ppo.tools import LORA, save_base
-from trainer.models import RewardModel
+from trainer.reward_model import RewardModel
 from trainer.weights import ModelSource
 
 

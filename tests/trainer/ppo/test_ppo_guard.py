@@ -21,10 +21,11 @@ from tests.trainer.ppo.tools import (
     save_base,
 )
 from trainer.losses import pairwise_loss
-from trainer.models import Policy, RewardModel, ValueModel, load_policy
+from trainer.models import Policy, load_policy
 from trainer.ppo import optimise
 from trainer.ppo_guard import ModelGuard
 from trainer.ppo_learner import Learner
+from trainer.reward_model import RewardModel, ValueModel
 from trainer.rollout import Question, make_rollout
 from trainer.sampling import Generated
 from trainer.weights import ModelSource

@@ -31,10 +31,11 @@ from tests.trainer.ppo.tools import (
 from trainer import ppo, ppo_run
 from trainer.config import LoraConfig
 from trainer.fitting import Keeper, learning_parameters
-from trainer.models import RewardModel, ValueModel, load_policy
+from trainer.models import load_policy
 from trainer.ppo import optimise
 from trainer.ppo_guard import Judgement, Look, ModelGuard
 from trainer.ppo_learner import Learner
+from trainer.reward_model import RewardModel, ValueModel
 from trainer.sampling import LocalSampler
 from trainer.weights import ModelSource
 

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from tests.trainer.ppo.tools import LORA, PROMPTS, QUESTIONS, TOO_LONG, Diary, all_answers, log_law, train
 from trainer.checkpoints import CheckpointError
-from trainer.models import RewardModel, load_policy
+from trainer.models import load_policy
 from trainer.ppo_guard import Judgement, Look
 from trainer.ppo_learner import Interval, Progress
 from trainer.reporting import RunCancelled
+from trainer.reward_model import RewardModel
 from trainer.rollout import TrainingFailed
 from trainer.weights import ModelSource
 

@@ -24,8 +24,9 @@ from tests.trainer.ppo.tools import (
 from tests.trainer.tiny import make_model
 from trainer import ppo, shared_prompt
 from trainer.config import LoraConfig
-from trainer.models import Policy, RewardModel
+from trainer.models import Policy
 from trainer.ppo import Trajectory
+from trainer.reward_model import RewardModel
 from trainer.rollout import Question, make_rollout
 from trainer.sampling import Draw, Generated, LocalSampler
 from trainer.shared_prompt import CannotShare, allow_packing, is_packing

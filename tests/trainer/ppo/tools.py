@@ -11,11 +11,12 @@ from torch import Tensor
 
 from tests.trainer.tiny import make_model, make_positional_model, make_tokenizer
 from trainer.config import LoraConfig, PPOConfig
-from trainer.models import Policy, RewardModel, ValueModel, load_policy
+from trainer.models import Policy, load_policy
 from trainer.ppo import Trajectory, optimise
 from trainer.ppo_learner import Learner, PPOResult
 from trainer.ppo_run import train_ppo
 from trainer.reporting import SilentReporter
+from trainer.reward_model import RewardModel, ValueModel
 from trainer.rollout import Question, Rollout, Score, make_rollout
 from trainer.sampling import Draw, Generated, LocalSampler, Prompt
 from trainer.weights import ModelSource
