@@ -142,6 +142,9 @@ class RewardConfig(FitConfig):
     text_coefficient: float = 0.0
     """IG: none. The weight of the loss of writing the answer of each task that people liked best, in nats a token, by a
     language model on the same transformer: what it knew of language is kept (GRM, arXiv 2406.10216: 0.01)."""
+    likelihood_weight: float = 0.0
+    """IG: none. Above 0: the head also reads how likely the language model on the same transformer finds the answer, in
+    nats a token, and begins by giving that this weight. One that goes on from another that reads it reads it, too."""
     num_heads: int = 1
     """IG: 1. More are an ensemble on one transformer (arXiv 2310.02743 has whole models): each learns from a resampling
     of the rankings; their mean is the score, their spread its doubt."""
@@ -158,7 +161,7 @@ class RewardConfig(FitConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "epochs", "warm_epochs", "rankings_per_batch")
-        _require_between(self, 0, math.inf, "cache_megabytes", "margin", "text_coefficient")
+        _require_between(self, 0, math.inf, "cache_megabytes", "margin", "text_coefficient", "likelihood_weight")
         _require_between(self, 0, 0.49, "label_smoothing")
         _require_between(self, 0, 1, "replay_share")
         _require_between(self, 1, 64, "num_heads")
@@ -167,8 +170,9 @@ class RewardConfig(FitConfig):
                 'loss: "plackett_luce" looks at whole orders and takes ties by Efron\'s rule: ties, margin and '
                 'label_smoothing are settings of "pairs"'
             )
-        if self.text_coefficient and self.sharding == "full":
-            raise ValueError('text_coefficient: not with sharding: "full", where every process must compute alike')
+        for name in ("text_coefficient", "likelihood_weight"):
+            if getattr(self, name) and self.sharding == "full":
+                raise ValueError(f'{name}: not with sharding: "full", where every process must compute alike')
 
     def for_rankings(self, num_rankings: int, *, goes_on: bool) -> RewardConfig:
         """The same settings with the number of epochs filled in, for so many rankings to learn from and a model that

@@ -18,7 +18,8 @@ def merge_to_folder(source: ModelSource, out: Path) -> None:
     """A version as a folder that stands alone: weights with the adapter merged in, tokenizer, chat template.
 
     A policy opens with `AutoModelForCausalLM`, a reward model with `AutoModelForSequenceClassification` (one label);
-    that class has no bias: add `reward_bias` of its config to the score.
+    that class has no bias: add `reward_bias` of its config to the score. ValueError for a reward model that reads
+    likelihoods.
     """
     is_reward = source.version is not None and (source.version / REWARD_HEAD).is_file()
     tokenizer = load_tokenizer(source)
@@ -31,6 +32,11 @@ def merge_to_folder(source: ModelSource, out: Path) -> None:
 
 def _as_classifier(source: ModelSource, pad_id: int) -> Any:
     reward = RewardModel.load(source)
+    if reward.reads_likelihood:
+        raise ValueError(
+            "This reward model reads how likely an answer is (likelihood_weight), for which a plain classifier has no "
+            "place. `rankloop serve-reward` answers with its scores."
+        )
     trunk = cast(Any, reward.trunk).merge_and_unload() if reward.has_adapter else reward.trunk
     config = copy.deepcopy(cast(Any, trunk).config)
     config.num_labels, config.pad_token_id, config.reward_bias = 1, pad_id, reward.head.bias.item()

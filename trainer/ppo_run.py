@@ -205,6 +205,9 @@ def _load_models(sources: Mapping[str, ModelSource], config: PPOConfig, device: 
 def _spread(models: _Models, source: ModelSource, device: str) -> None:
     """Every transformer over the processes; heads are small, and stay whole."""
     require_plain_saving(source, has_adapter=models.policy.has_adapter)
+    for judge in (models.reward, models.guard):
+        if judge is not None:
+            judge.require_no_likelihood()
     for transformer in models.transformers:
         shard(transformer, device)
     for model in models:

@@ -21,6 +21,8 @@ What differs from the paper:
    each answer once a ranking, with its prompt.
 8. The transformer may go on learning to write the answers that people liked best (`text_coefficient`, off): rankings
    are few and noisy, and what they alone leave of a small model knows less of language than before (GRM, 2406.10216).
+9. The head may read, beside the last hidden state, how likely that language model finds the answer
+   (`likelihood_weight`, off).
 """
 
 from __future__ import annotations
@@ -396,10 +398,13 @@ def make_reward_model(
     spread = as_spread(source if start is None else start, config)
     begin = RewardModel.from_sft if start is None else RewardModel.load
     model = begin(spread, lora=lora, seed=config.seed, device=loading_place(spread, config, device))
+    if config.likelihood_weight:
+        model.read_likelihood(config.likelihood_weight, source)
     if config.gradient_checkpointing:
         compute_again(model.blocks)
     if is_spread(config):
         require_plain_saving(start or source, has_adapter=model.has_adapter)
+        model.require_no_likelihood()
         shard(model.blocks, device)
     return model.to(device)
 

@@ -1,9 +1,9 @@
 """Scores over HTTP, in the shape of OpenRLHF's remote reward model (`--reward.remote_url`, before `--remote_rm_url`).
 
 `POST /get_reward` with `{"query": ["prompt and answer as one text", …], "prompts": ["the prompt's part of it", …],
-"labels": […]}` answers `{"rewards": […], "scores": […], "extra_logs": {}}`; `prompts` and `labels` are optional, and
-labels are not used. `POST /score` takes `{"conversations": [{"messages": […], "completion": "…"}]}`. `GET /health`
-says which version answers.
+"labels": […]}` answers `{"rewards": […], "scores": […], "extra_logs": {}}`. Labels are optional and not used; so are
+prompts, but by a reward model that reads how likely an answer is (`likelihood_weight`), which needs them. `POST /score`
+takes `{"conversations": [{"messages": […], "completion": "…"}]}`. `GET /health` says which version answers.
 
 Requests that come at the same time are scored together. A query is text in which special tokens are special, as
 OpenRLHF decodes it; padding at its ends is taken away, and an EOS at its end is kept as it is: an answer without one
@@ -33,7 +33,7 @@ from trainer.data import encode_answer
 from trainer.preferences import Answer
 from trainer.reward_model import RewardModel
 from trainer.sampling import encode_prompt
-from trainer.scorer import Scorer
+from trainer.scorer import Row, Scorer
 from trainer.weights import ModelSource, context_length, load_tokenizer
 
 MOST_BODY_BYTES = 32 * 2**20
@@ -44,8 +44,6 @@ MOST_WAITING = 16_384
 ANSWERS_PER_BATCH = 256
 TOKEN_VARIABLE = "RANKLOOP_REWARD_TOKEN"  # noqa: S105 (a name, not a secret)
 LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost")
-
-Rows = list[list[int]]
 
 
 class Queries(BaseModel):
@@ -95,12 +93,12 @@ class Batcher:
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
         self._lock = threading.Lock()
-        self._waiting: list[tuple[list[int], Future[float]]] = []
+        self._waiting: list[tuple[Row, Future[float]]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scores")
         self._is_running = False
         self.num_batches = 0
 
-    def submit(self, rows: Rows) -> list[Future[float]]:
+    def submit(self, rows: Sequence[Row]) -> list[Future[float]]:
         """The scores to come, in the order of the rows. Raises QueueFull."""
         futures: list[Future[float]] = [Future() for _ in rows]
         with self._lock:
@@ -169,11 +167,12 @@ def create_app(source: ModelSource, *, token: str | None = None, device: str = "
         if token and not hmac.compare_digest(given.encode(), token.encode()):
             raise HTTPException(401, "A bearer token is needed.", headers={"WWW-Authenticate": "Bearer"})
 
-    async def scores_of(rows: Rows) -> list[float]:
-        for number, row in enumerate(rows):
-            if not 1 <= len(row) <= limit:
+    async def scores_of(rows: Sequence[Row]) -> list[float]:
+        for number, (prompt, answer) in enumerate(rows):
+            length = len(prompt) + len(answer)
+            if not 1 <= length <= limit:
                 raise HTTPException(
-                    422, f"Answer {number} has {len(row)} tokens with its prompt; from 1 to {limit} can be."
+                    422, f"Answer {number} has {length} tokens with its prompt; from 1 to {limit} can be."
                 )
         try:
             futures = batcher.submit(rows)
@@ -193,7 +192,11 @@ def create_app(source: ModelSource, *, token: str | None = None, device: str = "
     async def get_reward(body: Queries) -> dict[str, Any]:
         if body.prompts is not None and len(body.prompts) != len(body.query):
             raise HTTPException(422, f"prompts: has {len(body.prompts)} texts, and query has {len(body.query)}.")
-        found = await scores_of(await run_in_threadpool(encode_queries, tokenizer, body.query))
+        rows: list[Row] = [(row, ()) for row in await run_in_threadpool(encode_queries, tokenizer, body.query)]
+        if model.reads_likelihood:
+            prompts = [prompt if isinstance(prompt, str) else "" for prompt in body.prompts or [""] * len(rows)]
+            rows = _cut(rows, await run_in_threadpool(encode_queries, tokenizer, prompts))
+        found = await scores_of(rows)
         return {"rewards": found, "scores": found, "extra_logs": {}}
 
     @app.post("/score", dependencies=[Depends(authorised)])
@@ -214,10 +217,10 @@ def _given_token(header: str) -> str:
         return ""
 
 
-def encode_queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -> Rows:
+def encode_queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -> list[list[int]]:
     """Tokens of texts in which special tokens are special, without the padding at their ends."""
     pad_id = int(str(tokenizer.pad_token_id))
-    rows: Rows = []
+    rows: list[list[int]] = []
     for query in queries:
         row = list(tokenizer.encode(query, add_special_tokens=False))
         while row and row[-1] == pad_id:
@@ -227,10 +230,26 @@ def encode_queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -
     return rows
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, body: Conversations) -> Rows:
+def _cut(rows: Sequence[Row], prompts: Sequence[list[int]]) -> list[Row]:
+    """The rows with their answers apart. HTTPException 422 where a prompt is not how its query begins."""
+    cut: list[Row] = []
+    for number, ((row, _), prompt) in enumerate(zip(rows, prompts, strict=True)):
+        if not prompt or list(row[: len(prompt)]) != prompt:
+            raise HTTPException(
+                422,
+                f"prompts: this reward model reads how likely an answer is, and must know where it begins: prompt "
+                f"{number} has to be what query {number} begins with. /score needs no such thing.",
+            )
+        cut.append((prompt, row[len(prompt) :]))
+    return cut
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, body: Conversations) -> list[Row]:
     return [
-        encode_prompt(tokenizer, [turn.model_dump() for turn in item.messages])
-        + encode_answer(tokenizer, Answer("", item.completion, item.finish_reason))
+        (
+            encode_prompt(tokenizer, [turn.model_dump() for turn in item.messages]),
+            encode_answer(tokenizer, Answer("", item.completion, item.finish_reason)),
+        )
         for item in body.conversations
     ]
 

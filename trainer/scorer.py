@@ -32,6 +32,8 @@ from trainer.shared_prompt import CannotShare, SharedPrompt, share_prompt
 TOKENS_PER_STEP = 4
 """Forward passes of separate rows whose graphs one backward pass may hold at once."""
 
+Row = tuple[Sequence[int], Sequence[int]]
+"""A conversation in tokens: the prompt, and the answer."""
 StateCache = dict[str, Tensor]
 """What the frozen blocks say of a task's prompt and answers, [N, D], by the SHA-256 of its tokens."""
 
@@ -73,22 +75,25 @@ class Scorer:
         self.way = f"A prompt is computed once for all its answers (checked: the scores are the same).{kept}"
         return shared
 
-    def last_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """hidden_ND of the last tokens of N rows, in their order; each computed on its own, in chunks by length."""
+    def separate_states(self, rows: Sequence[Row]) -> Tensor:
+        """state_ND of N rows, in their order; each computed on its own, in chunks by length."""
         # One pass where the model is spread over processes: all must make as many.
         tokens_per_forward = sys.maxsize if self._is_sharded else self._tokens_per_forward
-        chunks = chunk_by_length([len(row) for row in rows], tokens_per_forward)
+        chunks = chunk_by_length([len(prompt) + len(answer) for prompt, answer in rows], tokens_per_forward)
         device = self.model.head.weight.device
         found: list[Tensor] = []
         for chunk in chunks:
-            tokens_BL, mask_BL = right_pad([rows[index] for index in chunk], pad_id=self.pad_id)
-            found.append(self.model.last_states(tokens_BL.to(device), mask_BL.to(device)))
+            chosen = [rows[index] for index in chunk]
+            tokens_BL, mask_BL = right_pad([[*prompt, *answer] for prompt, answer in chosen], pad_id=self.pad_id)
+            start_B1 = torch.tensor([[len(prompt)] for prompt, _ in chosen])
+            is_answer_BL = mask_BL & (torch.arange(mask_BL.shape[1]) >= start_B1)
+            found.append(self.model.states(tokens_BL.to(device), mask_BL.to(device), is_answer_BL.to(device)))
         order = torch.tensor([index for chunk in chunks for index in chunk])
         return torch.cat(found)[order.argsort().to(device)]
 
-    def scores(self, rows: Sequence[Sequence[int]]) -> Tensor:
+    def scores(self, rows: Sequence[Row]) -> Tensor:
         """score_N of N rows, each computed on its own."""
-        return self.model.score_states(self.last_states(rows))
+        return self.model.score_states(self.separate_states(rows))
 
     def groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
         """The tasks in their order, in parts that `group_scores` takes at once."""
@@ -114,7 +119,7 @@ class Scorer:
 
     @torch.no_grad()
     def states(self, tasks: Sequence[Task]) -> list[Tensor]:
-        """state_KD of the last tokens of each task's answers, which the heads score."""
+        """state_KD of each task's answers, which the heads score."""
         states_ND = self._all_scores(tasks, lambda hidden_ND: hidden_ND)
         return list(states_ND.split([len(task.rows) for task in tasks]))
 
@@ -137,18 +142,19 @@ class Scorer:
         return pairwise_accuracy(all_rankings(tasks), for_each_ranking(tasks, self.score_tasks(tasks)))
 
     def _group_states(self, group: Sequence[Task]) -> Tensor:
-        """hidden_ND of the last tokens of all answers of these tasks, one after another."""
+        """state_ND of all answers of these tasks, one after another."""
         # Heads and losses stay in fp32.
         with self._autocast(self.model.head.weight.device.type):
             return self._states_of(group)
 
     def _states_of(self, group: Sequence[Task]) -> Tensor:
         if self._shared is None:
-            return self.last_states([row for task in group for row in task.rows])
+            return self.separate_states([(task.prompt, answer) for task in group for answer in task.answers])
         packed = self._shared.pack([(task.prompt, task.answers) for task in group])
-        if self._shared.lower is None:
-            return self._shared.last_states(packed)
-        return self._shared.last_states(packed, torch.cat([self._states(task, self._shared) for task in group]))
+        kept = None
+        if self._shared.lower is not None:
+            kept = torch.cat([self._states(task, self._shared) for task in group])
+        return self.model.states_of_packed(packed, self._shared.hidden(packed, kept))
 
     def _states(self, task: Task, shared: SharedPrompt) -> Tensor:
         """What the frozen blocks say of this task alone; kept up to `cache_megabytes`."""
@@ -182,10 +188,12 @@ def score_with_doubt(
 ) -> tuple[list[float], list[float]]:
     """(scores, doubts) of each (messages, answer): a doubt is the standard deviation of an ensemble's heads, and 0
     where there is one head."""
-    rows = [encode_prompt(tokenizer, messages) + encode_answer(tokenizer, answer) for messages, answer in conversations]
+    rows = [
+        (encode_prompt(tokenizer, messages), encode_answer(tokenizer, answer)) for messages, answer in conversations
+    ]
     config = RewardConfig(tokens_per_forward=tokens_per_forward, share_prompt=False)
     with torch.no_grad():
-        states_ND = Scorer(model, pad_id=pad_id_of(tokenizer), config=config).last_states(rows)
+        states_ND = Scorer(model, pad_id=pad_id_of(tokenizer), config=config).separate_states(rows)
         return model.score_states(states_ND).tolist(), model.member_scores(states_ND).std(dim=1, correction=0).tolist()
 
 

@@ -54,6 +54,8 @@ class PackedRow:
     """Where each answer ends: its EOS, or its last token; of an empty answer, where its prompt ends."""
     path_P: Tensor
     """Of each answer where its prompt ends, and then each of its tokens; one answer's after another's."""
+    answer_P: Tensor
+    """The answer that each of these places belongs to, from 0 to M - 1."""
     lengths: tuple[tuple[int, ...], ...]
     """Of each ranking, the parts that attention is cut into: its prompt, and its answers that have a token. An only
     answer is one part with its prompt."""
@@ -65,6 +67,7 @@ class PackedRow:
         positions: list[int] = []
         last: list[int] = []
         path: list[int] = []
+        owners: list[int] = []
         for prompt, answers in rankings:
             tokens += prompt
             positions += range(len(prompt))
@@ -74,9 +77,18 @@ class PackedRow:
                 positions += range(len(prompt), len(prompt) + len(answer))
                 last.append(len(tokens) - 1 if answer else end_of_prompt)
                 path += [end_of_prompt, *range(len(tokens) - len(answer), len(tokens))]
+                owners += [len(last) - 1] * (len(answer) + 1)
         as_tensor = torch.tensor([tokens, positions], device=device)
         last_M, path_P = torch.tensor(last, device=device), torch.tensor(path, device=device)
-        return cls(as_tensor[0], as_tensor[1], last_M, path_P, tuple(_parts(*ranking) for ranking in rankings))
+        answer_P = torch.tensor(owners, device=device)
+        lengths = tuple(_parts(*ranking) for ranking in rankings)
+        return cls(as_tensor[0], as_tensor[1], last_M, path_P, answer_P, lengths)
+
+    @property
+    def steps(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each token of an answer: (where the one before it is, the token itself, which answer it belongs to)."""
+        is_step = self.answer_P[1:] == self.answer_P[:-1]
+        return self.path_P[:-1][is_step], self.tokens_N[self.path_P[1:][is_step]], self.answer_P[1:][is_step]
 
 
 def _parts(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -209,10 +221,14 @@ class SharedPrompt:
 
     def last_states(self, packed: PackedRow, states_ND: Tensor | None = None) -> Tensor:
         """hidden_MD of each answer's last token, from the row's tokens or from what `states` said of them."""
+        return self.hidden(packed, states_ND)[packed.last_M]
+
+    def hidden(self, packed: PackedRow, states_ND: Tensor | None = None) -> Tensor:
+        """hidden_ND of the whole row, from its tokens or from what `states` said of them."""
         if states_ND is None and self.lower is not None:
             states_ND = self.states(packed)
         inputs = {} if states_ND is None else {"inputs_embeds": states_ND[None]}
-        return packed_states(self.upper, packed, **inputs)[packed.last_M]
+        return packed_states(self.upper, packed, **inputs)
 
 
 def share_prompt(transformer: Any, *, keep_states: bool = True) -> SharedPrompt:

@@ -36,6 +36,8 @@ def test_an_unknown_key_of_the_adapter_is_refused_by_name() -> None:
         ({"margin": -1}, "margin: must be at least 0, and is -1"),
         ({"text_coefficient": -1}, "text_coefficient: must be at least 0, and is -1"),
         ({"text_coefficient": 0.1, "sharding": "full"}, 'text_coefficient: not with sharding: "full"'),
+        ({"likelihood_weight": -1}, "likelihood_weight: must be at least 0, and is -1"),
+        ({"likelihood_weight": 1, "sharding": "full"}, 'likelihood_weight: not with sharding: "full"'),
         ({"learning_rate": float("nan")}, "learning_rate: must be greater than 0"),
         ({"warmup_ratio": 1.5}, "warmup_ratio: must be between 0 and 1, and is 1.5"),
         ({"lora": "full"}, "lora: 'full' is not"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.trainer.tiny import Recorder, make_model, make_tokenizer, save_tiny
+from tests.trainer.tiny import Recorder, save_tied, save_tiny
 from trainer.config import LoraConfig, RewardConfig
 from trainer.cross_validation import cross_validate
 from trainer.data import encode_rankings
@@ -575,17 +575,6 @@ def test_a_checkpoint_of_another_start_and_a_start_that_is_no_reward_model_are_r
 
 
 # --- Text beside rankings
-
-
-def save_tied(folder: Path) -> Path:
-    """A tiny model whose head is its embeddings."""
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer, spread=0.1)
-    model.config.tie_word_embeddings = True
-    model.lm_head.weight = model.get_input_embeddings().weight
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("is_tied", [False, True])

@@ -156,6 +156,11 @@ def test_a_packed_row_says_where_answers_end() -> None:
     # The empty answer is read at the end of its prompt.
     assert packed.last_M.tolist() == [9, 10, 6, 17]
     assert packed.path_P.tolist() == [6, 7, 8, 9, 6, 10, 6, 6, *range(11, 18)]
+    assert packed.answer_P.tolist() == [0] * 4 + [1] * 2 + [2] + [3] * 8
+    before, token, answer = packed.steps
+    assert before.tolist() == [6, 7, 8, 6, 6, *range(11, 17)]
+    assert token.tolist() == [6, 3, 1, 4, 3, 3, 3, 4, 5, 6, 1]
+    assert answer.tolist() == [0] * 3 + [1] + [3] * 7
 
 
 def test_an_only_answer_is_one_part_with_its_prompt() -> None:

@@ -83,6 +83,17 @@ def save_tiny(
     return folder
 
 
+def save_tied(folder: Path) -> Path:
+    """A tiny model whose head is its embeddings."""
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, spread=0.1)
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.get_input_embeddings().weight
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 class Recorder(SilentReporter):
     """Remembers what a run reported, and says stop at a step."""
 
