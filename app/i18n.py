@@ -7,7 +7,7 @@ a page. `make messages` adds what is new.
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache, partial
 from gettext import GNUTranslations, NullTranslations
@@ -141,6 +141,13 @@ def format_duration(language: str, seconds: float | None) -> str:
     return translate(language, "{hours} h {minutes} min", hours=minutes // 60, minutes=f"{minutes % 60:02d}")
 
 
+def format_ends(language: str, interval: Mapping[str, float] | None) -> str:
+    """Of an interval, {low, high}: `0.31 – 0.52`; nothing of none."""
+    if not interval:
+        return ""
+    return f"{format_number(language, interval['low'], 2)} – {format_number(language, interval['high'], 2)}"
+
+
 def format_ordinal(language: str, place: int) -> str:
     """The name of a place: `1st`, `2nd`, `11th`; in Chinese `第 1`."""
     if language == "zh":
@@ -155,6 +162,7 @@ def template_words(language: str) -> dict[str, Any]:
         "_": translate,
         "n_": translate_count,
         "number": format_number,
+        "ends": format_ends,
         "bounded": format_bounded,
         "percent": format_percent,
         "filesize": format_bytes,

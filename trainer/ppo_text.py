@@ -30,8 +30,9 @@ def accumulate_pretraining(policy: Policy, passages: Sequence[Passage], config: 
 
 
 class AlignmentTax:
-    """What writing text that no step learns from costs the policy, beside the SFT model: InstructGPT's alignment tax
-    (4.2), as the loss of a language model, which is what its pretraining text is about (C.4).
+    """What PPO costs the policy in writing: its loss on text that no step learns from, beside the SFT model's.
+
+    InstructGPT reads its alignment tax off public data sets (4.2); this needs none, and is what PPO-ptx lowers (C.4).
     """
 
     def __init__(self, passages: Sequence[Passage]) -> None:

@@ -176,7 +176,7 @@ async def figures(session: AsyncSession, *, project: Project, words: Words) -> l
             figure(
                 words["_"]("KL to the SFT model"),
                 words["number"](policy.metrics["kl"], 2),
-                ends(policy.metrics.get("kl_interval"), words),
+                words["ends"](policy.metrics.get("kl_interval")),
                 words["_"]("nats an answer"),
             )
         )
@@ -184,7 +184,7 @@ async def figures(session: AsyncSession, *, project: Project, words: Words) -> l
         if gain:
             text = words["_"]("{first} at the start of PPO", first=words["number"](gain["first"], 2))
             title, last = words["_"]("Reward of the policy"), words["number"](gain["last"], 2)
-            shown.append(figure(title, last, ends(gain.get("interval"), words), text))
+            shown.append(figure(title, last, words["ends"](gain.get("interval")), text))
     return shown
 
 
@@ -227,11 +227,6 @@ def share_figure(title: str, share: Mapping[str, Any], note: str, words: Words) 
     """A share with its interval."""
     value, low, high = (words["percent"](share[name]) for name in ("value", "low", "high"))
     return figure(title, value, f"{low} – {high}", note)
-
-
-def ends(interval: Mapping[str, float] | None, words: Words) -> str:
-    """Of the interval of a mean, where one was reported."""
-    return f"{words['number'](interval['low'], 2)} – {words['number'](interval['high'], 2)}" if interval else ""
 
 
 def figure(title: str, value: str, after: str = "", note: str = "") -> dict[str, str]:

@@ -13,6 +13,7 @@ from app.i18n import (
     format_bytes,
     format_datetime,
     format_duration,
+    format_ends,
     format_number,
     format_ordinal,
     format_percent,
@@ -150,6 +151,8 @@ def test_numbers() -> None:
     assert format_number("en", -0.5, 2) == "−0.50"
     assert format_percent("en", 0.7341) == "73.4 %"
     assert format_percent("zh", 0.7341) == "73.4%"
+    assert format_ends("en", {"low": -0.314, "high": 1200}) == "−0.31 – 1,200.00"
+    assert format_ends("en", None) == ""
 
 
 @pytest.mark.parametrize(
