@@ -24,9 +24,9 @@ help: ## list what can be made
 run: $(VENV)/.for-run ## start everything on this machine: database, web, worker; ARGS='--port 8001' is passed on
 	@exec $(BIN)/rankloop up $(ARGS)
 
-# Two processes more than cores: each waits for a browser or a database nearly half of its time. One thread each: on a small
+# One process more than cores: each waits a quarter of its time, for a browser or a database. One thread each: on a small
 # busy machine the threads of torch spin against each other.
-WORKERS = $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 2 )))
+WORKERS = $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 # Types beside the tests, which leave a part of one core free: mypy keeps one busy for a minute or two.
 test: $(VENV)/.for-test browser proxies lint ## check all that CI checks; ARGS='-k ranking' is passed on to pytest
 	@$(MAKE) --no-print-directory --jobs=2 types tests

@@ -53,8 +53,8 @@ BETA_SHARE = 1 / 50
 NEVER = 10**9
 TOGETHER = 2
 """Answers of the policy in one ranking of the guard's."""
-REWARD = TRAINING["reward"] | {"epochs": 1}
-"""Read once, as when its figures in docs/loop.md were measured."""
+REWARD = TRAINING["reward"] | {"epochs": 1, "likelihood_weight": 0.0}
+"""Read once by a head alone, as when its figures in docs/loop.md were measured."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class RewardModel(_ScalarModel):
     after training, so that the mean score of the training answers is 0.
 
     Where it `reads_likelihood`, r = w · h + c · l + bias, l the mean log-probability in nats of the answer's tokens, by
-    the language model on the same transformer: a small model knows better what to write than what to prefer.
+    the language model on the same transformer: what it knows of writing helps it judge (docs/loop.md).
     """
 
     score_std: float = 1.0

@@ -53,7 +53,7 @@ TRAINING: dict[str, dict[str, Any]] = {
         "epochs": 2,
         "warm_epochs": 1,
         "rankings_per_batch": 12,
-        # A small model writes better than it judges: its head reads how likely it finds an answer, too.
+        # What it knows of writing helps it judge: its head reads how likely it finds an answer, too.
         "text_coefficient": 1.0,
         "likelihood_weight": 1.0,
         # Short answers of a small model: a whole batch at once, for a fifth less time than with 512.
