@@ -190,13 +190,7 @@ def create_app(source: ModelSource, *, token: str | None = None, device: str = "
 
     @app.post("/get_reward", dependencies=[Depends(authorised)])
     async def get_reward(body: Queries) -> dict[str, Any]:
-        if body.prompts is not None and len(body.prompts) != len(body.query):
-            raise HTTPException(422, f"prompts: has {len(body.prompts)} texts, and query has {len(body.query)}.")
-        rows: list[Row] = [(row, ()) for row in await run_in_threadpool(encode_queries, tokenizer, body.query)]
-        if model.reads_likelihood:
-            prompts = [prompt if isinstance(prompt, str) else "" for prompt in body.prompts or [""] * len(rows)]
-            rows = _cut(rows, await run_in_threadpool(encode_queries, tokenizer, prompts))
-        found = await scores_of(rows)
+        found = await scores_of(await run_in_threadpool(_read, tokenizer, body, cuts=model.reads_likelihood))
         return {"rewards": found, "scores": found, "extra_logs": {}}
 
     @app.post("/score", dependencies=[Depends(authorised)])
@@ -230,11 +224,20 @@ def encode_queries(tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]) -
     return rows
 
 
-def _cut(rows: Sequence[Row], prompts: Sequence[list[int]]) -> list[Row]:
-    """The rows with their answers apart. HTTPException 422 where a prompt is not how its query begins."""
+def _read(tokenizer: PreTrainedTokenizerBase, body: Queries, *, cuts: bool) -> list[Row]:
+    """The rows of a request, whole; or where it `cuts`, each in its prompt and its answer.
+
+    HTTPException 422 where prompts are not as many as queries or, to cut by, not what these begin with.
+    """
+    if body.prompts is not None and len(body.prompts) != len(body.query):
+        raise HTTPException(422, f"prompts: has {len(body.prompts)} texts, and query has {len(body.query)}.")
+    rows = encode_queries(tokenizer, body.query)
+    if not cuts:
+        return [(row, ()) for row in rows]
+    texts = [prompt if isinstance(prompt, str) else "" for prompt in body.prompts or [""] * len(rows)]
     cut: list[Row] = []
-    for number, ((row, _), prompt) in enumerate(zip(rows, prompts, strict=True)):
-        if not prompt or list(row[: len(prompt)]) != prompt:
+    for number, (row, prompt) in enumerate(zip(rows, encode_queries(tokenizer, texts), strict=True)):
+        if not prompt or row[: len(prompt)] != prompt:
             raise HTTPException(
                 422,
                 f"prompts: this reward model reads how likely an answer is, and must know where it begins: prompt "
